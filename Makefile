@@ -1,0 +1,115 @@
+# `make help` is the manual. Each target is one line of what it does; the work is in scripts/ and compose.yaml.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+COMPOSE := docker compose
+CLIENT := $(COMPOSE) run --rm client
+
+##@ Run the stack
+
+.PHONY: up
+up: build ## Start everything, wait until it is healthy, print where it is
+	@scripts/up.sh
+
+.PHONY: down
+down: .env ## Stop and remove the containers; data stays
+	@$(COMPOSE) --profile '*' down
+
+.PHONY: clean
+clean: .env ## Stop and remove the containers and all data (asks first; FORCE=1 does not)
+	@scripts/clean.sh
+
+.PHONY: urls
+urls: .env ## Addresses and logins
+	@scripts/urls.sh
+
+##@ Look and try
+
+.PHONY: ps
+ps: .env ## Containers, their state and health
+	@$(COMPOSE) ps --all --format 'table {{.Service}}\t{{.Name}}\t{{.Status}}'
+
+.PHONY: logs
+logs: .env ## Follow the logs: make logs [S=worker-low]
+	@$(COMPOSE) logs --follow --tail=50 $(S)
+
+.PHONY: scale
+scale: .env ## Worker containers per queue: make scale [HIGH=2] [LOW=4]; kept in .env
+	@HIGH='$(HIGH)' LOW='$(LOW)' scripts/scale.sh
+
+.PHONY: load
+load: .env ## More traffic, beside the producer: make load PROFILE=flood [FOR=60s]
+	@$(COMPOSE) run --rm --use-aliases -e PROFILE='$(or $(PROFILE),flood)' -e FOR='$(or $(FOR),60s)' producer
+
+.PHONY: inspect
+inspect: .env ## What each worker runs, and what it has taken ahead
+	@$(CLIENT) bash -c 'celery -A celery_app inspect active; celery -A celery_app inspect reserved'
+
+.PHONY: celery
+celery: .env ## Any celery command: make celery ARGS="inspect stats"
+	@$(CLIENT) celery -A celery_app $(or $(ARGS),status)
+
+.PHONY: shell
+shell: .env ## A shell beside the workers, with the app and its tasks
+	@$(CLIENT) bash
+
+##@ Check
+
+.PHONY: test
+test: build venv lint ## Everything: lint, unit tests, and the stack driven from outside (needs no running stack)
+	@.venv/bin/pytest tests
+
+.PHONY: test-unit
+test-unit: images venv lint ## The quick half: lint, types, unit tests, Prometheus rules, generated files
+	@.venv/bin/pytest tests/unit
+
+.PHONY: test-stack
+test-stack: build venv ## The other half; one file: make test-stack T=tests/stack/test_scale.py, KEEP=1 leaves the stack up
+	@.venv/bin/pytest $(or $(T),tests/stack)
+
+.PHONY: lint
+lint: venv ## Style and types of Python, shell scripts and Dockerfiles
+	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check .
+	@.venv/bin/mypy
+	@.venv/bin/shellcheck scripts/*.sh services/celery/http-ok .ci/run
+	@.venv/bin/hadolint services/*/Dockerfile offline/*/Dockerfile
+
+.PHONY: fmt
+fmt: venv ## Format the Python code
+	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .
+
+##@ Build
+
+.PHONY: engine
+engine: ## Find a container engine with Compose v2, or set one up (SETUP=0 forbids)
+	@scripts/engine.sh
+
+.env: .env.example
+	@scripts/env.sh
+
+.PHONY: env
+env: ## Make .env and the secrets, once
+	@scripts/env.sh
+
+.PHONY: images
+images: engine env ## Get third-party images: present, pulled, or built from offline/ where no registry answers
+	@scripts/images.sh
+
+.PHONY: build
+build: images ## Build our own images
+	@$(COMPOSE) build --quiet worker-high queue-exporter
+
+.PHONY: dashboards
+dashboards: venv ## Write grafana/dashboards/ from grafana/src/
+	@cd grafana/src && ../../.venv/bin/python -m dashboards
+
+.PHONY: lock
+lock: venv ## Pin all Python dependencies anew, with hashes
+	@scripts/lock.sh
+
+.PHONY: venv
+venv: # The checks' own Python environment, .venv
+	@scripts/venv.sh
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Last step of `make up`: starts the stack, waits until every service is healthy, says where things are.
+# On failure: which service, its state and its last log lines; exit 1.
+set -uo pipefail
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+started=$SECONDS
+
+docker compose up --detach --wait --wait-timeout 120 2> >(tee "$log" >&2)
+failed=$?
+
+bad=$(docker compose ps --all --format '{{.Service}} {{.State}} {{.Health}} {{.ExitCode}}' |
+    awk '!($2 == "running" && ($3 == "healthy" || $3 == "" || $3 == "0"))')
+if [ -n "$bad" ]; then
+    while read -r service state rest; do
+        printf '\n%s is %s (%s); its last lines:\n' "$service" "$state" "$rest"
+        docker compose logs --no-log-prefix --tail=15 "$service" 2>&1 | sed 's/^/    /'
+    done <<<"$bad"
+fi
+if grep -qE 'port is already allocated|address already in use' "$log"; then
+    port=$(grep -oE '127\.0\.0\.1:[0-9]+' "$log" | head -n 1)
+    line=$(grep -E "_PORT=${port##*:}\$" .env | tail -n 1)
+    printf '\n%s is taken by another program: change %s in .env (0 takes a free port), then make up.\n' "$port" "${line:-the port}"
+fi
+[ "$failed" = 0 ] && [ -z "$bad" ] || { printf '\nThe stack is not up.\n'; exit 1; }
+
+printf '\nUp and healthy after %s s.\n\n' "$((SECONDS - started))"
+scripts/urls.sh
+cat <<'TEXT'
+
+Try next:
+  make load PROFILE=flood FOR=60s    thousands of low-priority tasks; queries keep their speed
+  make scale LOW=4                   four containers share them
+  make inspect                       what each worker is doing
+  make down                          stop; data stays
+TEXT

@@ -1,0 +1,58 @@
+"""The Celery app: `celery -A celery_app worker|beat|flower|status|inspect …` in this folder."""
+
+import time
+from typing import Any
+
+import celery
+from celery import Celery, signals
+from kombu import Connection
+
+import timing
+from beat_schedule import ENTRIES
+from metrics.publishing import PUBLISH_FAILURES, PUBLISHED
+from metrics.tasks import Request
+from settings import CELERY
+from worker import STEPS
+
+
+class Task(celery.Task):
+    """The base of every task here."""
+
+    Request = Request
+
+
+class App(Celery):
+    """Celery, with time-outs for publishers and a count of what could not be published."""
+
+    def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Connection:
+        """A publisher's connection: without a socket timeout a frozen Redis holds the caller for over 45 s."""
+        kwargs["transport_options"] = {
+            "socket_connect_timeout": timing.PUBLISH_CONNECT_TIMEOUT,
+            "socket_timeout": timing.PUBLISH_SOCKET_TIMEOUT,
+            **(kwargs.get("transport_options") or {}),
+        }
+        return super().connection_for_write(url, **kwargs)
+
+    def send_task(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Publish; every way to publish (delay, canvas, retry, beat) ends here. Raises kombu's OperationalError."""
+        try:
+            return super().send_task(name, *args, **kwargs)
+        except Exception:
+            PUBLISH_FAILURES.labels(name).inc()
+            raise
+
+
+app = App("celery_app", task_cls=Task)
+app.conf.update(CELERY, beat_schedule=ENTRIES)
+app.steps["worker"].update(STEPS)
+
+
+@signals.before_task_publish.connect
+def stamp(headers: dict[str, Any], **_: Any) -> None:
+    """Each message carries when it was published: queue wait and message age are counted from it."""
+    headers["published_at"] = time.time()
+
+
+@signals.after_task_publish.connect
+def count_published(sender: str, routing_key: str, **_: Any) -> None:
+    PUBLISHED.labels(sender, routing_key).inc()

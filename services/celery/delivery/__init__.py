@@ -1,0 +1,1 @@
+"""What keeps messages from being lost or applied twice."""

@@ -1,0 +1,8 @@
+"""Flower's settings, read by `celery -A celery_app flower` from its work folder."""
+
+from pathlib import Path
+
+# Without a login Flower's API refuses, but its pages can still shut workers down.
+basic_auth = ["admin:" + Path("/run/secrets/flower_password").read_text().strip()]
+# Tasks kept in memory, about 2 KB each; the default of 100,000 outgrows the container.
+max_tasks = 5000

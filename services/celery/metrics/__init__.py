@@ -1,0 +1,1 @@
+"""What workers, beat and the producer report of themselves to Prometheus."""
