@@ -15,7 +15,7 @@ bad=$(docker compose ps --all --format '{{.Service}} {{.State}} {{.Health}} {{.E
 if [ -n "$bad" ]; then
     while read -r service state rest; do
         printf '\n%s is %s (%s); its last lines:\n' "$service" "$state" "$rest"
-        docker compose logs --no-log-prefix --tail=15 "$service" 2>&1 | sed 's/^/    /'
+        docker compose logs --no-log-prefix --tail=15 "$service" 2>&1 | sed $'s/\x1b\\[[0-9;]*[A-Za-z]//g; s/^/    /'
     done <<<"$bad"
 fi
 if grep -qE 'port is already allocated|address already in use' "$log"; then

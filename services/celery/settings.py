@@ -1,6 +1,6 @@
 """What comes from the environment (`settings`) and Celery's own configuration (`CELERY`).
 
-Each line of `CELERY` says what goes wrong without it; the measurements are in docs/settings.md.
+Each line of `CELERY` says what goes wrong without it.
 """
 
 import os
@@ -20,8 +20,8 @@ import timing
 class Settings(BaseSettings):
     """Settings of the containers, one environment variable each; .env.example describes them."""
 
-    broker_url: str = Field("redis://redis:6379/0", pattern="^rediss?://")
-    results_url: str = Field("redis://redis-results:6379/0", pattern="^rediss?://")
+    redis_broker_url: str = Field("redis://redis:6379/0", pattern="^rediss?://")
+    redis_results_url: str = Field("redis://redis-results:6379/0", pattern="^rediss?://")
     redis_username: str = "celery"
     redis_password_file: Path = Path("/run/secrets/redis_celery_password")
     compose_profiles: str = ""
@@ -84,12 +84,12 @@ def _client(_pid: int, url: str) -> Any:  # redis-py types every reply bytes | s
 
 def results_client() -> Any:
     """This process's client of redis-results. One a process: a socket shared over a fork mixes up replies."""
-    return _client(os.getpid(), settings.with_login(settings.results_url))
+    return _client(os.getpid(), settings.with_login(settings.redis_results_url))
 
 
 def broker_client() -> Any:
     """This process's client of the broker, for what is not a message: queue depths, the registry of workers."""
-    return _client(os.getpid(), settings.with_login(settings.broker_url))
+    return _client(os.getpid(), settings.with_login(settings.redis_broker_url))
 
 
 HIGH, LOW = "high", "low"
@@ -110,7 +110,7 @@ CELERY: dict[str, object] = {
     # On Redis 0 is the most urgent: unmarked tasks (0) would overtake everything that was given a priority.
     "task_default_priority": 5,
     # --- The broker ---
-    "broker_url": settings.with_login(settings.broker_url),
+    "broker_url": settings.with_login(settings.redis_broker_url),
     "broker_transport": "delivery.transport:Transport",
     "broker_transport_options": {
         "visibility_timeout": timing.VISIBILITY_TIMEOUT,
@@ -140,7 +140,7 @@ CELERY: dict[str, object] = {
     "worker_enable_soft_shutdown_on_idle": True,  # prefetched and ETA tasks count as idle, and must go back too
     "worker_hijack_root_logger": True,
     # --- Results: kept where they are wanted, and not for long ---
-    "result_backend": settings.with_login(settings.results_url),
+    "result_backend": settings.with_login(settings.redis_results_url),
     "result_expires": timing.RESULT_TTL,
     "task_ignore_result": True,  # a result nobody reads costs a fifth of the throughput; tasks opt in
     "task_store_errors_even_if_ignored": True,

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Makes .env from .env.example and the secrets, each once; what is there stays as it is. Renders Redis' logins from
+# services/redis/*.acl.template whenever a template (or a password) changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ ! -f .env ]; then
+    cp .env.example .env
+    echo "env: made .env from .env.example"
+fi
+
+# The folder is closed and the files are not: a container reads a secret with the host's mode, under a uid of its own.
+mkdir -p secrets
+chmod 700 secrets
+
+# $1: file in secrets/, its content on stdin. Written in one step, and only when it changed.
+write() {
+    local new=secrets/.$1.new
+    cat >"$new"
+    if cmp -s "$new" "secrets/$1"; then rm "$new"; return; fi
+    chmod 444 "$new"
+    mv -f "$new" "secrets/$1"
+    echo "env: made secrets/$1"
+}
+
+for name in redis_celery_password redis_exporter_password flower_password grafana_password; do
+    # letters and digits only, so that it needs no quoting in a URL
+    [ -s "secrets/$name" ] || head -c 256 /dev/urandom | base64 | tr -dc 'A-Za-z0-9' | cut -c -32 | tr -d '\n' | write "$name"
+done
+
+sha256() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi; }
+hash_of() { sha256 <"secrets/$1" | cut -d ' ' -f 1; }
+for instance in broker results; do
+    # an aclfile has one user a line and knows no comments
+    awk '/^ *(#|$)/ { next } /^ / { sub(/^ +/, " "); printf "%s", $0; next } { printf "%s%s", (users++ ? "\n" : ""), $0 } END { print "" }' \
+        "services/redis/$instance.acl.template" |
+        sed -e "s/SHA256_OF_redis_celery_password/$(hash_of redis_celery_password)/" \
+        -e "s/SHA256_OF_redis_exporter_password/$(hash_of redis_exporter_password)/" |
+        write "redis_$instance.acl"
+done
+
+# redis-exporter looks passwords up by the address that it is told to scrape.
+printf '{"redis://exporter@redis:6379": "%s", "redis://exporter@redis-results:6379": "%s"}\n' \
+    "$(cat secrets/redis_exporter_password)" "$(cat secrets/redis_exporter_password)" | write redis_exporter.json

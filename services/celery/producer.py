@@ -1,0 +1,320 @@
+"""The traffic of the stack: sends tasks by a profile of profiles.toml until it is stopped, or for a given time."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections import Counter as Count
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from random import Random
+from typing import Any, NoReturn
+from uuid import uuid4
+
+import prometheus_client
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+import timing
+from celery_app import app
+from metrics.exposition import registry, serve
+from profiles import Profile, ProfileError, Sending, load_profiles, seconds
+from settings import broker_client, settings
+
+logger = logging.getLogger("producer")
+
+PROFILES = Path(__file__).with_name("profiles.toml")
+
+MAX_LATE = 5.0  # s; what is later is not sent any more, so that a stall is not followed by a burst of all it missed
+RETRY_INTERVAL = 1.0  # s between two tries while Redis is away
+DEPTH_INTERVAL = 1.0  # s between two looks at the queues' depths
+RESUME_BELOW = 0.8  # of max_queue_depth; resuming right at the limit would stop and go every second
+MAX_NAP = 0.5  # s; a stop is noticed at least so often
+STOP_WITHIN = 0.5  # s that a publish in flight may still take after a stop
+
+LAST_PUBLISH = prometheus_client.Gauge(
+    "celery_producer_last_publish_timestamp_seconds", "When Redis last accepted a message of the producer."
+)
+THROTTLED = prometheus_client.Gauge(
+    "celery_producer_throttled", "1 while a queue is too deep and the producer holds its messages back.", ["queue"]
+)
+UNPUBLISHED = prometheus_client.Counter(
+    "celery_producer_unpublished_total",
+    "Messages given up on because Redis was away. One that was tried may be in its queue all the same.",
+    ["task"],
+)
+
+
+class Stream:
+    """The messages of one kind, in the order that the seed gives, each with the time when it is due."""
+
+    def __init__(self, name: str, sending: Sending, seed: int, start: float) -> None:
+        self.sending = sending
+        self.queue = sending.routed
+        self._start = start
+        self._random = Random(f"{seed}/{name}")
+        self._number = 0  # of the present message
+        self._draw()
+
+    @property
+    def due(self) -> float:
+        """When the present message is due; not a running sum, whose rounding errors would add up."""
+        batch = self.sending.batch
+        return self._start + self._number // batch * batch / self.sending.rate
+
+    def postpone(self, to: float) -> None:
+        """Move the schedule: the present message is due at `to`, the others after it as before."""
+        self._start += to - self.due
+
+    def _draw(self) -> None:
+        self.args = self._random.choice(self.sending.args)
+        self.task_id = str(uuid4())
+
+    def advance(self) -> None:
+        """On to the next message."""
+        self._number += 1
+        self._draw()
+
+    def publish(self) -> None:
+        """Send the present message; every try has the same task id, because a failed one may have reached Redis.
+
+        Raises kombu's OperationalError or a RedisError. The result is ignored: nobody here waits for it, and asking
+        for it would subscribe to a channel for each message.
+        """
+        options: dict[str, Any] = {"queue": self.queue, "task_id": self.task_id, "ignore_result": True, "retry": False}
+        if self.sending.priority is not None:
+            options["priority"] = self.sending.priority
+        app.tasks[self.sending.task].apply_async(self.args, **options)
+
+
+def queue_depths(queues: Iterable[str]) -> dict[str, int]:
+    """Waiting messages of each queue, over all its priorities. Raises RedisError."""
+    options = app.conf.broker_transport_options
+    names = list(queues)
+    with broker_client().pipeline(transaction=False) as pipe:
+        for name in names:
+            for step in options["priority_steps"]:
+                pipe.llen(f"{name}{options['sep']}{step}" if step else name)
+        lengths = pipe.execute()
+    steps = len(options["priority_steps"])
+    return {name: sum(lengths[i * steps : (i + 1) * steps]) for i, name in enumerate(names)}
+
+
+class Interrupted(BaseException):
+    """A stop while a publish was stuck. No Exception: kombu would take it for an error of the connection."""
+
+
+class Producer:
+    """Sends a profile's messages, each when it is due, one of each stream in turn so that no stream starves another.
+
+    Times are seconds on `clock`, which is monotonic; it and `sleep` are replaced in tests.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        depths: Callable[[Iterable[str]], dict[str, int]] = queue_depths,
+    ) -> None:
+        self._clock, self._sleep, self._depths = clock, sleep, depths
+        self._start = clock()
+        self._end = self._start + profile.duration if profile.duration else float("inf")
+        self._streams = [Stream(name, sending, profile.seed, self._start) for name, sending in profile.send.items()]
+        self._queues = sorted({stream.queue for stream in self._streams})
+        self._held: set[str] = set()
+        self._away_since: float | None = None
+        self._given_up = 0  # since Redis went away
+        self._next_try = self._next_depths = self._next_heartbeat = self._start
+        self._stopping = False
+        self.published: Count[str] = Count()
+        self.unpublished: Count[str] = Count()
+        for queue in self._queues:
+            THROTTLED.labels(queue).set(0)
+        for stream in self._streams:
+            UNPUBLISHED.labels(stream.sending.task)
+
+    def stop(self, *_: object) -> None:
+        """Signal handler: stop soon. What is being published may finish, unless it is stuck."""
+        self._stopping = True
+        signal.setitimer(signal.ITIMER_REAL, STOP_WITHIN)
+
+    @staticmethod
+    def interrupt(*_: object) -> NoReturn:
+        """Signal handler of the timer that `stop` sets."""
+        raise Interrupted
+
+    def run(self) -> None:
+        """Send until the profile's time is over or `stop` is called."""
+        stuck = False
+        try:
+            while not self._stopping and (now := self._clock()) < self._end:
+                self._turn(now)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Interrupted:
+            stuck = True
+        if stuck or self._away_since is not None:
+            self._give_up(due_before=min(self._clock(), self._end))
+
+    def summary(self) -> str:
+        """One line: what was published and what was not."""
+        tasks = ", ".join(f"{task} {number}" for task, number in sorted(self.published.items()))
+        return (
+            f"published {self.published.total()}, unpublished {self.unpublished.total()} "
+            f"in {self._clock() - self._start:.1f} s" + (f": {tasks}" if tasks else "")
+        )
+
+    def _turn(self, now: float) -> None:
+        if self._away_since is None:
+            self._look_at_depths(now)
+        if self._away_since is None and now >= self._next_heartbeat:
+            # Turning is not enough: without Redis for long, the container is to be seen as unhealthy.
+            (settings.run_dir / "heartbeat").touch()
+            self._next_heartbeat = now + timing.HEARTBEAT_INTERVAL
+        self._limit_lateness(now)
+        if self._away_since is None or now >= self._next_try:
+            for stream in self._streams:
+                if stream.due <= now and stream.queue not in self._held and not self._publish(stream):
+                    break
+        self._sleep(min(max(0.0, self._next_event() - self._clock()), MAX_NAP))
+
+    def _next_event(self) -> float:
+        if self._away_since is not None:
+            return min(self._next_try, self._end)
+        dues = [stream.due for stream in self._streams if stream.queue not in self._held]
+        return min([*dues, self._end, self._next_depths if self._queues else self._end])
+
+    def _limit_lateness(self, now: float) -> None:
+        for stream in self._streams:
+            if stream.queue in self._held:
+                stream.postpone(max(stream.due, now))
+            elif self._away_since is None and stream.due < now - MAX_LATE:
+                stream.postpone(now)
+        if self._away_since is not None:
+            self._give_up(due_before=now - MAX_LATE)
+
+    def _give_up(self, due_before: float) -> None:
+        for stream in self._streams:
+            while stream.due < due_before and stream.queue not in self._held:
+                self._given_up += 1
+                self.unpublished[stream.sending.task] += 1
+                UNPUBLISHED.labels(stream.sending.task).inc()
+                stream.advance()
+
+    def _publish(self, stream: Stream) -> bool:
+        try:
+            stream.publish()
+        except (OperationalError, RedisError) as error:
+            self._lost(error)
+            return False
+        LAST_PUBLISH.set_to_current_time()
+        self.published[stream.sending.task] += 1
+        stream.advance()
+        if self._away_since is not None:
+            self._back(self._away_since)
+        return True
+
+    def _back(self, since: float) -> None:
+        now = self._clock()
+        self._give_up(due_before=now - MAX_LATE)  # the try that succeeded may have waited for seconds
+        logger.warning(
+            "Redis takes messages again, after %.1f s; %d could not be published", now - since, self._given_up
+        )
+        self._away_since = None
+        self._next_depths = now
+
+    def _lost(self, error: Exception) -> None:
+        now = self._clock()
+        self._next_try = now + RETRY_INTERVAL
+        if self._away_since is None:
+            self._away_since, self._given_up = now, 0
+            logger.warning("Redis takes no messages (%s); trying again every %g s", error, RETRY_INTERVAL)
+            for queue in self._held:  # nobody knows how deep they are now, and something must be tried
+                THROTTLED.labels(queue).set(0)
+            self._held.clear()
+
+    def _look_at_depths(self, now: float) -> None:
+        if not self._queues or now < self._next_depths:
+            return
+        self._next_depths = now + DEPTH_INTERVAL
+        try:
+            depths = self._depths(self._queues)
+        except RedisError as error:
+            self._lost(error)
+            return
+        limit = settings.max_queue_depth
+        for queue, depth in depths.items():
+            if queue not in self._held and depth > limit:
+                logger.warning(
+                    "queue %s holds %d messages, more than %d: holding its messages back", queue, depth, limit
+                )
+                self._held.add(queue)
+                THROTTLED.labels(queue).set(1)
+            elif queue in self._held and depth < RESUME_BELOW * limit:
+                logger.warning("queue %s is down to %d messages: sending to it again", queue, depth)
+                self._held.remove(queue)
+                THROTTLED.labels(queue).set(0)
+
+
+def chosen_profile(arguments: list[str]) -> tuple[str, Profile]:
+    """The profile that the command line or the environment names, and its name. Raises ProfileError."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"Each option may also come from the environment: PROFILE, FOR, SEED. Profiles are in {PROFILES}.",
+    )
+    env = os.environ.get
+    parser.add_argument("--profile", default=env("PROFILE") or "steady", help="what to send (default: steady)")
+    parser.add_argument(
+        "--for",
+        dest="duration",
+        default=env("FOR"),
+        metavar="TIME",
+        help="how long, like 60s, 5m or 1h (default: what the profile says, else until it is stopped)",
+    )
+    parser.add_argument(
+        "--seed",
+        default=env("SEED"),
+        help="an integer; the same seed draws the same arguments in the same order (default: what the profile says)",
+    )
+    options = parser.parse_args(arguments)
+    profiles = load_profiles(PROFILES)
+    if options.profile not in profiles:
+        raise ProfileError(f"PROFILE: no {options.profile!r} in {PROFILES.name}; choose one of {', '.join(profiles)}")
+    changes: dict[str, Any] = {}
+    if options.duration:
+        try:
+            changes["duration"] = seconds(options.duration)
+        except ValueError as error:
+            raise ProfileError(f"FOR: {error}; it is {options.duration!r}") from None
+    if options.seed:
+        try:
+            changes["seed"] = int(options.seed)
+        except ValueError:
+            raise ProfileError(f"SEED: must be an integer; it is {options.seed!r}") from None
+    return options.profile, profiles[options.profile].model_copy(update=changes)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the producer; returns its exit code: 0, or 2 for a mistake in the profiles or the options."""
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s] %(message)s")
+    try:
+        name, profile = chosen_profile(arguments)
+    except ProfileError as error:
+        print(error, file=sys.stderr)
+        return 2
+    producer = Producer(profile)
+    signal.signal(signal.SIGALRM, producer.interrupt)
+    signal.signal(signal.SIGTERM, producer.stop)
+    signal.signal(signal.SIGINT, producer.stop)
+    serve(settings.metrics_port, registry())
+    rate = sum(sending.rate for sending in profile.send.values())
+    logger.info("profile %s: %g messages a second, seed %d", name, rate, profile.seed)
+    producer.run()
+    print(producer.summary(), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,203 @@
+"""What tests do inside the stack's networks, where Redis is: this module is the program of a `client` container.
+
+`Inside.call(function, …)` on the host runs a function of this module in that container and returns what it returns;
+arguments and results are JSON. One container for the whole run: a Python that imports Celery takes a second to start.
+"""
+
+import importlib
+import json
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Json = dict[str, Any]
+
+
+class InsideError(OSError):
+    """A function failed in the client container; the text is its traceback. An OSError: mostly Redis is away."""
+
+
+class Inside:
+    """The client container, seen from the host."""
+
+    def __init__(self, command: list[str]) -> None:
+        """`command` starts this module in a client container, with stdin and stdout attached."""
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._lock = threading.Lock()
+
+    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a function of this module in the container. Raises InsideError."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._lock:
+            self._process.stdin.write(json.dumps([function.__name__, args, kwargs]) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the client container has ended with exit code {self._process.wait(10)}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise InsideError(answer["error"])
+        result: R = answer["result"]
+        return result
+
+    def close(self) -> None:
+        """End the container: it leaves at the end of its input."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(20)
+
+
+def serve() -> None:
+    """Answer one JSON line [function, args, kwargs] after another."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # a stray print is not an answer
+    app()
+    for line in sys.stdin:
+        name, args, kwargs = json.loads(line)
+        try:
+            answer = {"result": globals()[name](*args, **kwargs)}
+        except Exception:
+            answer = {"error": traceback.format_exc(limit=-3)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+# --- Below: runs in the container ---
+
+
+def app() -> Any:
+    """The Celery app with its tasks."""
+    celery_app = importlib.import_module("celery_app").app
+    celery_app.loader.import_default_modules()
+    return celery_app
+
+
+def publish(task: str, calls: list[list[Any]], **options: Any) -> list[str]:
+    """Publish a task once for each list of arguments. Returns their ids."""
+    return [app().tasks[task].apply_async(args, **options).id for args in calls]
+
+
+def publish_canvas(builder: str, *args: Any) -> str:
+    """Apply a canvas that a function of tasks/workflows.py builds. Returns the id of its result."""
+    workflows = importlib.import_module("tasks.workflows")
+    return str(getattr(workflows, builder)(*args).apply_async().id)
+
+
+def refused(task: str, **options: Any) -> str:
+    """The name of the exception that publishing raises."""
+    try:
+        app().tasks[task].apply_async((1, 1), **options)
+    except Exception as error:
+        return type(error).__name__
+    raise AssertionError(f"{task} with {options} was published")
+
+
+def results(ids: list[str]) -> list[Json]:
+    """State, result, end and worker of each task; nothing is waited for."""
+    found = []
+    for task in ids:
+        meta = app().backend.get_task_meta(task)
+        ended, result = meta.get("date_done"), meta["result"]
+        found.append(
+            {
+                "state": meta["status"],
+                "result": result if meta["status"] == "SUCCESS" else repr(result),
+                "ended": ended.isoformat() if hasattr(ended, "isoformat") else ended,
+                "worker": meta.get("worker"),
+            }
+        )
+    return found
+
+
+def states(ids: list[str]) -> list[str]:
+    """State of each task."""
+    return [result["state"] for result in results(ids)]
+
+
+def revoke(task: str, terminate: bool = False) -> None:
+    """Revoke a task at all workers."""
+    app().control.revoke(task, terminate=terminate)
+
+
+def inspect(what: str) -> Json:
+    """What the workers answer to `celery inspect …`, by node name."""
+    return dict(getattr(app().control.inspect(timeout=2), what)() or {})
+
+
+def broker(*command: Any) -> Any:
+    """A Redis command on the broker, as the user `celery`."""
+    return importlib.import_module("settings").broker_client().execute_command(*command)
+
+
+def results_redis(*command: Any) -> Any:
+    """A Redis command on redis-results, as the user `celery`."""
+    return importlib.import_module("settings").results_client().execute_command(*command)
+
+
+def redis_says(host: str, user: str | None, password: str | None, *command: Any) -> str:
+    """The first word of Redis' error to a command, or "OK"."""
+    redis = importlib.import_module("redis")
+    client = redis.Redis(host, username=user, password=password, socket_timeout=5)
+    try:
+        client.execute_command(*command)
+    except redis.RedisError as error:
+        return f"{type(error).__name__}: {error}"
+    return "OK"
+
+
+def broker_transaction(*commands: list[Any]) -> None:
+    """Commands in MULTI and EXEC on the broker."""
+    _transaction(importlib.import_module("settings").broker_client(), commands)
+
+
+def results_transaction(*commands: list[Any]) -> None:
+    """Commands in MULTI and EXEC on redis-results."""
+    _transaction(importlib.import_module("settings").results_client(), commands)
+
+
+def _transaction(client: Any, commands: tuple[list[Any], ...]) -> None:
+    with client.pipeline(transaction=True) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        pipe.execute()
+
+
+def waiting(queue: str) -> dict[str, int]:
+    """Messages in each priority list of a queue, counted by Redis."""
+    client = importlib.import_module("settings").broker_client()
+    lists = [queue, *(f"{queue}:{step}" for step in range(1, 10))]
+    return {str(step): client.llen(name) for step, name in enumerate(lists)}
+
+
+def backlog() -> int:
+    """Messages waiting or taken and not acknowledged, in all."""
+    client = importlib.import_module("settings").broker_client()
+    return sum(waiting("high").values()) + sum(waiting("low").values()) + int(client.hlen("unacked"))
+
+
+def count_corpus() -> Json:
+    """The plain count of the corpus: one process, no Redis, no Celery."""
+    output = subprocess.run([sys.executable, "-m", "tasks.count"], check=True, capture_output=True, text=True).stdout
+    return dict(json.loads(output))
+
+
+def forget_index() -> None:
+    """Make every document look new, so that the next run counts them all again."""
+    client = importlib.import_module("settings").results_client()
+    for digest in client.hvals("index:documents"):
+        client.delete(f"index:document:{digest}")
+
+
+def run_state(run: str) -> Json:
+    """State of an indexing run, asked from Redis and not from a worker."""
+    index = importlib.import_module("tasks.inverted_index")
+    settings = importlib.import_module("settings")
+    return dict(index.run_status(settings.results_client(), run))
+
+
+if __name__ == "__main__":
+    serve()

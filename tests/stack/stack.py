@@ -1,0 +1,244 @@
+"""The stack under test: a compose project of its own, driven from outside as a user would."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from python_on_whales import Container, DockerClient
+from python_on_whales.exceptions import DockerException
+
+from stack.inside import Inside
+from stack.poll import poll_until
+from stack.services import SERVICES, Service
+from stack.web import Prometheus
+
+ROOT = Path(__file__).parents[2]
+PROJECT = "celery-stack-test"
+HEALTHY_WITHIN = 120  # s; about 20 when nothing else runs
+LAST_LINES = 8
+
+
+def defaults() -> dict[str, str]:
+    """Every setting as .env.example has it, whatever .env says, so that a stack that is up is never disturbed and an
+    external Redis never used; images and profiles stay .env's. Ports are free ones."""
+    lines = re.findall(r"^(\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    kept = {name: value for name, value in lines if name != "COMPOSE_PROFILES" and not name.endswith("_IMAGE")}
+    ports = {name: "0" for name in kept if name.endswith("_PORT")}
+    return {**kept, **ports, "COMPOSE_PROJECT_NAME": PROJECT}
+
+
+def service_of(container: Container) -> str:
+    """Name of a container's service."""
+    return (container.config.labels or {})["com.docker.compose.service"]
+
+
+class Stack:
+    """Compose for one project, and the addresses of what it runs."""
+
+    def __init__(self) -> None:
+        os.environ.update(defaults())  # a variable of the process wins over .env
+        self.docker = DockerClient(compose_files=[ROOT / "compose.yaml"], compose_project_name=PROJECT)
+        self.compose = self.docker.compose
+        self.prometheus = Prometheus(lambda: self.url("prometheus"))
+
+    # --- Up and down ---
+
+    def up(self) -> None:
+        """Start from nothing, wait until everything is healthy."""
+        self.down()
+        self.compose.up(detach=True, quiet=True)
+        self.wait_healthy()
+
+    def down(self) -> None:
+        """Remove everything, data too."""
+        if "inside" in self.__dict__:
+            self.inside.close()
+            del self.inside
+        everything = DockerClient(
+            compose_files=[ROOT / "compose.yaml"], compose_project_name=PROJECT, compose_profiles=["*"]
+        )
+        everything.compose.down(volumes=True, remove_orphans=True, quiet=True)
+
+    @cached_property
+    def inside(self) -> Inside:
+        """A client container that runs functions of stack/inside.py."""
+        source = ROOT / "tests/stack/inside.py"
+        run = ["run", "--rm", "--no-TTY", "--interactive", "--volume", f"{source}:/inside.py:ro"]
+        command = [*self.compose_command, *run, "--env", "PYTHONPATH=/app", "client", "python", "/inside.py"]
+        return Inside(command)
+
+    @property
+    def compose_command(self) -> list[str]:
+        """`docker compose` for this project."""
+        return ["docker", "compose", "--project-name", PROJECT, "--file", str(ROOT / "compose.yaml")]
+
+    # --- Services and containers ---
+
+    @cached_property
+    def enabled(self) -> set[str]:
+        """Services that `up` starts with the profiles in .env."""
+        return set(self.compose.config(return_json=True)["services"])
+
+    @property
+    def services(self) -> list[Service]:
+        """Promises of the services that were started."""
+        return [service for service in SERVICES if service.name in self.enabled]
+
+    def containers(self, service: str = "") -> list[Container]:
+        """Containers of a service, or of all, whatever their state; without one-off ones."""
+        filters = [("label", f"com.docker.compose.project={PROJECT}"), ("label", "com.docker.compose.oneoff=False")]
+        if service:
+            filters.append(("label", f"com.docker.compose.service={service}"))
+        return self.docker.container.list(all=True, filters=filters)  # type: ignore[arg-type]
+
+    def container(self, service: str) -> Container:
+        """The one container of a service. The client's is that of `inside`."""
+        if service == "client":
+            self.inside  # noqa: B018 - starts it
+            filters = [
+                ("label", f"com.docker.compose.project={PROJECT}"),
+                ("label", "com.docker.compose.service=client"),
+            ]
+            found = self.docker.container.list(filters=filters)  # type: ignore[arg-type]
+        else:
+            found = self.containers(service)
+        (one,) = found
+        return one
+
+    def url(self, service: str) -> str:
+        """Address of a published service. Asked anew each time: a restart publishes another port."""
+        port = next(s.port for s in SERVICES if s.name == service)
+        host, published = self.compose.port(service, str(port))
+        if not published:
+            raise LookupError(f"{service} has no published port: is it running?")
+        return f"http://{host}:{published}"
+
+    def unwell(self, *services: str) -> list[str]:
+        """Containers that do not run or are not healthy, with their state."""
+        found = []
+        for container in self.containers():
+            if services and service_of(container) not in services:
+                continue
+            state = container.state
+            health = state.health.status if state.health else "healthy"
+            if state.status != "running" or health != "healthy":
+                found.append(f"{container.name}: {state.status}, {health}")
+        return found
+
+    def wait_healthy(self, *services: str, timeout: float = HEALTHY_WITHIN) -> None:
+        """Wait until the named services, or all, are healthy."""
+        what = " ".join(services) or "every service"
+        deadline = time.monotonic() + timeout
+        while unwell := self.unwell(*services):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {timeout:g} s in vain for {what} to be healthy; " + "; ".join(unwell))
+            time.sleep(0.5)
+
+    def wait_idle(self, timeout: float = 120) -> None:
+        """Wait until no message waits or is unacknowledged. `steady` traffic leaves such moments."""
+        from stack import inside
+
+        poll_until(lambda: self.inside.call(inside.backlog) == 0, "empty queues", timeout)
+
+    def scale(self, **replicas: int) -> None:
+        """`docker compose up -d --scale service=n --no-recreate`; dashes of service names are underscores here."""
+        scales = {name.replace("_", "-"): number for name, number in replicas.items()}
+        self.compose.up(list(scales), scales=scales, recreate=False, detach=True, quiet=True)
+
+    @contextmanager
+    def stopped(self, *services: str) -> Iterator[None]:
+        """Services stopped meanwhile, healthy again afterwards."""
+        self.compose.stop(list(services))
+        try:
+            yield
+        finally:
+            self.compose.start(list(services))
+            self.wait_healthy(*services)
+
+    # --- Faults and attempts ---
+
+    def crash(self, service: str) -> None:
+        """SIGKILL a service's container by its host PID, as the out-of-memory killer would; see it restarted.
+
+        `docker kill` counts as the user's wish, after which nothing is restarted. The signal comes from a container in
+        the host's PID namespace, so it works for whoever may use the engine, wherever that is. A paused container is
+        killed in its frozen state.
+        """
+        container = self.container(service)
+        restarts, pid = container.restart_count, container.state.pid
+        self.docker.run(
+            self.celery_image,
+            ["-c", f"import os; os.kill({pid}, 9)"],
+            entrypoint="python3",
+            user="root",
+            pid="host",
+            networks=["none"],
+            remove=True,
+        )
+        if container.state.paused:
+            self.compose.unpause(service)
+
+        def restarted() -> bool:
+            now = self.container(service)
+            return (now.restart_count or 0) > (restarts or 0) and now.state.running is True
+
+        poll_until(restarted, f"{service} restarted by the engine", 30)
+        self.wait_healthy()
+
+    @cached_property
+    def celery_image(self) -> str:
+        """The image that probes run in, ours: it is there, and has Python."""
+        return str(self.compose.config(return_json=True)["services"]["worker-low"]["image"])
+
+    def probe(self, container: Container, connect: list[tuple[str, int]]) -> dict[str, Any]:
+        """What stack/probe.py reports from beside a container; it tries to connect to each (host, port)."""
+        output = self.docker.run(
+            self.celery_image,
+            ["-c", (ROOT / "tests/stack/probe.py").read_text(), json.dumps({"connect": connect})],
+            entrypoint="python3",
+            user=":".join(self.user_of(container)),
+            pid=f"container:{container.id}",
+            networks=[f"container:{container.id}"],
+            cap_drop=["ALL"],
+            security_options=["no-new-privileges"],
+            read_only=True,
+            remove=True,
+        )
+        assert isinstance(output, str)
+        return dict(json.loads(output))
+
+    def user_of(self, container: Container) -> tuple[str, str]:
+        """User and group that the engine sees a container's first process run as, in numbers."""
+        output = self.docker_output("top", container.id, "-eo", "pid,uid,gid")
+        first = output.splitlines()[1].split()
+        return first[1], first[2]
+
+    def docker_output(self, *arguments: str) -> str:
+        """What a docker command prints, for what python-on-whales has no method."""
+        from python_on_whales.utils import run
+
+        return str(run(["docker", *arguments]))
+
+    # --- When a test fails ---
+
+    def report(self) -> str:
+        """State and last log lines of each container."""
+        parts = []
+        for container in sorted(self.containers(), key=lambda c: c.name):
+            state = container.state
+            health = state.health.status if state.health else "no health check"
+            line = f"{container.name}: {state.status}, {health}, exit code {state.exit_code}"
+            line += f", restarts {container.restart_count}"
+            try:
+                logs = str(self.compose.logs(service_of(container), tail=str(LAST_LINES), no_log_prefix=True))
+            except DockerException as error:
+                logs = str(error)
+            logs = re.sub(r"\x1b\[[0-9;]*\w", "", logs)  # compose moves the cursor even when nobody sees it
+            parts.append("\n    ".join([line, *logs.splitlines()]))
+        return "\n".join(parts)

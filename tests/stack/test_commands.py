@@ -1,0 +1,90 @@
+"""The classic Celery commands work as they are, in a client container."""
+
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from python_on_whales import DockerClient
+
+from stack.poll import poll_until
+from stack.stack import PROJECT, Stack
+
+
+def celery(stack: Stack, *arguments: str) -> str:
+    """Output of `docker compose run --rm client celery -A celery_app …`."""
+    output = stack.compose.run("client", ["celery", "-A", "celery_app", *arguments], remove=True, tty=False)
+    return str(output)
+
+
+@contextmanager
+def running(stack: Stack, *arguments: str) -> Iterator[list[str]]:
+    """A command that runs until it is told to stop, as with Ctrl-C; gives its output so far, line by line."""
+    name = f"{PROJECT}-command"
+    command = [
+        *stack.compose_command,
+        "run",
+        "--rm",
+        "--no-TTY",
+        "--name",
+        name,
+        "client",
+        "celery",
+        "-A",
+        "celery_app",
+    ]
+    process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines: list[str] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=lines.extend, args=[process.stdout], daemon=True)
+    reader.start()
+    try:
+        yield lines
+    finally:
+        DockerClient().container.stop(name, time=20)
+        process.wait(20)
+        reader.join(20)
+
+
+def wait_for_line(lines: list[str], pattern: str) -> None:
+    """Wait for output that matches."""
+    poll_until(lambda: re.search(pattern, "".join(lines)), f"output that matches {pattern!r}; so far {lines}", 40)
+
+
+def test_status_lists_the_workers(stack: Stack) -> None:
+    output = celery(stack, "status")
+    assert re.search(r"high@\w+: OK", output)
+    assert re.search(r"low@\w+: OK", output)
+    assert "2 nodes online" in output
+
+
+@pytest.mark.parametrize("what", ["active", "reserved"])
+def test_inspect_asks_every_worker(what: str, stack: Stack) -> None:
+    output = celery(stack, "inspect", what)
+    assert re.search(r"high@\w+: OK", output)
+    assert re.search(r"low@\w+: OK", output)
+
+
+def test_a_worker_starts(stack: Stack) -> None:
+    with running(stack, "worker", "--hostname=extra@%h", "--concurrency=1") as lines:
+        wait_for_line(lines, r"extra@\w+ ready")
+
+
+def test_a_worker_with_beat_inside_starts_both(stack: Stack) -> None:
+    with running(
+        stack, "worker", "--beat", "--schedule=/run/celery/schedule", "--hostname=extra@%h", "--concurrency=1"
+    ) as lines:
+        wait_for_line(lines, r"extra@\w+ ready")
+        wait_for_line(lines, r"beat: Starting")
+
+
+def test_a_second_beat_starts(stack: Stack) -> None:
+    with running(stack, "beat", "--pidfile=", "--schedule=/run/celery/schedule") as lines:
+        wait_for_line(lines, r"beat: Starting")
+
+
+def test_flower_starts(stack: Stack) -> None:
+    with running(stack, "flower") as lines:
+        wait_for_line(lines, r"Visit me at|Connected to redis")

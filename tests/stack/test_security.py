@@ -1,0 +1,219 @@
+"""Each promise of security, proven by the attempt."""
+
+import re
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from stack import inside as run
+from stack import web
+from stack.inside import Inside
+from stack.services import MIB, SERVICES, Service
+from stack.stack import PROJECT, ROOT, Stack
+
+SECRETS = ROOT / "secrets"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a service listens, on one of its networks."""
+
+    service: str
+    network: str
+    ip: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a probe beside a service's container found (stack/probe.py)."""
+
+    service: Service
+    report: dict[str, Any]
+    reached: list[Address]
+    tried: list[Address]
+
+
+@pytest.fixture(scope="session")
+def addresses(stack: Stack) -> list[Address]:
+    """Every address on which something listens inside the stack."""
+    found = []
+    for service in stack.services:
+        if service.port is None:
+            continue
+        for name, network in (stack.container(service.name).network_settings.networks or {}).items():
+            assert network.ip_address
+            found.append(Address(service.name, name.split("_")[-1], network.ip_address, service.port))
+    return found
+
+
+@pytest.fixture(scope="session", params=SERVICES, ids=lambda service: service.name)
+def evidence(request: pytest.FixtureRequest, stack: Stack, addresses: list[Address]) -> Evidence:
+    """Of each service, the client's too."""
+    service: Service = request.param
+    if service.started and service.name not in stack.enabled:
+        pytest.skip(f"{service.name}: its profile is not in COMPOSE_PROFILES (.env)")
+    report = stack.probe(stack.container(service.name), [(address.ip, address.port) for address in addresses])
+    reached = {tuple(address) for address in report["reached"]}
+    return Evidence(service, report, [a for a in addresses if (a.ip, a.port) in reached], addresses)
+
+
+def test_every_process_runs_as_the_promised_user_and_never_as_root(evidence: Evidence) -> None:
+    assert evidence.report["processes"]
+    for process in evidence.report["processes"]:
+        assert process["users"] == [evidence.service.user], process
+    assert evidence.service.user != 0
+
+
+def test_no_process_has_a_capability_or_can_gain_one(evidence: Evidence) -> None:
+    assert evidence.report["processes"]
+    for process in evidence.report["processes"]:
+        assert process["capabilities"] == 0, process
+        assert process["no_new_privileges"], process
+
+
+def test_nothing_can_be_written_but_the_promised_folders(evidence: Evidence) -> None:
+    assert set(evidence.report["writable"]) == set(evidence.service.writable)
+
+
+def test_the_kernel_limits_memory_and_processes(evidence: Evidence) -> None:
+    assert evidence.report["limits"] == {"memory": evidence.service.memory * MIB, "pids": evidence.service.pids}
+
+
+def test_it_reaches_what_is_on_its_networks_and_nothing_else(evidence: Evidence) -> None:
+    expected = [address for address in evidence.tried if address.network in evidence.service.networks]
+    assert set(evidence.reached) == set(expected)
+
+
+def test_only_the_network_that_publishes_ports_leads_out(stack: Stack) -> None:
+    # Asked from the engine: an attempt would have to send something out where the promise is broken.
+    found = stack.docker.network.list(filters={"label": f"com.docker.compose.project={PROJECT}"})
+    inner = {network.name.removeprefix(f"{PROJECT}_"): network.internal for network in found}
+    assert inner == {"broker": True, "results": True, "metrics": True, "edge": False}
+
+
+# --- From the host ---
+
+
+def opens(host: str, port: int) -> bool:
+    """Whether a TCP connection comes about."""
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def other_addresses(stack: Stack) -> set[str]:
+    """Addresses of this host besides loopback: that of its default route, and its ends of the stack's networks."""
+    found = set()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        try:
+            udp.connect(("192.0.2.1", 9))  # looks up the route, sends nothing
+            found.add(udp.getsockname()[0])
+        except OSError:
+            pass
+    for container in stack.containers():
+        found.update(
+            network.gateway for network in (container.network_settings.networks or {}).values() if network.gateway
+        )
+    return found
+
+
+def test_ports_are_published_on_loopback_only_and_only_the_promised_ones(service: Service, stack: Stack) -> None:
+    bindings = stack.container(service.name).network_settings.ports or {}
+    published = {inner: outer for inner, outer in bindings.items() if outer}
+    if not service.published:
+        assert published == {}
+        return
+    assert list(published) == [f"{service.port}/tcp"]
+    port = int(stack.url(service.name).rsplit(":", 1)[1])
+    assert opens("127.0.0.1", port)
+    others = other_addresses(stack)
+    assert others
+    assert [address for address in others if opens(address, port)] == []
+
+
+def test_no_secret_is_shown_by_docker_inspect(service: Service, stack: Stack) -> None:
+    passwords = [file.read_text().strip() for file in SECRETS.glob("*_password")]
+    assert len(passwords) >= 4
+    container = stack.container(service.name)
+    shown = stack.docker_output("inspect", container.id) + stack.docker_output("inspect", container.image)
+    assert [secret for secret in passwords if secret in shown] == []
+
+
+@pytest.mark.parametrize(
+    "image", [s.name for s in SERVICES if s.own_image and s.name in ("worker-low", "queue-exporter")]
+)
+def test_our_images_hold_nothing_to_install_or_compile_with(image: str, stack: Stack) -> None:
+    attempt = (
+        "import shutil, importlib.util as u;"
+        "print([t for t in 'pip pip3 uv cc gcc c++ g++ ld make apt-get'.split() if shutil.which(t)],"
+        " [m for m in ('pip', 'ensurepip') if u.find_spec(m)])"
+    )
+    found = stack.docker.container.execute(stack.container(image), ["python3", "-c", attempt])
+    # apt-get comes with the base image; without root and with a read-only root it installs nothing.
+    assert re.sub("'apt-get'", "", str(found)) == "[] []"
+
+
+# --- Logins ---
+
+
+@pytest.mark.parametrize("host", ["redis", "redis-results"])
+@pytest.mark.parametrize("login", [(None, None), ("default", "guess"), ("celery", "guess"), ("exporter", "guess")])
+def test_redis_answers_nobody_without_a_login(host: str, login: tuple[str | None, str | None], inside: Inside) -> None:
+    assert "Authentication" in inside.call(run.redis_says, host, *login, "PING")
+
+
+FORBIDDEN = (
+    "CONFIG GET *",
+    "CONFIG SET maxmemory 1",
+    "FLUSHALL",
+    "FLUSHDB",
+    "KEYS *",
+    "SHUTDOWN",
+    "ACL LIST",
+    "DEBUG SLEEP 0",
+    "SAVE",
+    "SET someone-elses-key 1",
+)
+
+
+@pytest.mark.parametrize("host", ["redis", "redis-results"])
+@pytest.mark.parametrize("command", FORBIDDEN)
+def test_celery_may_do_its_work_in_redis_and_nothing_else(host: str, command: str, inside: Inside) -> None:
+    password = (SECRETS / "redis_celery_password").read_text().strip()
+    assert inside.call(run.redis_says, host, "celery", password, "PING") == "OK"
+    assert inside.call(run.redis_says, host, "celery", password, *command.split()).startswith("NoPermissionError")
+
+
+@pytest.mark.parametrize("host", ["redis", "redis-results"])
+@pytest.mark.parametrize("command", ["SET k 1", "LPUSH low x", "DEL low", "CONFIG GET *", "FLUSHALL"])
+def test_exporters_can_only_read_redis(host: str, command: str, inside: Inside) -> None:
+    password = (SECRETS / "redis_exporter_password").read_text().strip()
+    assert inside.call(run.redis_says, host, "exporter", password, "LLEN", "low") == "OK"
+    assert inside.call(run.redis_says, host, "exporter", password, *command.split()).startswith("NoPermissionError")
+
+
+def test_flower_shows_and_does_nothing_without_a_login(stack: Stack) -> None:
+    if "flower" not in stack.enabled:
+        pytest.skip("flower: the profile events is not in COMPOSE_PROFILES (.env)")
+    flower = stack.url("flower")
+    for page in ("/", "/api/workers", "/api/tasks", "/broker", "/workers"):
+        assert web.status(flower + page) == 401, page
+        assert web.status(flower + page, ("admin", "admin")) == 401, page
+    assert web.status(f"{flower}/api/worker/shutdown/celery@nobody", method="POST") == 401
+    password = (SECRETS / "flower_password").read_text().strip()
+    assert web.status(f"{flower}/api/workers", ("admin", password)) == 200
+
+
+def test_grafana_does_not_take_its_default_password(stack: Stack) -> None:
+    if "grafana" not in stack.enabled:
+        pytest.skip("grafana: its profile is not in COMPOSE_PROFILES (.env)")
+    grafana = stack.url("grafana")
+    for login in (None, ("admin", "admin"), ("admin", "")):
+        assert web.status(f"{grafana}/api/admin/settings", login) == 401, login
+    password = (SECRETS / "grafana_password").read_text().strip()
+    assert web.status(f"{grafana}/api/admin/settings", ("admin", password)) == 200

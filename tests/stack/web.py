@@ -1,0 +1,58 @@
+"""HTTP as a user's browser or script would: JSON APIs, and Prometheus' in particular."""
+
+import json
+from base64 import b64encode
+from collections.abc import Callable
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+TIMEOUT = 10
+
+
+def get(url: str, login: tuple[str, str] | None = None, body: bytes | None = None) -> Any:
+    """The JSON at a URL (POST when there is a body). Raises urllib's HTTPError and OSError."""
+    request = Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310 - our own loopback ports
+    if login:
+        request.add_header("Authorization", "Basic " + b64encode(":".join(login).encode()).decode())
+    with urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310
+        return json.load(response)
+
+
+def status(url: str, login: tuple[str, str] | None = None, method: str = "GET") -> int:
+    """The HTTP status that a URL answers with."""
+    request = Request(url, method=method)  # noqa: S310
+    if login:
+        request.add_header("Authorization", "Basic " + b64encode(":".join(login).encode()).decode())
+    try:
+        with urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310
+            return int(response.status)
+    except HTTPError as error:
+        return error.code
+
+
+class Prometheus:
+    """Prometheus' HTTP API. Its address is asked anew each time: a restart publishes another port."""
+
+    def __init__(self, url: Callable[[], str]) -> None:
+        self._url = url
+
+    def api(self, path: str, **parameters: str) -> Any:
+        """`data` of an answer. Raises HTTPError for a query that Prometheus refuses."""
+        return get(f"{self._url()}/api/v1/{path}?{urlencode(parameters)}")["data"]
+
+    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and value of each series of an instant vector."""
+        result = self.api("query", query=expression)["result"]
+        return [(series["metric"], float(series["value"][1])) for series in result]
+
+    def value(self, expression: str) -> float:
+        """The one value of an expression, 0 when it has none: counters are absent until they count."""
+        found = self.query(expression)
+        assert len(found) <= 1, f"{expression}: {len(found)} series instead of one"
+        return found[0][1] if found else 0.0
+
+    def targets(self, job: str) -> list[dict[str, Any]]:
+        """The active targets of a job."""
+        return [t for t in self.api("targets", state="active")["activeTargets"] if t["labels"]["job"] == job]

@@ -1,0 +1,95 @@
+"""A real Redis for unit tests: the stack's image in a container, on a free port of the loopback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+
+from stack.poll import poll_until
+
+PROJECT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nothing listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def redis_image() -> str:
+    """REDIS_IMAGE from the environment, else as compose reads it: the last such line of .env (or of .env.example)."""
+    if image := os.environ.get("REDIS_IMAGE"):
+        return image
+    env_file = next(file for file in (PROJECT / ".env", PROJECT / ".env.example") if file.exists())
+    lines = [line for line in env_file.read_text().splitlines() if line.startswith("REDIS_IMAGE=")]
+    return lines[-1].removeprefix("REDIS_IMAGE=")
+
+
+class RedisServer:
+    """Empty, without persistence; its default user may do anything."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.client = redis.Redis(port=self.port, socket_timeout=30)
+        self._container = _docker(
+            *("run", "--detach", "--label", "celery-stack.unit-test", "--publish", f"127.0.0.1:{self.port}:6379"),
+            *(redis_image(), "redis-server", "--save", "", "--protected-mode", "no"),
+        )
+        self._await_ping()
+
+    def remove(self) -> None:
+        """End it for good."""
+        self.client.close()
+        _docker("rm", "--force", "--volumes", self._container)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Within this block nothing listens; afterwards it is up again, empty and without users."""
+        _docker("stop", "--time", "2", self._container)
+        try:
+            yield
+        finally:
+            _docker("start", self._container)
+            self._await_ping()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within this block it takes connections and answers nothing."""
+        _docker("kill", "--signal", "STOP", self._container)  # `docker pause` fails now and then on a busy machine
+        try:
+            yield
+        finally:
+            _docker("kill", "--signal", "CONT", self._container)
+            self._await_ping()
+
+    def reset(self) -> None:
+        """Forget all data and all users but the default one."""
+        self.client.flushall()
+        for user in set(self.client.acl_users()) - {"default"}:
+            self.client.acl_deluser(user)
+        self.client.config_resetstat()
+
+    def _await_ping(self) -> None:
+        def answers() -> bool:
+            try:
+                return bool(self.client.ping())
+            except redis.RedisError:
+                return False
+
+        poll_until(answers, f"Redis on port {self.port} to answer", timeout=30)
+
+
+def _docker(*args: str) -> str:
+    done = subprocess.run(["docker", *args], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"docker {' '.join(args)}: {done.stderr.strip()}")
+    return done.stdout.strip()

@@ -1,0 +1,71 @@
+"""What beat runs, and its schedule."""
+
+import json
+import time
+
+import pytest
+from redis import Redis
+
+from beat_schedule import ENTRIES
+from celery_app import app
+from delivery.periodic import PeriodicTask
+from tasks import maintenance
+from unit.redis_server import RedisServer
+
+
+@pytest.fixture
+def client(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Redis:
+    """Broker and results in one."""
+    client = Redis.from_url(redis_server.url, decode_responses=True)
+    monkeypatch.setattr(maintenance, "results_client", lambda: client)
+    monkeypatch.setattr(maintenance, "broker_client", lambda: client)
+    return client
+
+
+def register(client: Redis, worker: str, seconds_ago: float) -> None:
+    entry = {"queues": ["low"], "concurrency": 2, "started": 0, "heartbeat": time.time() - seconds_ago}
+    client.hset("celery-workers", worker, json.dumps(entry))
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_each_entry_is_a_known_task_on_a_known_queue_and_expires(name: str) -> None:
+    entry = ENTRIES[name]
+    app.loader.import_default_modules()
+    assert entry["task"] in app.tasks
+    assert entry["options"]["queue"] in app.amqp.queues
+    assert entry["options"]["priority"] in range(10)
+    assert 0 < entry["options"]["expires"] <= entry["schedule"].run_every.total_seconds()
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_each_entry_s_task_is_guarded_against_a_second_beat(name: str) -> None:
+    app.loader.import_default_modules()
+    assert isinstance(app.tasks[ENTRIES[name]["task"]], PeriodicTask)
+
+
+def test_a_canary_leaves_a_sign_with_its_wait(client: Redis) -> None:
+    published = time.time() - 5
+    maintenance.canary.apply(headers={"published_at": published}, routing_key="low")
+    sign = json.loads(client.get("canary:low"))
+    assert 5 <= sign["waited"] < 60
+    assert sign["ran"] >= published + 5
+    assert 0 < client.ttl("canary:low") <= maintenance.KEPT_FOR
+
+
+def test_the_report_is_returned_and_kept(client: Redis) -> None:
+    client.set("canary:high", json.dumps({"ran": 1.0}))
+    register(client, "low@alive", 1)
+    register(client, "low@killed", 100)
+    report = maintenance.report.apply().get()
+    assert report["canaries"] == {"high": {"ran": 1.0}, "low": None}
+    assert report["workers"] == {"alive": 1, "gone": ["low@killed"]}
+    assert report["index"]["documents"] == 0
+    assert json.loads(client.get("report:last")) == report
+
+
+def test_workers_gone_for_a_day_are_forgotten(client: Redis) -> None:
+    register(client, "low@alive", 1)
+    register(client, "low@yesterday", 86_000)
+    register(client, "low@older", 87_000)
+    assert maintenance.expire.apply().get()["workers"] == ["low@older"]
+    assert set(client.hkeys("celery-workers")) == {"low@alive", "low@yesterday"}

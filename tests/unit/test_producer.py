@@ -1,0 +1,514 @@
+"""The producer: profiles and their mistakes, pacing on a clock of its own, a deep queue, a Redis that is away."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import pytest
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+import producer
+from producer import MAX_LATE, PROFILES, Producer, Stream, chosen_profile, main
+from profiles import Profile, ProfileError, load_profiles
+from settings import settings
+from stack.poll import poll_until
+from unit.redis_server import RedisServer, free_port
+
+ADD = {"task": "tasks.basic.add", "args": [[1, 2], [3, 4], [5, 6]]}
+SEARCH = {"task": "tasks.search.search", "args": [["json"], ["socket"]]}
+
+
+def profile(duration: str | None = None, seed: int = 1, **send: dict[str, object]) -> Profile:
+    return Profile.model_validate({"seed": seed, "send": send} | ({"for": duration} if duration else {}))
+
+
+# --- Profiles ---
+
+
+def test_the_profiles_that_come_with_it() -> None:
+    profiles = load_profiles(PROFILES)
+    assert set(profiles) == {"steady", "flood", "bursts", "failures", "idle"}
+    assert profiles["idle"].send == {}
+    for name in set(profiles) - {"idle"}:
+        assert "high" in {sending.routed for sending in profiles[name].send.values()}, "queries go on in every profile"
+    assert {sending.routed for sending in profiles["steady"].send.values()} == {"high", "low"}
+    low = sum(sending.rate for sending in profiles["flood"].send.values() if sending.routed == "low")
+    assert low * 60 >= 5000, "a flood of a minute is thousands of messages"
+
+
+def test_all_keys(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text(
+        '[x]\nfor = "1.5m"\nseed = 7\n[x.send.a]\ntask = "tasks.basic.add"\nrate = 2\nargs = [[1, 2]]\nbatch = 3\n'
+        'queue = "high"\npriority = 0\n'
+    )
+    loaded = load_profiles(tmp_path / "p.toml")["x"]
+    assert (loaded.duration, loaded.seed) == (90, 7)
+    sending = loaded.send["a"]
+    assert (sending.task, sending.rate, sending.args, sending.batch) == ("tasks.basic.add", 2, [[1, 2]], 3)
+    assert (sending.queue, sending.routed, sending.priority) == ("high", "high", 0)
+
+
+VALID = {"task": '"tasks.basic.add"', "rate": "1", "args": "[[1, 2]]"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"task": '"tasks.basic.ad"'},
+            r"x.send.a.task: no such task; choose one of tasks.*tasks.basic.add,.*'tasks.basic.ad'$",
+        ),
+        ({"task": '"celery.ping"'}, r"x.send.a.task: no such task; .*; it is 'celery.ping'$"),
+        ({"task": None}, r"x.send.a.task: is missing$"),
+        ({"rate": None}, r"x.send.a.rate: is missing$"),
+        ({"rate": "0"}, r"x.send.a.rate: should be greater than 0; it is 0$"),
+        ({"rate": "10001"}, r"x.send.a.rate: should be less than or equal to 10000; it is 10001$"),
+        ({"rate": '"5/s"'}, r"x.send.a.rate: should be a valid number; it is '5/s'$"),
+        ({"rate": "nan"}, r"x.send.a.rate: should be a finite number; it is nan$"),
+        ({"rate": "true"}, r"x.send.a.rate: should be a valid number; it is True$"),
+        ({"batch": "0"}, r"x.send.a.batch: should be greater than or equal to 1; it is 0$"),
+        ({"queue": '"hihg"'}, r"x.send.a.queue: no such queue; choose one of high, low; it is 'hihg'$"),
+        ({"priority": "10"}, r"x.send.a.priority: should be less than or equal to 9; it is 10$"),
+        ({"priority": "-1"}, r"x.send.a.priority: should be greater than or equal to 0; it is -1$"),
+        ({"args": "[1, 2]"}, r"x.send.a.args: must be lists of arguments, like \[\[1, 2\], .*; it is \[1, 2\]$"),
+        ({"args": "[]"}, r"x.send.a.args: must be lists of arguments, .*; it is \[\]$"),
+        ({"args": "[[1]]"}, r"x.send.a.args: tasks.basic.add cannot be called with \[1\]: .*'y'; it is \[\[1\]\]$"),
+        ({"args": None}, r"x.send.a.args: tasks.basic.add cannot be called with \[\]: "),
+        ({"rat": "1"}, r"x.send.a.rat: unknown key; choose one of task, rate, args, batch, queue, priority$"),
+    ],
+)
+def test_a_mistake_in_what_is_sent(change: dict[str, str | None], message: str, tmp_path: Path) -> None:
+    lines = [f"{key} = {value}" for key, value in {**VALID, **change}.items() if value is not None]
+    (tmp_path / "p.toml").write_text("\n".join(["[x.send.a]", *lines]))
+    with pytest.raises(ProfileError) as raised:
+        load_profiles(tmp_path / "p.toml")
+    assert re.match(rf"p\.toml: {message}", str(raised.value))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[x]\nfor = "5 min"', r"x.for: must be a number and s, m or h, like 60s, 5m or 1h; it is '5 min'$"),
+        ("[x]\nfor = 60", r"x.for: must be a number and s, m or h, like 60s, 5m or 1h; it is 60$"),
+        ('[x]\nseed = "a"', r"x.seed: should be a valid integer; it is 'a'$"),
+        ("[x]\nspeed = 1", r"x.speed: unknown key; choose one of for, seed, send$"),
+        ("x = 1", r"x: must be a table; it is 1$"),
+        ("[x]\nsend = 1", r"x.send: must be a table; it is 1$"),
+        ("[x.send]\na = 1", r"x.send.a: must be a table; it is 1$"),
+        ("[x]\ny = \n[z]", r"not TOML: .*line 2"),
+        (None, r"cannot be read: No such file or directory; it is /.*/p.toml$"),
+    ],
+)
+def test_a_mistake_in_a_profile(text: str | None, message: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(ProfileError) as raised:
+        load_profiles(tmp_path / "p.toml")
+    assert re.match(rf"p\.toml: {message}", str(raised.value))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_command_line_overrides_the_environment_and_that_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PROFILE", "FOR", "SEED"):
+        monkeypatch.delenv(name, raising=False)
+    name, chosen = chosen_profile([])
+    assert (name, chosen.duration, chosen.seed) == ("steady", None, 1)
+    monkeypatch.setenv("PROFILE", "flood")
+    monkeypatch.setenv("FOR", "1.5m")
+    monkeypatch.setenv("SEED", "5")
+    name, chosen = chosen_profile([])
+    assert (name, chosen.duration, chosen.seed) == ("flood", 90, 5)
+    name, chosen = chosen_profile(["--profile", "idle", "--for", "2h", "--seed", "6"])
+    assert (name, chosen.duration, chosen.seed) == ("idle", 7200, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "stedy"], "no 'stedy' in profiles.toml; choose one of steady, flood, bursts, failures, idle"),
+        (["--for", "60"], "FOR: must be a number and s, m or h, like 60s, 5m or 1h; it is '60'"),
+        (["--for", "0s"], "FOR: must be a number and s, m or h, like 60s, 5m or 1h; it is '0s'"),
+        (["--seed", "x"], "SEED: must be an integer; it is 'x'"),
+    ],
+)
+def test_a_mistake_in_an_option_exits_with_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+# --- Pacing, on a clock that moves only when the producer sleeps or publishes ---
+
+
+@dataclass
+class World:
+    """A clock and a Redis, in seconds since the start."""
+
+    heartbeat: Path
+    now: float = 0.0
+    cost: float = 0.0  # of a publish
+    away: tuple[float, float] = (0.0, 0.0)  # from, until
+    hangs: float = 0.0  # a publish waits so long before it fails
+    depths: dict[str, int] = field(default_factory=dict)
+    sent: list[tuple[float, str, list[object]]] = field(default_factory=list)
+    tried: list[tuple[float, str]] = field(default_factory=list)  # time, task id
+    naps: int = 0
+    beats: list[float] = field(default_factory=list)
+
+    def sleep(self, seconds: float) -> None:
+        self.naps += 1
+        self.now += seconds
+        if self.heartbeat.exists():
+            self.heartbeat.unlink()
+            self.beats.append(self.now)
+
+    def publish(self, stream: Stream) -> None:
+        self.tried.append((self.now, stream.task_id))
+        if self.away[0] <= self.now < self.away[1]:
+            self.now += self.hangs
+            if self.now < self.away[1]:
+                raise OperationalError("Connection refused")
+        self.now += self.cost
+        self.sent.append((self.now, stream.sending.task, stream.args))
+
+    def look(self, queues: Iterable[str]) -> dict[str, int]:
+        return {queue: self.depths.get(queue, 0) for queue in queues}
+
+    def run(self, sending: Profile) -> Producer:
+        made = Producer(sending, clock=lambda: self.now, sleep=self.sleep, depths=self.look)
+        made.run()
+        return made
+
+    def times(self, task: str) -> list[float]:
+        return [when for when, name, _ in self.sent if name == task]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    made = World(tmp_path / "heartbeat")
+    monkeypatch.setattr(settings, "run_dir", tmp_path)
+    monkeypatch.setattr(Stream, "publish", lambda stream: made.publish(stream))
+    return made
+
+
+def test_the_seed_decides_tasks_and_arguments(world: World) -> None:
+    def messages(seed: int) -> list[tuple[str, list[object]]]:
+        world.sent, world.now = [], 0.0
+        world.run(profile("30s", seed, queries={**SEARCH, "rate": 3}, sums={**ADD, "rate": 7}))
+        return [(task, args) for _, task, args in world.sent]
+
+    first = messages(1)
+    assert len(first) == 30 * 10
+    assert messages(1) == first
+    assert messages(2) != first
+    assert [task for task, _ in messages(2)] == [task for task, _ in first]
+
+
+def test_a_stream_draws_the_same_whatever_runs_beside_it(world: World) -> None:
+    world.run(profile("10s", sums={**ADD, "rate": 5}))
+    alone = [args for _, _, args in world.sent]
+    world.sent, world.now = [], 0.0
+    world.run(profile("10s", other={**SEARCH, "rate": 50}, sums={**ADD, "rate": 5}))
+    assert [args for _, task, args in world.sent if task == ADD["task"]] == alone
+
+
+@pytest.mark.parametrize("rate", [0.1, 3, 300])
+def test_each_message_is_sent_when_it_is_due(world: World, rate: float) -> None:
+    world.run(profile("60s", sums={**ADD, "rate": rate}))
+    assert world.times("tasks.basic.add") == pytest.approx([i / rate for i in range(round(60 * rate))], abs=1e-6)
+
+
+def test_a_batch_is_sent_at_once_and_the_rate_is_kept(world: World) -> None:
+    world.run(profile("60s", sums={**ADD, "rate": 10, "batch": 200}))
+    assert world.times("tasks.basic.add") == pytest.approx([0.0] * 200 + [20.0] * 200 + [40.0] * 200)
+
+
+def test_publishing_takes_time_and_the_rate_is_kept(world: World) -> None:
+    world.cost = 0.002
+    world.run(profile("60s", sums={**ADD, "rate": 300}))
+    assert len(world.sent) == 60 * 300
+
+
+def test_more_than_can_be_sent_does_not_starve_the_rest(world: World) -> None:
+    world.cost = 0.002  # 500 messages a second
+    world.run(profile("60s", sums={**ADD, "rate": 5000, "batch": 500}, queries={**SEARCH, "rate": 10}))
+    queries = world.times("tasks.search.search")
+    assert queries == pytest.approx([i / 10 for i in range(600)], abs=0.01)
+    assert len(world.sent) == pytest.approx(30_000, rel=0.01)
+
+
+def test_a_stall_is_not_followed_by_a_burst_of_all_it_missed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleep(seconds: float) -> None:
+        stall = 300 if world.now < 10 <= world.now + seconds else 0
+        world.now += seconds + stall
+
+    monkeypatch.setattr(world, "sleep", sleep)
+    made = world.run(profile("330s", sums={**ADD, "rate": 100}))
+    assert len(world.sent) == pytest.approx(30 * 100, abs=2)
+    assert made.unpublished.total() == 0
+
+
+def test_a_short_stall_is_caught_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleep(seconds: float) -> None:
+        world.now += seconds + (MAX_LATE - 1 if world.now < 10 <= world.now + seconds else 0)
+
+    monkeypatch.setattr(world, "sleep", sleep)
+    world.run(profile("30s", sums={**ADD, "rate": 100}))
+    assert len(world.sent) == 30 * 100
+
+
+def test_idle_sends_nothing_rests_and_is_healthy(world: World) -> None:
+    world.run(profile("60s"))
+    assert world.sent == []
+    assert world.naps <= 60 * 2 + 1
+    assert max(b - a for a, b in zip([0.0, *world.beats], world.beats, strict=False)) < 5
+
+
+# --- Back-pressure ---
+
+
+def test_a_deep_queue_holds_back_its_own_messages_only(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(settings, "max_queue_depth", 100)
+
+    def look(queues: Iterable[str]) -> dict[str, int]:
+        low = 101 if 10 <= world.now < 20 else 90 if 20 <= world.now < 30 else 0
+        throttled = producer.THROTTLED.labels("low")._value.get()
+        seen.append((world.now, throttled))
+        return {"high": 100, "low": low}
+
+    seen: list[tuple[float, float]] = []
+    monkeypatch.setattr(world, "look", look)
+    made = world.run(profile("60s", queries={**SEARCH, "rate": 2}, sums={**ADD, "rate": 10}))
+    assert world.times("tasks.search.search") == pytest.approx([i / 2 for i in range(120)], abs=1e-6)
+    held = [when for when in world.times("tasks.basic.add") if 11 <= when < 30]
+    assert held == [], "not between more than the limit and less than 80 % of it"
+    assert len(world.times("tasks.basic.add")) == pytest.approx(400, abs=15), "and no burst afterwards"
+    assert made.unpublished.total() == 0, "what is held back is sent later"
+    assert {throttled for when, throttled in seen if 12 <= when < 30} == {1}
+    assert {throttled for when, throttled in seen if when < 10 or when > 32} == {0}
+    assert [record.message for record in caplog.records] == [
+        "queue low holds 101 messages, more than 100: holding its messages back",
+        "queue low is down to 0 messages: sending to it again",
+    ]
+    assert max(b - a for a, b in zip(world.beats, world.beats[1:], strict=False)) < 5, "healthy meanwhile"
+
+
+# --- Redis away ---
+
+
+def test_while_redis_is_away_it_tries_counts_and_says_so_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.away = (10.0, 40.0)
+    before = producer.UNPUBLISHED.labels("tasks.basic.add")._value.get()
+    made = world.run(profile("60s", sums={**ADD, "rate": 10}))
+    assert made.published.total() + made.unpublished.total() == 600, "each message is one or the other"
+    assert made.unpublished.total() == pytest.approx((30 - MAX_LATE) * 10, abs=15)
+    assert producer.UNPUBLISHED.labels("tasks.basic.add")._value.get() - before == made.unpublished.total()
+    tries = [when for when, _ in world.tried if 10 <= when < 40]
+    assert len(tries) == pytest.approx(30, abs=2), "one a second, for as long as it takes"
+    assert [record.message for record in caplog.records] == [
+        "Redis takes no messages (Connection refused); trying again every 1 s",
+        f"Redis takes messages again, after 30.0 s; {made.unpublished.total()} could not be published",
+    ]
+    burst = [when for when in world.times("tasks.basic.add") if 40 <= when < 41]
+    assert len(burst) <= (MAX_LATE + 1) * 10 + 1
+    assert not [when for when in world.beats if 15 < when < 40], "unhealthy"
+    assert [when for when in world.beats if when > 40], "healthy again"
+
+
+def test_tries_of_one_message_have_one_task_id(world: World) -> None:
+    world.away = (10.0, 13.5)
+    made = world.run(profile("20s", sums={**ADD, "rate": 1}))
+    assert made.unpublished.total() == 0
+    ids = [task_id for when, task_id in world.tried if 10 <= when <= 14]
+    assert len(ids) >= 4
+    assert len(set(ids[:5])) == 1
+    assert len({task_id for _, task_id in world.tried}) == 20, "and no two messages share one"
+
+
+def test_a_try_that_hangs_and_then_succeeds_hides_nothing(world: World) -> None:
+    world.away, world.hangs = (10.0, 41.0), 8.0
+    made = world.run(profile("60s", sums={**ADD, "rate": 10}))
+    assert made.published.total() + made.unpublished.total() == 600
+
+
+def test_what_was_due_at_the_end_counts_as_unpublished(world: World) -> None:
+    world.away = (10.0, 99.0)
+    made = world.run(profile("12s", sums={**ADD, "rate": 10}))
+    assert (made.published.total(), made.unpublished.total()) == (100, 20)
+    assert made.summary() == "published 100, unpublished 20 in 12.0 s: tasks.basic.add 100"
+
+
+def test_a_queue_that_was_held_back_does_not_keep_it_from_trying(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all its queues held back it sends nothing, so it must not wait for a message to tell that Redis is back."""
+    monkeypatch.setattr(settings, "max_queue_depth", 100)
+
+    def look(queues: Iterable[str]) -> dict[str, int]:
+        if 10 <= world.now < 20:
+            raise RedisError("away")
+        return {"low": 200 if world.now < 10 else 0}
+
+    monkeypatch.setattr(world, "look", look)
+    world.away = (10.0, 20.0)
+    world.run(profile("30s", sums={**ADD, "rate": 10}))
+    assert len([when for when in world.times("tasks.basic.add") if when > 21]) == pytest.approx(90, abs=15)
+
+
+# --- The program against a real Redis ---
+
+
+class Running:
+    """`python producer.py` as the container runs it."""
+
+    def __init__(self, server: RedisServer, folder: Path, *arguments: str, **environment: str) -> None:
+        self.metrics_port, self.heartbeat = free_port(), folder / "heartbeat"
+        url = f"redis://default:any@127.0.0.1:{server.port}/0"
+        env = {**os.environ, "REDIS_BROKER_URL": url, "REDIS_RESULTS_URL": url, "RUN_DIR": str(folder)}
+        env |= {"METRICS_PORT": str(self.metrics_port), **environment}
+        self._log: Path = folder / "log"
+        with self._log.open("w") as log:
+            self.process = self._start(arguments, env, log)
+
+    @staticmethod
+    def _start(arguments: tuple[str, ...], env: dict[str, str], log: IO[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, str(PROFILES.with_name("producer.py")), *arguments], env=env, stdout=log, stderr=log
+        )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples; 0 when it has none yet."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as response:
+            lines = response.read().decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{re.escape(name)}[ {{]", line + " "))
+
+    def await_log(self, text: str, timeout: float = 30) -> None:
+        poll_until(lambda: text in self.log, f"the producer to say {text!r}", timeout)
+
+    def ended(self, timeout: float) -> tuple[int, int, int]:
+        """Exit code, and what its last line says it published and did not."""
+        code = self.process.wait(timeout)
+        last = self.log.splitlines()[-1]
+        match = re.match(r"published (\d+), unpublished (\d+) in [\d.]+ s", last)
+        assert match, f"no summary but {last!r}"
+        return code, int(match[1]), int(match[2])
+
+
+@contextmanager
+def running(server: RedisServer, folder: Path, *arguments: str, **environment: str) -> Iterator[Running]:
+    made = Running(server, folder, *arguments, **environment)
+    try:
+        yield made
+    except BaseException as error:
+        error.add_note(made.log)
+        raise
+    finally:
+        made.process.kill()
+        made.process.wait()
+
+
+def depth(server: RedisServer, queue: str) -> int:
+    return sum(int(server.client.llen(f"{queue}:{step}" if step else queue)) for step in range(10))
+
+
+def test_what_it_says_is_in_the_queues(redis_server: RedisServer, tmp_path: Path) -> None:
+    with running(redis_server, tmp_path, "--profile", "flood", "--for", "3s") as run:
+        code, published, unpublished = run.ended(timeout=60)
+    assert code == 0
+    assert unpublished == 0
+    assert depth(redis_server, "low") + depth(redis_server, "high") == published > 200
+    assert int(redis_server.client.llen("low:7")) > int(redis_server.client.llen("low:5")) > 0
+    assert depth(redis_server, "high") == 15, "5 a second"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_ends_it_soon_with_its_summary(redis_server: RedisServer, tmp_path: Path, number: int) -> None:
+    with running(redis_server, tmp_path, "--profile", "flood") as run:
+        poll_until(lambda: depth(redis_server, "low") > 50, "messages in queue low", timeout=60)
+        run.process.send_signal(number)
+        code, published, _ = run.ended(timeout=10)
+    assert code == 0
+    assert depth(redis_server, "low") + depth(redis_server, "high") == published
+
+
+def test_redis_away_and_back(redis_server: RedisServer, tmp_path: Path) -> None:
+    with running(redis_server, tmp_path, "--profile", "flood") as run:
+        poll_until(lambda: depth(redis_server, "high") > 5, "messages in queue high", timeout=60)
+        assert run.metric("celery_producer_last_publish_timestamp_seconds") == pytest.approx(time.time(), abs=30)
+        with redis_server.stopped():
+            run.await_log("Redis takes no messages")
+            beat = run.heartbeat.stat().st_mtime
+            poll_until(
+                lambda: run.metric("celery_producer_unpublished_total") > 100, "unpublished messages", timeout=60
+            )
+            assert run.heartbeat.stat().st_mtime == beat, "its health check must fail when this goes on"
+        run.await_log("Redis takes messages again")
+        poll_until(lambda: depth(redis_server, "high") > 5, "messages in queue high again", timeout=60)
+        poll_until(lambda: run.heartbeat.stat().st_mtime > beat, "a heartbeat", timeout=60)
+        metric = run.metric("celery_producer_unpublished_total")
+        run.process.terminate()
+        code, _, unpublished = run.ended(timeout=10)
+    assert code == 0
+    assert unpublished == metric
+    assert run.log.count("Redis takes") == 2, "once each"
+
+
+def test_it_can_be_stopped_while_redis_is_frozen(redis_server: RedisServer, tmp_path: Path) -> None:
+    with running(redis_server, tmp_path, "--profile", "flood") as run:
+        poll_until(lambda: depth(redis_server, "high") > 5, "messages in queue high", timeout=60)
+        with redis_server.frozen():
+            run.await_log("Redis takes no messages")
+            run.process.terminate()
+            code, _, unpublished = run.ended(timeout=10)
+    assert code == 0
+    assert unpublished > 0
+
+
+def test_it_starts_without_redis_and_waits_for_it(redis_server: RedisServer, tmp_path: Path) -> None:
+    with redis_server.stopped():
+        run = Running(redis_server, tmp_path, "--profile", "steady")
+        try:
+            run.await_log("Redis takes no messages")
+        except BaseException:
+            run.process.kill()
+            raise
+    try:
+        run.await_log("Redis takes messages again")
+        poll_until(lambda: depth(redis_server, "high") > 0, "messages in queue high", timeout=60)
+        assert run.process.poll() is None
+    finally:
+        run.process.kill()
+        run.process.wait()
+
+
+def test_a_deep_queue_of_a_real_redis(redis_server: RedisServer, tmp_path: Path) -> None:
+    with running(redis_server, tmp_path, "--profile", "flood", MAX_QUEUE_DEPTH="300") as run:
+        run.await_log("queue low holds", timeout=60)
+        poll_until(lambda: run.metric("celery_producer_throttled") == 1, "queue low to be throttled", timeout=30)
+        low, high = depth(redis_server, "low"), depth(redis_server, "high")
+        assert low > 300
+        poll_until(lambda: depth(redis_server, "high") > high + 5, "queries to go on", timeout=30)
+        assert depth(redis_server, "low") == low, "nothing is added to the deep queue"
+        redis_server.client.delete("low:5", "low:7")
+        run.await_log("sending to it again")
+        poll_until(lambda: depth(redis_server, "low") > 0, "messages in queue low again", timeout=30)

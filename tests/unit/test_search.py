@@ -1,0 +1,108 @@
+"""The tasks around the index: a run as a chord, and its mending."""
+
+import time
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+from redis import Redis
+
+import settings as configuration
+from tasks import inverted_index, search
+from tasks.corpus import list_files
+from tasks.count import Totals, count
+from unit.redis_server import RedisServer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(30):
+        (tmp_path / f"{number:02}.txt").write_text("word " * number + "end")
+    return tmp_path
+
+
+@pytest.fixture
+def client(redis_server: RedisServer, folder: Path, monkeypatch: pytest.MonkeyPatch, eager: None) -> Redis:
+    """The tasks work on this Redis and folder, and run in this process when they are sent."""
+    client = Redis.from_url(redis_server.url, decode_responses=True)
+    monkeypatch.setattr(search, "results_client", lambda: client)
+    monkeypatch.setattr(configuration.settings, "corpus_dir", folder)
+    return client
+
+
+def test_a_run_is_a_chord_that_publishes(client: Redis, folder: Path) -> None:
+    started = search.index_corpus.apply(task_id="run").get()
+    assert started == {"run": "run", "state": "counting", "chunks": 2}
+    assert search.stats.delay().get()["generation"] == "run"
+    assert Totals(**search.audit.delay().get()) == count(folder, 1_000_000)
+    assert search.search.delay("word", 1).get()["best"] == [{"name": "29.txt", "count": 29}]
+
+
+def test_a_run_delivered_twice_goes_on_and_a_second_run_does_not(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "chord", Mock())  # as if its worker had died before sending it
+        search.index_corpus.apply(task_id="run")
+        assert search.index_corpus.apply(task_id="other").get() == {"run": "run", "state": "active already"}
+    search.index_corpus.apply(task_id="run")
+    assert client.get(inverted_index.CURRENT) == "run"
+    assert search.index_corpus.apply(task_id="run").get() == {"run": "run", "state": "published"}
+
+
+def test_an_empty_folder_makes_an_empty_index(client: Redis, folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    search.index_corpus.apply(task_id="run")
+    assert (client.get(inverted_index.CURRENT), search.stats.delay().get()["documents"]) == ("run", 0)
+
+
+def test_a_missing_folder_is_a_failure_that_leaves_the_index(
+    client: Redis, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search.index_corpus.apply(task_id="run")
+    monkeypatch.setattr(configuration.settings, "corpus_dir", folder / "missing")
+    with pytest.raises(NotADirectoryError, match="CORPUS_DIR"):
+        search.index_corpus.apply(task_id="next").get()
+    assert search.stats.delay().get()["documents"] == 30
+
+
+def lose_all_but(client: Redis, folder: Path, chunks: list[int]) -> None:
+    """A run whose other chunks, and callback, were lost."""
+    inverted_index.start(client, "run", *list_files(folder, 1000))
+    for chunk in chunks:
+        inverted_index.count_chunk(client, "run", chunk, folder, 1000)
+
+
+def test_reconcile_publishes_when_the_callback_never_came(client: Redis, folder: Path) -> None:
+    lose_all_but(client, folder, [0, 1])
+    assert search.reconcile() == {"run": "run", "state": "published", "missing": 0, "dispatched": 0}
+    assert search.reconcile() == {"run": None}
+    assert Totals(**search.audit.delay().get()) == count(folder, 1_000_000)
+
+
+def test_reconcile_dispatches_what_is_overdue_and_publishes_next_time(client: Redis, folder: Path) -> None:
+    lose_all_but(client, folder, [0])
+    assert search.reconcile() == {"run": "run", "state": "counting", "missing": 1, "dispatched": 0}
+    client.hset("run:run", mapping=dict.fromkeys(("progress", "dispatched"), time.time() - inverted_index.RUN_DEADLINE))
+    assert search.reconcile() == {"run": "run", "state": "counting", "missing": 1, "dispatched": 1}
+    assert search.reconcile()["state"] == "published"
+    assert Totals(**search.audit.delay().get()) == count(folder, 1_000_000)
+
+
+def test_reconcile_gives_up_what_is_stuck(client: Redis, folder: Path) -> None:
+    lose_all_but(client, folder, [0])
+    client.hset("run:run", "progress", time.time() - inverted_index.RUN_ABANDONED_AFTER - 1)
+    assert search.reconcile() == {"run": "run", "state": "abandoned"}
+    assert search.reconcile() == {"run": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("",), "term: a search takes one word"), (("x" * 65,), "limit is 64"), (("word", 0), "limit: a number from 1")],
+)
+def test_a_bad_query_fails_at_once(client: Redis, arguments: tuple[object, ...], message: str) -> None:
+    result = search.search.apply(args=arguments)
+    assert result.state == "FAILURE"
+    with pytest.raises(ValueError, match=message):
+        result.get()
