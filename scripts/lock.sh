@@ -9,4 +9,5 @@ lock() { # folder, options
 
 lock services/celery ../ --python-version 3.13
 lock services/queue-exporter ../ --python-version 3.13
+lock offline/celery-exporter ../ --python-version 3.13
 lock tests "" --python-version 3.11 --universal # the host's Python

@@ -19,6 +19,8 @@ class Task(celery.Task):
     """The base of every task here."""
 
     Request = Request
+    max_retries = 3
+    default_retry_delay = 5  # s; Celery's 3 minutes would outlast the visibility timeout
 
 
 class App(Celery):

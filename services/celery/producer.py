@@ -10,7 +10,8 @@ from collections import Counter as Count
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
-from typing import Any, NoReturn
+from threading import Event, Thread
+from typing import Any
 from uuid import uuid4
 
 import prometheus_client
@@ -21,7 +22,7 @@ import timing
 from celery_app import app
 from metrics.exposition import registry, serve
 from profiles import Profile, ProfileError, Sending, load_profiles, seconds
-from settings import broker_client, settings
+from settings import PRIORITIES, broker_client, priority_lists, settings
 
 logger = logging.getLogger("producer")
 
@@ -31,7 +32,6 @@ MAX_LATE = 5.0  # s; what is later is not sent any more, so that a stall is not 
 RETRY_INTERVAL = 1.0  # s between two tries while Redis is away
 DEPTH_INTERVAL = 1.0  # s between two looks at the queues' depths
 RESUME_BELOW = 0.8  # of max_queue_depth; resuming right at the limit would stop and go every second
-MAX_NAP = 0.5  # s; a stop is noticed at least so often
 STOP_WITHIN = 0.5  # s that a publish in flight may still take after a stop
 
 LAST_PUBLISH = prometheus_client.Gauge(
@@ -91,35 +91,30 @@ class Stream:
 
 def queue_depths(queues: Iterable[str]) -> dict[str, int]:
     """Waiting messages of each queue, over all its priorities. Raises RedisError."""
-    options = app.conf.broker_transport_options
     names = list(queues)
     with broker_client().pipeline(transaction=False) as pipe:
         for name in names:
-            for step in options["priority_steps"]:
-                pipe.llen(f"{name}{options['sep']}{step}" if step else name)
+            for priority_list in priority_lists(name):
+                pipe.llen(priority_list)
         lengths = pipe.execute()
-    steps = len(options["priority_steps"])
-    return {name: sum(lengths[i * steps : (i + 1) * steps]) for i, name in enumerate(names)}
-
-
-class Interrupted(BaseException):
-    """A stop while a publish was stuck. No Exception: kombu would take it for an error of the connection."""
+    return {name: sum(lengths[i * PRIORITIES : (i + 1) * PRIORITIES]) for i, name in enumerate(names)}
 
 
 class Producer:
     """Sends a profile's messages, each when it is due, one of each stream in turn so that no stream starves another.
 
-    Times are seconds on `clock`, which is monotonic; it and `sleep` are replaced in tests.
+    Times are seconds on `clock`, which is monotonic; it, `sleep` and `depths` are replaced in tests.
     """
 
     def __init__(
         self,
         profile: Profile,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
         depths: Callable[[Iterable[str]], dict[str, int]] = queue_depths,
     ) -> None:
-        self._clock, self._sleep, self._depths = clock, sleep, depths
+        self.stopping = Event()
+        self._clock, self._sleep, self._depths = clock, sleep or self.stopping.wait, depths
         self._start = clock()
         self._end = self._start + profile.duration if profile.duration else float("inf")
         self._streams = [Stream(name, sending, profile.seed, self._start) for name, sending in profile.send.items()]
@@ -128,7 +123,6 @@ class Producer:
         self._away_since: float | None = None
         self._given_up = 0  # since Redis went away
         self._next_try = self._next_depths = self._next_heartbeat = self._start
-        self._stopping = False
         self.published: Count[str] = Count()
         self.unpublished: Count[str] = Count()
         for queue in self._queues:
@@ -136,25 +130,13 @@ class Producer:
         for stream in self._streams:
             UNPUBLISHED.labels(stream.sending.task)
 
-    def stop(self, *_: object) -> None:
-        """Signal handler: stop soon. What is being published may finish, unless it is stuck."""
-        self._stopping = True
-        signal.setitimer(signal.ITIMER_REAL, STOP_WITHIN)
-
-    @staticmethod
-    def interrupt(*_: object) -> NoReturn:
-        """Signal handler of the timer that `stop` sets."""
-        raise Interrupted
-
     def run(self) -> None:
-        """Send until the profile's time is over or `stop` is called."""
-        stuck = False
-        try:
-            while not self._stopping and (now := self._clock()) < self._end:
-                self._turn(now)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        except Interrupted:
-            stuck = True
+        """Send until the profile's time is over or `stopping` is set."""
+        while not self.stopping.is_set() and (now := self._clock()) < self._end:
+            self._turn(now)
+
+    def finish(self, stuck: bool = False) -> None:
+        """After `run`, or when it is stuck in a publish: what was due and could not be published is given up."""
         if stuck or self._away_since is not None:
             self._give_up(due_before=min(self._clock(), self._end))
 
@@ -178,13 +160,13 @@ class Producer:
             for stream in self._streams:
                 if stream.due <= now and stream.queue not in self._held and not self._publish(stream):
                     break
-        self._sleep(min(max(0.0, self._next_event() - self._clock()), MAX_NAP))
+        self._sleep(max(0.0, self._next_event() - self._clock()))
 
     def _next_event(self) -> float:
         if self._away_since is not None:
             return min(self._next_try, self._end)
         dues = [stream.due for stream in self._streams if stream.queue not in self._held]
-        return min([*dues, self._end, self._next_depths if self._queues else self._end])
+        return min([*dues, self._end, self._next_heartbeat, self._next_depths if self._queues else self._end])
 
     def _limit_lateness(self, now: float) -> None:
         for stream in self._streams:
@@ -305,13 +287,18 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     producer = Producer(profile)
-    signal.signal(signal.SIGALRM, producer.interrupt)
-    signal.signal(signal.SIGTERM, producer.stop)
-    signal.signal(signal.SIGINT, producer.stop)
+    # In a thread, because a name lookup cannot be interrupted: where the redis container is gone it takes Docker 10 s.
+    thread = Thread(target=producer.run, daemon=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: producer.stopping.set())
     serve(settings.metrics_port, registry())
     rate = sum(sending.rate for sending in profile.send.values())
     logger.info("profile %s: %g messages a second, seed %d", name, rate, profile.seed)
-    producer.run()
+    thread.start()
+    while thread.is_alive() and not producer.stopping.is_set():
+        thread.join(0.25)
+    thread.join(STOP_WITHIN)
+    producer.finish(stuck=thread.is_alive())
     print(producer.summary(), flush=True)
     return 0
 

@@ -169,7 +169,7 @@ def _transaction(client: Any, commands: tuple[list[Any], ...]) -> None:
 def waiting(queue: str) -> dict[str, int]:
     """Messages in each priority list of a queue, counted by Redis."""
     client = importlib.import_module("settings").broker_client()
-    lists = [queue, *(f"{queue}:{step}" for step in range(1, 10))]
+    lists = importlib.import_module("settings").priority_lists(queue)
     return {str(step): client.llen(name) for step, name in enumerate(lists)}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from python_on_whales import Container, DockerClient
 from python_on_whales.exceptions import DockerException
 
+from stack import inside
 from stack.inside import Inside
 from stack.poll import poll_until
 from stack.services import SERVICES, Service
@@ -100,12 +101,9 @@ class Stack:
     def container(self, service: str) -> Container:
         """The one container of a service. The client's is that of `inside`."""
         if service == "client":
-            self.inside  # noqa: B018 - starts it
-            filters = [
-                ("label", f"com.docker.compose.project={PROJECT}"),
-                ("label", "com.docker.compose.service=client"),
-            ]
-            found = self.docker.container.list(filters=filters)  # type: ignore[arg-type]
+            self.inside.call(inside.backlog)  # it has started
+            project, name = f"com.docker.compose.project={PROJECT}", "com.docker.compose.service=client"
+            found = self.docker.container.list(filters=[("label", project), ("label", name)])
         else:
             found = self.containers(service)
         (one,) = found
@@ -142,8 +140,6 @@ class Stack:
 
     def wait_idle(self, timeout: float = 120) -> None:
         """Wait until no message waits or is unacknowledged. `steady` traffic leaves such moments."""
-        from stack import inside
-
         poll_until(lambda: self.inside.call(inside.backlog) == 0, "empty queues", timeout)
 
     def scale(self, **replicas: int) -> None:

@@ -388,6 +388,7 @@ def test_the_report_of_many_unusable_files_stays_small(client: Redis, tmp_path: 
     assert report["documents"] == 0
     assert report["unusable"]["count"] == 1000  # type: ignore[index]
     assert len(json.dumps(report)) < 10_000
+    assert len(client.hget("run:run", "unusable")) < 10_000
 
 
 def test_chunks_are_cut_by_number_and_by_bytes() -> None:

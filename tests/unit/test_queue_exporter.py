@@ -268,12 +268,18 @@ class CountingProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._sockets: list[socket.socket] = []
+        self._dropped: set[socket.socket] = set()
+        self.connections = 0
         self.reset()
 
     def reset(self) -> None:
         self.round_trips = 0
         self.bytes_received = 0
         self._client_speaks = False
+
+    def drop(self) -> None:
+        """From now on deliver nothing on the connections that there are."""
+        self._dropped = set(self._sockets)
 
     def __enter__(self) -> CountingProxy:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -291,12 +297,15 @@ class CountingProxy:
                 return
             server = socket.create_connection(("127.0.0.1", self._target_port))
             self._sockets += [client, server]
+            self.connections += 1
             threading.Thread(target=self._pump, args=(client, server, True), daemon=True).start()
             threading.Thread(target=self._pump, args=(server, client, False), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, from_client: bool) -> None:
         try:
             while data := source.recv(65536):
+                if source in self._dropped:
+                    continue
                 if from_client:
                     self.round_trips += not self._client_speaks
                 else:
@@ -537,14 +546,27 @@ def test_redis_stopped_and_started(exporter: Exporter, redis_server: RedisServer
     assert not any(PASSWORD in line for line in exporter.log())
 
 
-def test_redis_frozen(exporter: Exporter, redis_server: RedisServer) -> None:
-    """Simultaneous scrapes do not queue up behind a Redis that does not answer."""
-    assert exporter.scrape()[UP] == 1
-    with redis_server.frozen(), ThreadPoolExecutor(5) as pool:
-        for scrape in [pool.submit(assert_away, exporter) for _ in range(5)]:
-            scrape.result()
-    poll_until(lambda: exporter.scrape()[UP] == 1, "the exporter to find Redis again", timeout=10)
-    assert exporter.scrape()[waiting("high", 0)] == 0
+def test_redis_frozen(start: Start, environment: dict[str, str], redis_server: RedisServer) -> None:
+    """Simultaneous scrapes neither queue up behind a Redis that does not answer nor pile up connections to it."""
+    with CountingProxy(redis_server.port) as proxy:
+        exporter = start(**{**environment, "BROKER_URL": f"redis://exporter@127.0.0.1:{proxy.port}/0"})
+        assert exporter.scrape()[UP] == 1
+        with redis_server.frozen(), ThreadPoolExecutor(5) as pool:
+            for scrape in [pool.submit(assert_away, exporter) for _ in range(5)]:
+                scrape.result()
+            assert proxy.connections <= 2  # one, and one more if a scrape came late
+        poll_until(lambda: exporter.scrape()[UP] == 1, "the exporter to find Redis again", timeout=10)
+        assert exporter.scrape()[waiting("high", 0)] == 0
+
+
+def test_connection_lost_without_a_word(start: Start, environment: dict[str, str], redis_server: RedisServer) -> None:
+    """As when Redis' host vanishes: nothing comes on the old connection, ever; a new one would work."""
+    with CountingProxy(redis_server.port) as proxy:
+        exporter = start(**{**environment, "BROKER_URL": f"redis://exporter@127.0.0.1:{proxy.port}/0"})
+        assert exporter.scrape()[UP] == 1
+        proxy.drop()
+        assert_away(exporter)
+        poll_until(lambda: exporter.scrape()[UP] == 1, "the exporter to connect anew", timeout=15)
 
 
 @pytest.mark.parametrize(
@@ -567,8 +589,11 @@ def test_broker_that_answers_nonsense(start: Start, reply: bytes, pause: float) 
             with client:
                 try:
                     while not done.is_set() and (request := client.recv(65536)):
-                        replies = reply * max(1, request.count(b"*"))
-                        for byte in range(len(replies)) if pause else ():
+                        # The login's commands are answered properly: it is the read that meets nonsense.
+                        replies = (reply if b"LLEN" in request else b"+OK\r\n") * len(
+                            re.findall(rb"\*\d+\r\n", request)
+                        )
+                        for byte in range(len(replies)) if pause and b"LLEN" in request else ():
                             client.sendall(replies[byte : byte + 1])
                             if done.wait(pause):
                                 return

@@ -3,11 +3,11 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from celery.schedules import crontab
 from hypothesis import given
 from hypothesis import strategies as st
 
 from beat_schedule import ENTRIES
-from celery.schedules import crontab
 from scheduler import due_time, every
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC).timestamp()

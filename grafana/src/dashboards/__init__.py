@@ -1,0 +1,1 @@
+"""Grafana's dashboards, as Python. `make dashboards` writes them to grafana/dashboards/ as JSON."""

@@ -1,0 +1,334 @@
+"""Overview: the health of the stack in five seconds. On top what is true now, below by queue how it came about."""
+
+from grafana_foundation_sdk.builders import common, timeseries
+from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.models.common import ScaleDistribution
+from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DynamicConfigValue, GridPos, Panel
+
+from .panels import fixed, graph, number, setting, stacked, timeline
+
+WIDTH = 24  # columns of Grafana's grid
+NUMBER_HEIGHT, GRAPH_HEIGHT = 4, 6  # rows of about 38 px: numbers and three rows of graphs fill a 1920x1080 screen
+
+QUEUE_COLORS = {"high": "orange", "low": "blue"}
+PER_SECOND = "suffix:/s"
+PER_MINUTE = "suffix:/min"
+
+# The last sample of what still reports: without it a rate over 5 m would show its last value for as long.
+FAILURE_SHARE = "queue:celery_task_failures:ratio_rate5m and on (queue) group by (queue) (celery_tasks_total)"
+WAIT = "queue:celery_task_queue_wait_seconds:quantile_rate1m"
+
+
+def now() -> list[Builder[Panel]]:
+    """The top row: green or not."""
+    return [
+        number(
+            "Alerts firing",
+            "Alerts of prometheus/rules/alerts.yml that fire now; Prometheus' page /alerts lists them with what to do.",
+            [('count(ALERTS{alertstate="firing"}) or vector(0)', "")],
+            "none",
+            [(1, "red")],
+        ),
+        number(
+            "Targets down",
+            "Containers that are there and do not answer Prometheus. What has vanished shows below, in Targets.",
+            [("count(up == 0) or 0 * count(up)", "")],
+            "none",
+            [(1, "red")],
+        ),
+        number(
+            "Consumers",
+            "Workers connected to the broker that consume the queue. Scaled to zero or dead: 0.",
+            [("max by (queue) (celery_queue_consumers)", "{{queue}}")],
+            "none",
+            [(1, "green")],
+            base="red",
+        ),
+        number(
+            "Oldest message",
+            "How long the message at the head of the queue has waited. Red where OldestMessageTooOld fires: 30 s on "
+            "the high queue, 5 min on the low one.",
+            [("max by (queue) (celery_queue_oldest_message_age_seconds)", "{{queue}}")],
+            "s",
+            [(60, "yellow"), (300, "red")],
+        )
+        .decimals(0)
+        .override_by_name("high", [tighter((5, "yellow"), (30, "red"))]),
+        number(
+            "Wait, p95",
+            "19 of 20 tasks of the last minute started within this, counted from when they were due. No data: none "
+            "ran.",
+            [(f'{WAIT}{{quantile="0.95"}}', "{{queue}}")],
+            "s",
+            [(60, "yellow"), (300, "red")],
+        ).override_by_name("high", [tighter((1, "yellow"), (10, "red"))]),
+        number(
+            "Failed runs",
+            "Share of the runs of the last 5 minutes that failed, hit the hard time limit, were rejected or lost their "
+            "process. The demo tasks flaky and failing do not count.",
+            [(FAILURE_SHARE, "{{queue}}")],
+            "percentunit",
+            [(0.01, "yellow"), (0.05, "red")],
+        ).decimals(1),
+        number(
+            "Beat's last tick",
+            "Time since beat last looked at its schedule, which it does every 5 s; a scrape may add 5 s.",
+            [("time() - max(celery_beat_last_tick_timestamp_seconds)", "")],
+            "s",
+            [(12, "yellow"), (15, "red")],
+        ).decimals(0),
+        number(
+            "Redis memory",
+            "Share of maxmemory in use. A full Redis refuses writes: publishing fails and workers exit.",
+            [("redis_memory_used_bytes / (redis_memory_max_bytes > 0)", "{{instance}}")],
+            "percentunit",
+            [(0.6, "yellow"), (0.8, "red")],
+        ).decimals(0),
+    ]
+
+
+def queues() -> list[Builder[Panel]]:
+    """What comes in, what goes out, how long it waits."""
+    return [
+        by_queue(
+            graph(
+                "Arrival and service",
+                "Messages published (dashed) and runs ended (solid) per second, retries in both. While more arrives "
+                "than is served the backlog grows.",
+                [
+                    ("queue:celery_tasks:rate1m", "{{queue}} served"),
+                    ("queue:celery_published:rate1m", "{{queue}} arriving"),
+                ],
+                PER_SECOND,
+            )
+        ).override_by_regexp("/arriving/", [setting("custom.lineStyle", {"fill": "dash", "dash": [6, 4]}), no_fill()]),
+        waits("high"),
+        waits("low"),
+        by_queue(
+            graph(
+                "Oldest message",
+                "How long the message at the head of each queue has waited; 0 is an empty queue.",
+                [("max by (queue) (celery_queue_oldest_message_age_seconds)", "{{queue}}")],
+                "s",
+            )
+        ),
+    ]
+
+
+def work() -> list[Builder[Panel]]:
+    """The backlog, and the workers that face it."""
+    return [
+        backlog("high"),
+        backlog("low"),
+        by_queue(
+            graph(
+                "Failed runs",
+                "Share of the runs of the last 5 minutes that failed, hit the hard time limit, were rejected or lost "
+                "their process. The demo tasks flaky and failing do not count.",
+                [(FAILURE_SHARE, "{{queue}}")],
+                "percentunit",
+            ).axis_soft_max(0.05)
+        ),
+        by_queue(
+            graph(
+                "Worker slots",
+                "Tasks that all workers of a queue can run at once (dashed), and those that they are running. Busy at "
+                "the limit while messages wait: scale.",
+                [
+                    ("sum by (job) (celery_worker_slots_busy)", "{{job}} busy"),
+                    ("sum by (job) (celery_worker_slots)", "{{job}} total"),
+                ],
+                "none",
+            )
+        ).override_by_regexp("/total/", [setting("custom.lineStyle", {"fill": "dash", "dash": [6, 4]}), no_fill()]),
+    ]
+
+
+def parts() -> list[Builder[Panel]]:
+    """Who works, who sends."""
+    return [
+        by_queue(
+            graph(
+                "Consumers",
+                "Workers connected to the broker, by queue: follows `make scale`; a killed worker is gone at the next "
+                "scrape.",
+                [("max by (queue) (celery_queue_consumers)", "{{queue}}")],
+                "none",
+            )
+        ).decimals(0),
+        graph(
+            "Beat",
+            "How late each entry was last sent, and the time since beat last looked at its schedule, which it does "
+            "every 5 s.",
+            [
+                ("max by (entry) (celery_beat_lateness_seconds)", "{{entry}}"),
+                ("time() - max(celery_beat_last_tick_timestamp_seconds)", "since the last tick"),
+            ],
+            "s",
+        ).override_by_name("since the last tick", [fixed("gray"), no_fill()]),
+        by_queue(
+            graph(
+                "Producer",
+                "Messages that Redis accepted, by queue; publishes that raised; messages given up on. Shaded: held "
+                "back because the queue is too deep (back-pressure).",
+                [
+                    ('sum by (queue) (rate(celery_published_total{job="producer"}[1m]))', "to {{queue}}"),
+                    (
+                        'sum(rate(celery_publish_failures_total{job="producer"}[1m])) '
+                        'or 0 * count(up{job="producer"} == 1)',
+                        "failed",
+                    ),
+                    ('sum(rate(celery_producer_unpublished_total{job="producer"}[1m]))', "given up"),
+                    ("max by (queue) (celery_producer_throttled)", "{{queue}} throttled"),
+                ],
+                PER_SECOND,
+            )
+        )
+        .override_by_name("failed", [fixed("red")])
+        .override_by_name("given up", [fixed("purple")])
+        .override_by_regexp(
+            "/throttled/",
+            [
+                setting("custom.axisPlacement", "hidden"),
+                setting("max", 1),
+                setting("unit", "bool_yes_no"),
+                setting("custom.lineWidth", 0),
+                setting("custom.fillOpacity", 25),
+                setting("custom.lineInterpolation", "stepAfter"),
+            ],
+        ),
+        graph(
+            "Redis memory",
+            "Used memory; REDIS_MAXMEMORY in .env is the limit. It grows with the backlog (redis), with results and "
+            "the index (redis-results).",
+            [("redis_memory_used_bytes", "{{instance}}")],
+            "bytes",
+        ),
+    ]
+
+
+def below() -> list[Builder[Panel]]:
+    """Second screen: what explains the first."""
+    return [
+        graph(
+            "Taken, not done",
+            "Messages that workers hold unacknowledged, and those of them that wait for a slot or their ETA.",
+            [
+                ("max(celery_unacked_messages)", "unacknowledged"),
+                ("sum by (job) (celery_worker_prefetched_messages)", "{{job}} prefetched"),
+            ],
+            "none",
+        ),
+        graph(
+            "Outcomes",
+            "Runs that ended, by outcome, demo tasks included.",
+            [("sum by (outcome) (rate(celery_tasks_total[1m])) * 60", "{{outcome}}")],
+            PER_MINUTE,
+        ),
+        graph(
+            "Redis clients",
+            "Connections to each Redis. A worker holds about 10 to the broker.",
+            [("redis_connected_clients", "{{instance}}")],
+            "none",
+        ),
+        timeline(
+            "Targets",
+            "Containers of each service that answer Prometheus. Empty: there were none.",
+            [("sum by (job) (up)", "{{job}}")],
+            [(1, "green")],
+            base="red",
+        ),
+    ]
+
+
+def waits(queue: str) -> timeseries.Panel:
+    """Wait quantiles of a queue, on a logarithmic scale: idle and flooded are four orders of magnitude apart."""
+    panel = graph(
+        f"Wait, {queue}",
+        "From when a task was due (published, ETA, retry or redelivery) until it ran, over 1 minute. Half, 95 and 99 "
+        "of 100 tasks waited less. No line: none ran. Logarithmic scale.",
+        [(f'{WAIT}{{queue="{queue}", quantile="{q}"}}', f"p{q[2:]:0<2}") for q in ("0.99", "0.95", "0.5")],
+        "s",
+    )
+    scale = common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10)
+    panel = panel.min(0.001).scale_distribution(scale).fill_opacity(0)
+    for name, color in (("p99", "red"), ("p95", "orange"), ("p50", "green")):
+        panel = panel.override_by_name(name, [fixed(color)])
+    return panel
+
+
+def backlog(queue: str) -> timeseries.Panel:
+    """Waiting messages of a queue, stacked by priority."""
+    query = f'sum by (priority) (max by (queue, priority) (celery_queue_messages{{queue="{queue}", state="waiting"}}))'
+    panel = stacked(
+        graph(
+            f"Backlog, {queue}, by priority",
+            "Messages that wait for a worker, stacked by priority: 0 goes first, 9 last, 5 is the default.",
+            [(query, "{{priority}}")],
+            "short",
+        )
+    )
+    return panel.axis_soft_max(10)
+
+
+def by_queue(panel: timeseries.Panel) -> timeseries.Panel:
+    """Each queue, and the workers of it, in one colour on all panels."""
+    for queue, color in QUEUE_COLORS.items():
+        panel = panel.override_by_regexp(f"/\\b{queue}\\b/", [fixed(color)])
+    return panel
+
+
+def tighter(*steps: tuple[float, str]) -> DynamicConfigValue:
+    """Thresholds of one series, where the panel's are too wide."""
+    all_steps = [{"value": None, "color": "green"}, *({"value": value, "color": color} for value, color in steps)]
+    return setting("thresholds", {"mode": "absolute", "steps": all_steps})
+
+
+def no_fill() -> DynamicConfigValue:
+    """A line only."""
+    return setting("custom.fillOpacity", 0)
+
+
+def overview() -> Dashboard:
+    """The dashboard that Grafana opens with."""
+    dashboard = (
+        Dashboard("Overview")
+        .uid("overview")
+        .description("Celery on Redis: golden signals by queue, workers, beat, producer, Redis.")
+        .tags(["celery"])
+        .time("now-15m", "now")
+        .refresh("5s")
+        .timezone("browser")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+    )
+    y, panel_id = 0, 1
+    for row, height, panels in (
+        ("", NUMBER_HEIGHT, now()),
+        ("Queues", GRAPH_HEIGHT, queues()),
+        ("Backlog and workers", GRAPH_HEIGHT, work()),
+        ("Consumers, beat, producer, Redis", GRAPH_HEIGHT, parts()),
+        ("Details", GRAPH_HEIGHT + 2, below()),
+    ):
+        if row:
+            dashboard.with_row(Row(row).id(panel_id).grid_pos(GridPos(x=0, y=y, w=WIDTH, h=1)))
+            y, panel_id = y + 1, panel_id + 1
+        width = WIDTH // len(panels)
+        for column, panel in enumerate(panels):
+            built = panel.build()
+            built.id_val, built.grid_pos = panel_id, GridPos(x=column * width, y=y, w=width, h=height)
+            dashboard.with_panel(Placed(built))
+            panel_id += 1
+        y += height
+    return dashboard
+
+
+class Placed(Builder[Panel]):
+    """A finished panel, for the dashboard's builder."""
+
+    def __init__(self, panel: Panel) -> None:
+        self._panel = panel
+
+    def build(self) -> Panel:
+        """The panel itself."""
+        return self._panel

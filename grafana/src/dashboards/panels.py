@@ -1,0 +1,131 @@
+"""The three kinds of panels that dashboards are made of, with what is the same in all of them."""
+
+from collections.abc import Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from grafana_foundation_sdk.builders import common, prometheus, stat, statetimeline, timeseries
+from grafana_foundation_sdk.builders.dashboard import FieldColor, ThresholdsConfig
+from grafana_foundation_sdk.models.common import (
+    BigValueColorMode,
+    BigValueGraphMode,
+    BigValueTextMode,
+    LegendDisplayMode,
+    LegendPlacement,
+    SortOrder,
+    StackingMode,
+    TooltipDisplayMode,
+    VisibilityMode,
+    VizOrientation,
+)
+from grafana_foundation_sdk.models.dashboard import (
+    DataSourceRef,
+    DynamicConfigValue,
+    FieldColorModeId,
+    Threshold,
+    ThresholdsMode,
+)
+
+PROMETHEUS = DataSourceRef(type_val="prometheus", uid="prometheus")  # uid: grafana/provisioning/datasources/
+
+# (PromQL, legend)
+Query = tuple[str, str]
+# From which value on which colour; below the first it is green, or `base`.
+Levels = Sequence[tuple[float, str]]
+
+
+def levels(steps: Levels, base: str = "green") -> ThresholdsConfig:
+    """Colours by value."""
+    thresholds = [Threshold(value=None, color=base), *(Threshold(value=value, color=color) for value, color in steps)]
+    return ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(thresholds)
+
+
+def targets(queries: Sequence[Query], instant: bool) -> list[prometheus.Dataquery]:
+    """The queries of a panel. Grafana shows 'No data' for one that is neither range nor instant, or has no refId."""
+    built = []
+    for ref_id, (expr, legend) in zip(ascii_uppercase, queries, strict=False):
+        target = prometheus.Dataquery().datasource(PROMETHEUS).ref_id(ref_id).expr(expr).legend_format(legend)
+        built.append(target.instant() if instant else target.range())
+    return built
+
+
+def number(
+    title: str, description: str, queries: Sequence[Query], unit: str, steps: Levels, base: str = "green"
+) -> stat.Panel:
+    """What is true now, judged by colour. Instant: a source that is gone shows as 'no data', not as its last value."""
+    return (
+        stat.Panel()
+        .title(title)
+        .description(description)
+        .datasource(PROMETHEUS)
+        .targets(list(targets(queries, instant=True)))
+        .unit(unit)
+        .thresholds(levels(steps, base))
+        .color_scheme(FieldColor().mode(FieldColorModeId.THRESHOLDS))
+        .color_mode(BigValueColorMode.BACKGROUND_SOLID)
+        .graph_mode(BigValueGraphMode.NONE)
+        .text_mode(BigValueTextMode.VALUE_AND_NAME if queries[0][1] else BigValueTextMode.VALUE)
+        .orientation(VizOrientation.VERTICAL)
+        .reduce_options(common.ReduceDataOptions().calcs(["last"]))
+        .no_value("no data")
+    )
+
+
+def graph(title: str, description: str, queries: Sequence[Query], unit: str) -> timeseries.Panel:
+    """How it came about. A gap stays a gap: a line through it would tell what nobody measured."""
+    return (
+        timeseries.Panel()
+        .title(title)
+        .description(description)
+        .datasource(PROMETHEUS)
+        .targets(list(targets(queries, instant=False)))
+        .unit(unit)
+        .min(0)
+        .span_nulls(False)
+        .line_width(1)
+        .fill_opacity(10)
+        .show_points(VisibilityMode.NEVER)
+        .legend(
+            common.VizLegendOptions()
+            .show_legend(True)
+            .display_mode(LegendDisplayMode.LIST)
+            .placement(LegendPlacement.BOTTOM)
+            .calcs(["last"])
+        )
+        .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
+        .no_value("no data")
+    )
+
+
+def stacked(panel: timeseries.Panel) -> timeseries.Panel:
+    """The same graph with its series on top of one another, where their sum means something."""
+    return panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL)).fill_opacity(60).line_width(0)
+
+
+def timeline(title: str, description: str, queries: Sequence[Query], steps: Levels, base: str) -> statetimeline.Panel:
+    """One row a series, coloured by value; empty where there was none."""
+    return (
+        statetimeline.Panel()
+        .title(title)
+        .description(description)
+        .datasource(PROMETHEUS)
+        .targets(list(targets(queries, instant=False)))
+        .thresholds(levels(steps, base))
+        .color_scheme(FieldColor().mode(FieldColorModeId.THRESHOLDS))
+        .show_value(VisibilityMode.AUTO)
+        .row_height(0.8)
+        .line_width(0)
+        .fill_opacity(70)
+        .legend(common.VizLegendOptions().show_legend(False).display_mode(LegendDisplayMode.HIDDEN))
+        .no_value("no data")
+    )
+
+
+def setting(name: str, value: Any) -> DynamicConfigValue:
+    """One property of a field, for an override."""
+    return DynamicConfigValue(id_val=name, value=value)
+
+
+def fixed(color: str) -> DynamicConfigValue:
+    """A series' own colour: the same queue has the same one in each panel."""
+    return setting("color", {"mode": "fixed", "fixedColor": color})

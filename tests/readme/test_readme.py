@@ -1,0 +1,171 @@
+"""The README, tried by a new user: every command in it, in its order, in a clone of their own; every message it quotes.
+
+Runs before the other stack tests, so that two stacks never share the machine.
+"""
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PROJECT = "celery-stack-readme"
+TIMEOUT = 600
+
+COMMANDS = [
+    line for block in re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE) for line in block.splitlines()
+]
+
+
+class Clone:
+    """A clone in an empty folder, and a shell in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        files = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        ).stdout
+        subprocess.run(["tar", "-C", folder, "-x"], input=self._tar(files), check=True)
+        knobs = re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+        clean = {name: value for name, value in os.environ.items() if name not in knobs}  # whatever other tests set
+        # As a user sets them who has other things on this machine: a name of its own, free ports.
+        ports = {name: "0" for name in knobs if name.endswith("_PORT")}
+        self.environment = {**clean, **ports, "COMPOSE_PROJECT_NAME": PROJECT}
+
+    @staticmethod
+    def _tar(files: bytes) -> bytes:
+        return subprocess.run(
+            ["tar", "-C", ROOT, "--ignore-failed-read", "--null", "-T", "-", "-c"],
+            input=files,
+            check=True,
+            capture_output=True,
+        ).stdout
+
+    def run(self, command: str, **environment: str) -> tuple[int, str]:
+        """Exit code of a shell command and all that it printed."""
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        return done.returncode, re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", done.stdout)
+
+    def containers(self, service: str) -> int:
+        """How many containers of a service run."""
+        _, output = self.run(f"docker compose ps --quiet {service}")
+        return len(output.split())
+
+    def left(self, kind: str) -> str:
+        """What the engine still has of this project: container, volume or network."""
+        return self.run(f"docker {kind} ls --quiet --filter label=com.docker.compose.project={PROJECT}")[1].strip()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    clone = Clone(tmp_path_factory.mktemp("clone"))
+    yield clone
+    clone.run("FORCE=1 make clean")
+
+
+def is_up(clone: Clone, output: str) -> None:
+    assert "Up and healthy after" in output
+    for name in ("Prometheus", "Alertmanager", "Flower"):
+        address = re.search(rf"{name} +http://127\.0\.0\.1:(\d+)", output)
+        assert address, f"no address of {name}"
+        socket.create_connection(("127.0.0.1", int(address[1])), timeout=5).close()
+    made = {path: path.read_bytes() for path in [clone.folder / ".env", *(clone.folder / "secrets").iterdir()]}
+    code, again = clone.run("make up")
+    assert code == 0, again
+    assert made == {path: path.read_bytes() for path in made}, "a second make up changed .env or a secret"
+
+
+def has(*texts: str) -> Callable[[Clone, str], None]:
+    def check(_: Clone, output: str) -> None:
+        for text in texts:
+            assert text in output
+
+    return check
+
+
+def scaled(high: int, low: int) -> Callable[[Clone, str], None]:
+    def check(clone: Clone, _: str) -> None:
+        assert (clone.containers("worker-high"), clone.containers("worker-low")) == (high, low)
+
+    return check
+
+
+def scaled_for_good(clone: Clone, output: str) -> None:
+    scaled(2, 1)(clone, output)
+    clone.run("make up")
+    scaled(2, 1)(clone, output)
+
+
+def stopped(clone: Clone, _: str) -> None:
+    assert not clone.left("container")
+    assert clone.left("volume")
+
+
+def removed(clone: Clone, _: str) -> None:
+    assert not any(clone.left(kind) for kind in ("container", "volume", "network"))
+
+
+#: What each command of the README must have brought about.
+CHECKS: dict[str, Callable[[Clone, str], None]] = {
+    "make up": is_up,
+    "make urls": has("http://127.0.0.1:", "admin / "),
+    'make celery ARGS="call tasks.search.search --args=\'[\\"import\\"]\'"': lambda _, output: assert_id(output),
+    "make inspect": has("high@", "low@"),
+    "make load PROFILE=flood FOR=30s": has("published"),
+    "make scale LOW=4": scaled(1, 4),
+    "make scale HIGH=2 LOW=1": scaled_for_good,
+    "docker compose up -d --scale worker-low=4 --no-recreate": scaled(2, 4),
+    "docker compose ps": has("worker-low"),
+    "make down": stopped,
+    "FORCE=1 make clean": removed,
+}
+
+
+def assert_id(output: str) -> None:
+    assert re.search(r"^[0-9a-f]{8}-[0-9a-f-]{27}$", output, re.MULTILINE), output
+
+
+def test_make_test_is_what_ci_runs() -> None:
+    """The one command that is not run here: it is running."""
+    assert "make test" in COMMANDS
+    assert (ROOT / ".ci/run").read_text().rstrip().endswith("make test")
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "make test"])
+def test_command(clone: Clone, command: str) -> None:
+    code, output = clone.run(command)
+    assert code == 0, output
+    CHECKS[command](clone, output)
+
+
+QUOTED = re.findall(r"^\| `([^`]+)`", README, re.MULTILINE)
+
+
+def test_port_taken(clone: Clone) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        (clone.folder / ".env").write_text(
+            re.sub(r"^FLOWER_PORT=.*", f"FLOWER_PORT={port}", (clone.folder / ".env").read_text(), flags=re.MULTILINE)
+        )
+        code, output = clone.run("make up", FLOWER_PORT=port)
+    assert code != 0
+    assert f"127.0.0.1:{port} is taken by another program: change FLOWER_PORT={port} in .env" in output
