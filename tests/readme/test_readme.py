@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+TROUBLE = README.partition("## When something is wrong")[2]
 PROJECT = "celery-stack-readme"
 TIMEOUT = 600
 
@@ -155,17 +156,56 @@ def test_command(clone: Clone, command: str) -> None:
     CHECKS[command](clone, output)
 
 
-QUOTED = re.findall(r"^\| `([^`]+)`", README, re.MULTILINE)
+def without_docker(clone: Clone) -> str:
+    """A PATH with everything that is on this one but docker."""
+    folder = clone.folder / "bin"
+    folder.mkdir()
+    for directory in os.environ["PATH"].split(":"):
+        if not Path(directory).is_dir():
+            continue
+        for program in Path(directory).iterdir():
+            if not program.name.startswith("docker") and not (folder / program.name).exists():
+                (folder / program.name).symlink_to(program)
+    return str(folder)
 
 
-def test_port_taken(clone: Clone) -> None:
+def port_taken(clone: Clone) -> str:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        (clone.folder / ".env").write_text(
-            re.sub(r"^FLOWER_PORT=.*", f"FLOWER_PORT={port}", (clone.folder / ".env").read_text(), flags=re.MULTILINE)
-        )
-        code, output = clone.run("make up", FLOWER_PORT=port)
-    assert code != 0
-    assert f"127.0.0.1:{port} is taken by another program: change FLOWER_PORT={port} in .env" in output
+        env = clone.folder / ".env"
+        env.write_text(re.sub(r"^FLOWER_PORT=.*", f"FLOWER_PORT={port}", env.read_text(), flags=re.MULTILINE))
+        return clone.run("make up", FLOWER_PORT=port)[1]
+
+
+def redis_stopped(clone: Clone) -> str:
+    run = "docker compose run --rm --no-deps -e PROFILE=steady -e FOR=5s producer"
+    return clone.run(f"docker compose stop redis; {run}")[1]
+
+
+#: How each message that the README quotes comes about. `…` in a quote stands for anything.
+MESSAGES: dict[str, Callable[[Clone], str]] = {
+    "engine: missing: …": lambda clone: clone.run("make engine", SETUP="0", PATH=without_docker(clone))[1],
+    "127.0.0.1:… is taken by another program": port_taken,
+    "Grafana is left out: …": lambda clone: clone.run("sed -i '$aCOMPOSE_PROFILES=events' .env; make urls")[1],
+    "Wrong settings (.env.example describes them):": lambda clone: clone.run(
+        "docker compose run --rm --no-deps -e MAX_QUEUE_DEPTH=many producer"
+    )[1],
+    "PROFILE: no '…' in profiles.toml; choose one of …": lambda clone: clone.run("make load PROFILE=stedy")[1],
+    "scale: LOW=… is not a number of containers": lambda clone: clone.run("make scale LOW=four")[1],
+    "Queue '…' missing from task_queues": lambda clone: clone.run(
+        "make celery ARGS=\"call tasks.basic.add --args='[1, 2]' --queue=hihg\""
+    )[1],
+    "invalid username-password pair or user is disabled": lambda clone: clone.run(
+        "docker compose run --rm -e REDIS_USERNAME=nobody client celery -A celery_app call tasks.search.stats"
+    )[1],
+    "Redis takes no messages (…); trying again every 1 s": redis_stopped,
+}
+
+
+@pytest.mark.parametrize("message", re.findall(r"^\| `([^`]+)` \|", TROUBLE, re.MULTILINE))
+def test_message(clone: Clone, message: str) -> None:
+    """Every message under "When something is wrong" is what is printed."""
+    output = MESSAGES[message](clone)
+    assert re.search(".*".join(map(re.escape, message.split("…"))), output), output
