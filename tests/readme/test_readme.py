@@ -128,6 +128,8 @@ CHECKS: dict[str, Callable[[Clone, str], None]] = {
     "make up": is_up,
     "make urls": has("http://127.0.0.1:", "admin / "),
     'make celery ARGS="call tasks.search.search --args=\'[\\"import\\"]\'"': lambda _, output: assert_id(output),
+    "make ps": has("worker-high", "healthy"),
+    "make help": has("make up", "make test"),
     "make inspect": has("high@", "low@"),
     "make load PROFILE=flood FOR=30s": has("published"),
     "make scale LOW=4": scaled(1, 4),
@@ -141,6 +143,12 @@ CHECKS: dict[str, Callable[[Clone, str], None]] = {
 
 def assert_id(output: str) -> None:
     assert re.search(r"^[0-9a-f]{8}-[0-9a-f-]{27}$", output, re.MULTILINE), output
+
+
+def test_every_target_named_exists(clone: Clone) -> None:
+    targets = set(re.findall(r"`make ([a-z][a-z-]+)", README))
+    listed = set(re.findall(r"^  make ([a-z-]+) ", clone.run("make help")[1], re.MULTILINE))
+    assert targets <= listed
 
 
 def test_make_test_is_what_ci_runs() -> None:
