@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     max_document_bytes: int = Field(1_048_576, gt=0)
     max_queue_depth: int = Field(20_000, gt=0)
     run_dir: Path = Path("/run/celery")
-    state_dir: Path = Path("/var/lib/celery")
+    state_dir: Path = Path("/run/celery")  # beat's schedule; a volume in beat's own container
     metrics_port: int = Field(9540, ge=0, le=65535)
 
     def with_login(self, url: str) -> str:

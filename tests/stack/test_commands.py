@@ -73,9 +73,7 @@ def test_a_worker_starts(stack: Stack) -> None:
 
 
 def test_a_worker_with_beat_inside_starts_both(stack: Stack) -> None:
-    with running(
-        stack, "worker", "--beat", "--schedule=/run/celery/schedule", "--hostname=extra@%h", "--concurrency=1"
-    ) as lines:
+    with running(stack, "worker", "--beat", "--hostname=extra@%h", "--concurrency=1") as lines:
         wait_for_line(lines, r"extra@\w+ ready")
         wait_for_line(lines, r"beat: Starting")
 

@@ -9,14 +9,16 @@ from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, Dynamic
 from .panels import fixed, graph, number, setting, stacked, timeline
 
 WIDTH = 24  # columns of Grafana's grid
-NUMBER_HEIGHT, GRAPH_HEIGHT = 4, 6  # rows of about 38 px: numbers and three rows of graphs fill a 1920x1080 screen
+NUMBER_HEIGHT, GRAPH_HEIGHT = 4, 7  # rows of about 38 px: numbers and three rows of graphs fill a 1920x1080 screen
 
-QUEUE_COLORS = {"high": "orange", "low": "blue"}
+QUEUES = {"high": "orange", "low": "blue"}
 PER_SECOND = "suffix:/s"
 PER_MINUTE = "suffix:/min"
 
 # The last sample of what still reports: without it a rate over 5 m would show its last value for as long.
 FAILURE_SHARE = "queue:celery_task_failures:ratio_rate5m and on (queue) group by (queue) (celery_tasks_total)"
+OLDEST = "max by (queue) (celery_queue_oldest_message_age_seconds)"
+CONSUMERS = "max by (queue) (celery_queue_consumers)"
 WAIT = "queue:celery_task_queue_wait_seconds:quantile_rate1m"
 
 
@@ -274,7 +276,7 @@ def backlog(queue: str) -> timeseries.Panel:
 
 def by_queue(panel: timeseries.Panel) -> timeseries.Panel:
     """Each queue, and the workers of it, in one colour on all panels."""
-    for queue, color in QUEUE_COLORS.items():
+    for queue, color in QUEUES.items():
         panel = panel.override_by_regexp(f"/\\b{queue}\\b/", [fixed(color)])
     return panel
 

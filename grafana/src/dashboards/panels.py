@@ -71,8 +71,13 @@ def number(
     )
 
 
-def graph(title: str, description: str, queries: Sequence[Query], unit: str) -> timeseries.Panel:
-    """How it came about. A gap stays a gap: a line through it would tell what nobody measured."""
+def graph(
+    title: str, description: str, queries: Sequence[Query], unit: str, last: bool = True
+) -> timeseries.Panel:
+    """How it came about. A gap stays a gap: a line through it would tell what nobody measured.
+
+    `last`: the legend has each series' last value; without it, it holds twice as many names.
+    """
     return (
         timeseries.Panel()
         .title(title)
@@ -83,17 +88,16 @@ def graph(title: str, description: str, queries: Sequence[Query], unit: str) -> 
         .min(0)
         .span_nulls(False)
         .line_width(1)
-        .fill_opacity(10)
+        .fill_opacity(6)
         .show_points(VisibilityMode.NEVER)
         .legend(
             common.VizLegendOptions()
             .show_legend(True)
             .display_mode(LegendDisplayMode.LIST)
             .placement(LegendPlacement.BOTTOM)
-            .calcs(["last"])
+            .calcs(["last"] if last else [])
         )
         .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
-        .no_value("no data")
     )
 
 
