@@ -2,7 +2,9 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 COMPOSE := docker compose
-CLIENT := $(COMPOSE) run --rm client
+# --no-deps: after an edit of .env it would recreate Redis, which only `make up` may do.
+RUN := $(COMPOSE) run --rm --no-deps
+CLIENT := $(RUN) client
 
 ##@ Run the stack
 
@@ -38,7 +40,7 @@ scale: .env ## Worker containers per queue: make scale [HIGH=2] [LOW=4]; kept in
 
 .PHONY: load
 load: .env ## More traffic, beside the producer: make load PROFILE=flood [FOR=60s]
-	@$(COMPOSE) run --rm --use-aliases -e PROFILE='$(or $(PROFILE),flood)' -e FOR='$(or $(FOR),60s)' producer
+	@$(RUN) --use-aliases -e PROFILE='$(or $(PROFILE),flood)' -e FOR='$(or $(FOR),60s)' producer
 
 .PHONY: inspect
 inspect: .env ## What each worker runs, and what it has taken ahead

@@ -70,7 +70,7 @@ class Stack:
     def inside(self) -> Inside:
         """A client container that runs functions of stack/inside.py."""
         source = ROOT / "tests/stack/inside.py"
-        run = ["run", "--rm", "--no-TTY", "--interactive", "--volume", f"{source}:/inside.py:ro"]
+        run = ["run", "--rm", "--no-deps", "--no-TTY", "--interactive", "--volume", f"{source}:/inside.py:ro"]
         command = [*self.compose_command, *run, "--env", "PYTHONPATH=/app", "client", "python", "/inside.py"]
         return Inside(command)
 

@@ -15,7 +15,7 @@ from stack.web import Prometheus
 def load(stack: Stack, **environment: str) -> subprocess.CompletedProcess[str]:
     """What `make load` does: one more producer, for a time."""
     options = [part for name, value in environment.items() for part in ("--env", f"{name}={value}")]
-    command = [*stack.compose_command, "run", "--rm", "--use-aliases", "--no-TTY", *options, "producer"]
+    command = [*stack.compose_command, "run", "--rm", "--no-deps", "--use-aliases", "--no-TTY", *options, "producer"]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -50,12 +50,12 @@ def test_a_wrong_setting_is_an_error_that_names_it_and_the_choices(
 
 @pytest.mark.disruptive
 def test_it_slows_down_when_a_queue_is_too_deep_and_says_so(stack: Stack, inside: Inside) -> None:
-    limit, batches = 300, 100  # a second of flood's low messages is at most two batches of 50 over the limit
+    limit = 300
     with stack.stopped("worker-low"):
         done = load(stack, PROFILE="flood", FOR="10s", MAX_QUEUE_DEPTH=str(limit))
         depth = sum(inside.call(run.waiting, "low").values())
     assert f"more than {limit}: holding its messages back" in done.stderr
-    assert limit < depth < limit + 200 * 2 + batches, "without back-pressure: 2000"
+    assert limit < depth < 1000, "without back-pressure 2000: 10 s of 200 a second"
 
 
 @pytest.mark.disruptive
@@ -68,7 +68,9 @@ def test_it_counts_what_it_cannot_publish_while_redis_is_away_and_goes_on_afterw
     with stack.stopped("redis"):
         poll_until(lambda: prometheus.value(unpublished) > before, "messages counted as unpublished", 60)
     poll_until(
-        lambda: "Redis is back after" in str(stack.compose.logs("producer", tail="50")), "the producer's word", 30
+        lambda: "Redis takes messages again" in str(stack.compose.logs("producer", tail="50")),
+        "the producer's word",
+        30,
     )
     sent = prometheus.value(published)
     poll_until(lambda: prometheus.value(published) > sent, "messages published again", 30)

@@ -14,7 +14,7 @@ from stack.web import Prometheus
 pytestmark = pytest.mark.disruptive
 
 NOTICED_WITHIN = 20  # s from the command's return
-TASKS, SECONDS = 240, 0.25
+TASKS, SECONDS = 400, 0.25
 
 
 @pytest.fixture(autouse=True)
@@ -24,20 +24,21 @@ def one_of_each_afterwards(stack: Stack) -> Iterator[None]:
     stack.scale(worker_high=1, worker_low=1)
 
 
-def workers_up(prometheus: Prometheus) -> float:
-    """worker-low containers that Prometheus can scrape."""
-    return prometheus.value('sum(up{job="worker-low"})')
+def seen(prometheus: Prometheus, job: str) -> int:
+    """Workers that Prometheus scrapes, or tries to while they start."""
+    return len(prometheus.query(f'up{{job="{job}"}}'))
 
 
 def test_workers_scaled_from_1_to_4_share_the_work_and_back_to_1_lose_nothing(
     stack: Stack, inside: Inside, prometheus: Prometheus
 ) -> None:
-    poll_until(lambda: workers_up(prometheus) == 1, "one worker-low in Prometheus", 30)
+    poll_until(lambda: seen(prometheus, "worker-low") == 1, "one worker-low in Prometheus", 30)
     ids = inside.call(run.publish, "tasks.basic.sleep", [[SECONDS]] * TASKS)
 
     stack.scale(worker_low=4)
-    poll_until(lambda: workers_up(prometheus) == 4, "four workers up in Prometheus", NOTICED_WITHIN)
+    poll_until(lambda: seen(prometheus, "worker-low") == 4, "four workers in Prometheus", NOTICED_WITHIN)
     stack.wait_healthy("worker-low")
+    poll_until(lambda: prometheus.value('sum(up{job="worker-low"})') == 4, "four workers up", NOTICED_WITHIN)
     poll_until(
         lambda: prometheus.value('celery_queue_consumers{queue="low"}') == 4, "four consumers of low", NOTICED_WITHIN
     )
@@ -50,7 +51,7 @@ def test_workers_scaled_from_1_to_4_share_the_work_and_back_to_1_lose_nothing(
     stack.scale(worker_low=1)  # in the middle of the batch
     left = TASKS - inside.call(run.states, ids).count("SUCCESS")
     assert left > 0, "the batch was over before the workers went: nothing was tested"
-    poll_until(lambda: workers_up(prometheus) == 1, "one worker up in Prometheus", NOTICED_WITHIN)
+    poll_until(lambda: seen(prometheus, "worker-low") == 1, "one worker in Prometheus", NOTICED_WITHIN)
     poll_until(lambda: inside.call(run.states, ids) == ["SUCCESS"] * TASKS, f"all {TASKS} tasks done", 120)
     gone = poll_until(
         lambda: prometheus.query("celery_worker_heartbeat_timestamp_seconds"), "heartbeats in Prometheus", 20
@@ -62,7 +63,7 @@ def test_workers_scaled_from_1_to_4_share_the_work_and_back_to_1_lose_nothing(
 def test_workers_of_the_high_queue_scale_apart(stack: Stack, prometheus: Prometheus) -> None:
     low = {container.id for container in stack.containers("worker-low")}
     stack.scale(worker_high=2)
-    poll_until(lambda: prometheus.value('sum(up{job="worker-high"})') == 2, "two high workers up", NOTICED_WITHIN)
+    poll_until(lambda: seen(prometheus, "worker-high") == 2, "two high workers in Prometheus", NOTICED_WITHIN)
     stack.scale(worker_high=1)
-    poll_until(lambda: prometheus.value('sum(up{job="worker-high"})') == 1, "one high worker up", NOTICED_WITHIN)
+    poll_until(lambda: seen(prometheus, "worker-high") == 1, "one high worker in Prometheus", NOTICED_WITHIN)
     assert {container.id for container in stack.containers("worker-low")} == low

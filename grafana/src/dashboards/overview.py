@@ -6,20 +6,40 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.common import ScaleDistribution
 from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DynamicConfigValue, GridPos, Panel
 
-from .panels import fixed, graph, number, setting, stacked, timeline
+from .panels import Query, fixed, graph, number, setting, stacked, timeline
 
 WIDTH = 24  # columns of Grafana's grid
 NUMBER_HEIGHT, GRAPH_HEIGHT = 4, 7  # rows of about 38 px: numbers and three rows of graphs fill a 1920x1080 screen
 
 QUEUES = {"high": "orange", "low": "blue"}
+# By priority, 0 (the most urgent) to 9.
+PRIORITIES = (
+    "dark-red",
+    "red",
+    "orange",
+    "light-orange",
+    "yellow",
+    "green",
+    "dark-green",
+    "light-blue",
+    "blue",
+    "purple",
+)
 PER_SECOND = "suffix:/s"
 PER_MINUTE = "suffix:/min"
 
-# The last sample of what still reports: without it a rate over 5 m would show its last value for as long.
-FAILURE_SHARE = "queue:celery_task_failures:ratio_rate5m and on (queue) group by (queue) (celery_tasks_total)"
-OLDEST = "max by (queue) (celery_queue_oldest_message_age_seconds)"
-CONSUMERS = "max by (queue) (celery_queue_consumers)"
 WAIT = "queue:celery_task_queue_wait_seconds:quantile_rate1m"
+OLDEST = 'max(celery_queue_oldest_message_age_seconds{queue="$queue"})'
+CONSUMERS = 'max(celery_queue_consumers{queue="$queue"})'
+# While something reports runs: without `and` a rate over 5 m would show 0 for as long after its source is gone.
+FAILURE_SHARE = (
+    'max(queue:celery_task_failures:ratio_rate5m{queue="$queue"} and on (queue) group by (queue) (celery_tasks_total))'
+)
+
+
+def each_queue(expr: str) -> list[Query]:
+    """The query once for each queue, in one order on all panels; `$queue` stands for its name."""
+    return [(expr.replace("$queue", queue), queue) for queue in QUEUES]
 
 
 def now() -> list[Builder[Panel]]:
@@ -42,7 +62,7 @@ def now() -> list[Builder[Panel]]:
         number(
             "Consumers",
             "Workers connected to the broker that consume the queue. Scaled to zero or dead: 0.",
-            [("max by (queue) (celery_queue_consumers)", "{{queue}}")],
+            each_queue(CONSUMERS),
             "none",
             [(1, "green")],
             base="red",
@@ -51,7 +71,7 @@ def now() -> list[Builder[Panel]]:
             "Oldest message",
             "How long the message at the head of the queue has waited. Red where OldestMessageTooOld fires: 30 s on "
             "the high queue, 5 min on the low one.",
-            [("max by (queue) (celery_queue_oldest_message_age_seconds)", "{{queue}}")],
+            each_queue(OLDEST),
             "s",
             [(60, "yellow"), (300, "red")],
         )
@@ -61,7 +81,7 @@ def now() -> list[Builder[Panel]]:
             "Wait, p95",
             "19 of 20 tasks of the last minute started within this, counted from when they were due. No data: none "
             "ran.",
-            [(f'{WAIT}{{quantile="0.95"}}', "{{queue}}")],
+            each_queue(f'max({WAIT}{{queue="$queue", quantile="0.95"}})'),
             "s",
             [(60, "yellow"), (300, "red")],
         ).override_by_name("high", [tighter((1, "yellow"), (10, "red"))]),
@@ -69,7 +89,7 @@ def now() -> list[Builder[Panel]]:
             "Failed runs",
             "Share of the runs of the last 5 minutes that failed, hit the hard time limit, were rejected or lost their "
             "process. The demo tasks flaky and failing do not count.",
-            [(FAILURE_SHARE, "{{queue}}")],
+            each_queue(FAILURE_SHARE),
             "percentunit",
             [(0.01, "yellow"), (0.05, "red")],
         ).decimals(1),
@@ -83,7 +103,10 @@ def now() -> list[Builder[Panel]]:
         number(
             "Redis memory",
             "Share of maxmemory in use. A full Redis refuses writes: publishing fails and workers exit.",
-            [("redis_memory_used_bytes / (redis_memory_max_bytes > 0)", "{{instance}}")],
+            [
+                (f'redis_memory_used_bytes{{instance="{redis}"}} / (redis_memory_max_bytes > 0)', redis)
+                for redis in ("redis", "redis-results")
+            ],
             "percentunit",
             [(0.6, "yellow"), (0.8, "red")],
         ).decimals(0),
@@ -111,7 +134,7 @@ def queues() -> list[Builder[Panel]]:
             graph(
                 "Oldest message",
                 "How long the message at the head of each queue has waited; 0 is an empty queue.",
-                [("max by (queue) (celery_queue_oldest_message_age_seconds)", "{{queue}}")],
+                each_queue(OLDEST),
                 "s",
             )
         ),
@@ -128,7 +151,7 @@ def work() -> list[Builder[Panel]]:
                 "Failed runs",
                 "Share of the runs of the last 5 minutes that failed, hit the hard time limit, were rejected or lost "
                 "their process. The demo tasks flaky and failing do not count.",
-                [(FAILURE_SHARE, "{{queue}}")],
+                each_queue(FAILURE_SHARE),
                 "percentunit",
             ).axis_soft_max(0.05)
         ),
@@ -155,7 +178,7 @@ def parts() -> list[Builder[Panel]]:
                 "Consumers",
                 "Workers connected to the broker, by queue: follows `make scale`; a killed worker is gone at the next "
                 "scrape.",
-                [("max by (queue) (celery_queue_consumers)", "{{queue}}")],
+                each_queue(CONSUMERS),
                 "none",
             )
         ).decimals(0),
@@ -168,6 +191,7 @@ def parts() -> list[Builder[Panel]]:
                 ("time() - max(celery_beat_last_tick_timestamp_seconds)", "since the last tick"),
             ],
             "s",
+            last=False,
         ).override_by_name("since the last tick", [fixed("gray"), no_fill()]),
         by_queue(
             graph(
@@ -185,6 +209,7 @@ def parts() -> list[Builder[Panel]]:
                     ("max by (queue) (celery_producer_throttled)", "{{queue}} throttled"),
                 ],
                 PER_SECOND,
+                last=False,
             )
         )
         .override_by_name("failed", [fixed("red")])
@@ -269,8 +294,11 @@ def backlog(queue: str) -> timeseries.Panel:
             "Messages that wait for a worker, stacked by priority: 0 goes first, 9 last, 5 is the default.",
             [(query, "{{priority}}")],
             "short",
+            last=False,
         )
     )
+    for priority, color in enumerate(PRIORITIES):
+        panel = panel.override_by_name(str(priority), [fixed(color)])
     return panel.axis_soft_max(10)
 
 
@@ -307,10 +335,10 @@ def overview() -> Dashboard:
     y, panel_id = 0, 1
     for row, height, panels in (
         ("", NUMBER_HEIGHT, now()),
-        ("Queues", GRAPH_HEIGHT, queues()),
-        ("Backlog and workers", GRAPH_HEIGHT, work()),
-        ("Consumers, beat, producer, Redis", GRAPH_HEIGHT, parts()),
-        ("Details", GRAPH_HEIGHT + 2, below()),
+        ("", GRAPH_HEIGHT, queues()),
+        ("", GRAPH_HEIGHT, work()),
+        ("", GRAPH_HEIGHT, parts()),
+        ("Details", GRAPH_HEIGHT, below()),
     ):
         if row:
             dashboard.with_row(Row(row).id(panel_id).grid_pos(GridPos(x=0, y=y, w=WIDTH, h=1)))

@@ -71,9 +71,7 @@ def number(
     )
 
 
-def graph(
-    title: str, description: str, queries: Sequence[Query], unit: str, last: bool = True
-) -> timeseries.Panel:
+def graph(title: str, description: str, queries: Sequence[Query], unit: str, last: bool = True) -> timeseries.Panel:
     """How it came about. A gap stays a gap: a line through it would tell what nobody measured.
 
     `last`: the legend has each series' last value; without it, it holds twice as many names.
