@@ -6,7 +6,7 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.common import ScaleDistribution
 from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DynamicConfigValue, GridPos, Panel
 
-from .panels import Query, fixed, graph, number, setting, stacked, timeline
+from .panels import Query, fixed, graph, number, only_for_this, setting, stacked, timeline
 
 WIDTH = 24  # columns of Grafana's grid
 NUMBER_HEIGHT, GRAPH_HEIGHT = 4, 7  # rows of about 38 px: numbers and three rows of graphs fill a 1920x1080 screen
@@ -50,22 +50,21 @@ def now() -> list[Builder[Panel]]:
             "Alerts of prometheus/rules/alerts.yml that fire now; Prometheus' page /alerts lists them with what to do.",
             [('count(ALERTS{alertstate="firing"}) or vector(0)', "")],
             "none",
-            [(1, "red")],
+            [(0, "green"), (1, "red")],
         ),
         number(
             "Targets down",
             "Containers that are there and do not answer Prometheus. What has vanished shows below, in Targets.",
             [("count(up == 0) or 0 * count(up)", "")],
             "none",
-            [(1, "red")],
+            [(0, "green"), (1, "red")],
         ),
         number(
             "Consumers",
             "Workers connected to the broker that consume the queue. Scaled to zero or dead: 0.",
             each_queue(CONSUMERS),
             "none",
-            [(1, "green")],
-            base="red",
+            [(0, "red"), (1, "green")],
         ),
         number(
             "Oldest message",
@@ -73,32 +72,32 @@ def now() -> list[Builder[Panel]]:
             "the high queue, 5 min on the low one.",
             each_queue(OLDEST),
             "s",
-            [(60, "yellow"), (300, "red")],
+            [(0, "green"), (60, "yellow"), (300, "red")],
         )
         .decimals(0)
-        .override_by_name("high", [tighter((5, "yellow"), (30, "red"))]),
+        .override_by_name("high", [only_for_this([(0, "green"), (5, "yellow"), (30, "red")])]),
         number(
             "Wait, p95",
             "19 of 20 tasks of the last minute started within this, counted from when they were due. No data: none "
             "ran.",
             each_queue(f'max({WAIT}{{queue="$queue", quantile="0.95"}})'),
             "s",
-            [(60, "yellow"), (300, "red")],
-        ).override_by_name("high", [tighter((1, "yellow"), (10, "red"))]),
+            [(0, "green"), (60, "yellow"), (300, "red")],
+        ).override_by_name("high", [only_for_this([(0, "green"), (1, "yellow"), (10, "red")])]),
         number(
             "Failed runs",
             "Share of the runs of the last 5 minutes that failed, hit the hard time limit, were rejected or lost their "
             "process. The demo tasks flaky and failing do not count.",
             each_queue(FAILURE_SHARE),
             "percentunit",
-            [(0.01, "yellow"), (0.05, "red")],
+            [(0, "green"), (0.01, "yellow"), (0.05, "red")],
         ).decimals(1),
         number(
             "Beat's last tick",
             "Time since beat last looked at its schedule, which it does every 5 s; a scrape may add 5 s.",
             [("time() - max(celery_beat_last_tick_timestamp_seconds)", "")],
             "s",
-            [(12, "yellow"), (15, "red")],
+            [(0, "green"), (12, "yellow"), (15, "red")],
         ).decimals(0),
         number(
             "Redis memory",
@@ -108,7 +107,7 @@ def now() -> list[Builder[Panel]]:
                 for redis in ("redis", "redis-results")
             ],
             "percentunit",
-            [(0.6, "yellow"), (0.8, "red")],
+            [(0, "green"), (0.6, "yellow"), (0.8, "red")],
         ).decimals(0),
     ]
 
@@ -261,10 +260,8 @@ def below() -> list[Builder[Panel]]:
         ),
         timeline(
             "Targets",
-            "Containers of each service that answer Prometheus. Empty: there were none.",
+            "Containers of each service that answer Prometheus. Red: none of those there. Empty: there are none.",
             [("sum by (job) (up)", "{{job}}")],
-            [(1, "green")],
-            base="red",
         ),
     ]
 
@@ -307,12 +304,6 @@ def by_queue(panel: timeseries.Panel) -> timeseries.Panel:
     for queue, color in QUEUES.items():
         panel = panel.override_by_regexp(f"/\\b{queue}\\b/", [fixed(color)])
     return panel
-
-
-def tighter(*steps: tuple[float, str]) -> DynamicConfigValue:
-    """Thresholds of one series, where the panel's are too wide."""
-    all_steps = [{"value": None, "color": "green"}, *({"value": value, "color": color} for value, color in steps)]
-    return setting("thresholds", {"mode": "absolute", "steps": all_steps})
 
 
 def no_fill() -> DynamicConfigValue:

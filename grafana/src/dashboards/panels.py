@@ -24,20 +24,22 @@ from grafana_foundation_sdk.models.dashboard import (
     FieldColorModeId,
     Threshold,
     ThresholdsMode,
+    ValueMap,
+    ValueMappingResult,
 )
 
 PROMETHEUS = DataSourceRef(type_val="prometheus", uid="prometheus")  # uid: grafana/provisioning/datasources/
 
 # (PromQL, legend)
 Query = tuple[str, str]
-# From which value on which colour; below the first it is green, or `base`.
+# From which value on which colour. What has no value is grey: no data is neither good nor bad.
 Levels = Sequence[tuple[float, str]]
+NO_DATA = "gray"
 
 
-def levels(steps: Levels, base: str = "green") -> ThresholdsConfig:
+def thresholds(levels: Levels) -> list[Threshold]:
     """Colours by value."""
-    thresholds = [Threshold(value=None, color=base), *(Threshold(value=value, color=color) for value, color in steps)]
-    return ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(thresholds)
+    return [Threshold(value=None, color=NO_DATA), *(Threshold(value=value, color=color) for value, color in levels)]
 
 
 def targets(queries: Sequence[Query], instant: bool) -> list[prometheus.Dataquery]:
@@ -49,9 +51,7 @@ def targets(queries: Sequence[Query], instant: bool) -> list[prometheus.Dataquer
     return built
 
 
-def number(
-    title: str, description: str, queries: Sequence[Query], unit: str, steps: Levels, base: str = "green"
-) -> stat.Panel:
+def number(title: str, description: str, queries: Sequence[Query], unit: str, levels: Levels) -> stat.Panel:
     """What is true now, judged by colour. Instant: a source that is gone shows as 'no data', not as its last value."""
     return (
         stat.Panel()
@@ -60,7 +60,7 @@ def number(
         .datasource(PROMETHEUS)
         .targets(list(targets(queries, instant=True)))
         .unit(unit)
-        .thresholds(levels(steps, base))
+        .thresholds(ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(thresholds(levels)))
         .color_scheme(FieldColor().mode(FieldColorModeId.THRESHOLDS))
         .color_mode(BigValueColorMode.BACKGROUND_SOLID)
         .graph_mode(BigValueGraphMode.NONE)
@@ -104,16 +104,17 @@ def stacked(panel: timeseries.Panel) -> timeseries.Panel:
     return panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL)).fill_opacity(60).line_width(0)
 
 
-def timeline(title: str, description: str, queries: Sequence[Query], steps: Levels, base: str) -> statetimeline.Panel:
-    """One row a series, coloured by value; empty where there was none."""
+def timeline(title: str, description: str, queries: Sequence[Query]) -> statetimeline.Panel:
+    """One row a series with its count: red at 0, green above, empty where there was none."""
+    red_at_0 = ValueMap(options={"0": ValueMappingResult(text="0", color="red")})
     return (
         statetimeline.Panel()
         .title(title)
         .description(description)
         .datasource(PROMETHEUS)
         .targets(list(targets(queries, instant=False)))
-        .thresholds(levels(steps, base))
-        .color_scheme(FieldColor().mode(FieldColorModeId.THRESHOLDS))
+        .mappings([red_at_0])
+        .color_scheme(FieldColor().mode(FieldColorModeId.FIXED).fixed_color("green"))
         .show_value(VisibilityMode.AUTO)
         .row_height(0.8)
         .line_width(0)
@@ -126,6 +127,12 @@ def timeline(title: str, description: str, queries: Sequence[Query], steps: Leve
 def setting(name: str, value: Any) -> DynamicConfigValue:
     """One property of a field, for an override."""
     return DynamicConfigValue(id_val=name, value=value)
+
+
+def only_for_this(levels: Levels) -> DynamicConfigValue:
+    """Thresholds of one series, where it is held to others than the rest of its panel."""
+    steps = [{"value": threshold.value, "color": threshold.color} for threshold in thresholds(levels)]
+    return setting("thresholds", {"mode": "absolute", "steps": steps})
 
 
 def fixed(color: str) -> DynamicConfigValue:
