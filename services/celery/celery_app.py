@@ -1,6 +1,7 @@
 """The Celery app: `celery -A celery_app worker|beat|flower|status|inspect …` in this folder."""
 
 import time
+from datetime import datetime
 from typing import Any
 
 import celery
@@ -21,6 +22,24 @@ class Task(celery.Task):
     Request = Request
     max_retries = 3
     default_retry_delay = 5  # s; Celery's 3 minutes would outlast the visibility timeout
+
+    def retry(self, *args: Any, eta: datetime | None = None, countdown: float | None = None, **options: Any) -> Any:
+        """Celery's, but never at once, as jitter may draw it.
+
+        A try publishes its retry first and stores its state RETRY then. A retry that is done by that time has its
+        result overwritten, and whoever waits for it waits for ever.
+        """
+        if eta is None and countdown is not None:
+            countdown = max(countdown, timing.MIN_RETRY_DELAY)
+        return super().retry(*args, eta=eta, countdown=countdown, **options)
+
+    def retry(self, *args: Any, eta: Any = None, countdown: float | None = None, **options: Any) -> Any:
+        """Celery's retry, but never at once, as jitter may have it (0 s): the next try can then end before this one
+        has stored RETRY, which hides its SUCCESS for ever (seen once in some 300 retries)."""
+        if eta is None:
+            delay = self.default_retry_delay if countdown is None else countdown
+            countdown = max(timing.MIN_RETRY_DELAY, delay)
+        return super().retry(*args, eta=eta, countdown=countdown, **options)
 
 
 class App(Celery):

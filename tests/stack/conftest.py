@@ -51,6 +51,7 @@ def quiet(stack: Stack) -> Iterator[None]:
     """Nobody publishes but the test, and nothing is left in the queues. For tests that count: mark them disruptive."""
     with stack.stopped("producer", "beat"):
         stack.wait_idle()
+        stack.prometheus.wait_scraped("worker-.+")  # else what was done just before would count as the test's
         yield
 
 

@@ -93,6 +93,7 @@ SERVICES = (
         pids=32,
         port=9808,
         writable=("/tmp",),  # noqa: S108
+        stop_codes=(0, 1),  # its command line library calls an interrupt "Aborted!", and leaves with 1
     ),
     Service(
         name="queue-exporter",
@@ -111,7 +112,7 @@ SERVICES = (
         pids=32,
         port=9121,
         healthy=False,  # nothing in its image could ask
-        stop_codes=(0, 2, 143),
+        stop_codes=(0, 2, 143),  # by version: it catches SIGTERM, or its runtime dies of it
     ),
     Service(
         name="prometheus",

@@ -1,7 +1,5 @@
 """Metrics: everything is scraped, every promised metric is there with a sane value, and the counts are true."""
 
-import time
-
 import pytest
 
 from stack import inside as run
@@ -85,12 +83,7 @@ def wait_for_counts(prometheus: Prometheus, task: str, before: dict[str, float],
         expected[outcome] = expected.get(outcome, 0) + number
 
     poll_until(lambda: counts(prometheus, task) == expected, f"outcomes of {task} to be {expected}", SCRAPED)
-    scraped_at = time.time()
-    poll_until(
-        lambda: prometheus.value('min(timestamp(up{job=~"worker-.+"}))') > scraped_at,
-        "another scrape of workers",
-        SCRAPED,
-    )
+    prometheus.wait_scraped("worker-.+")
     assert counts(prometheus, task) == expected
 
 

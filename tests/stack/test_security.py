@@ -10,6 +10,7 @@ import pytest
 from stack import inside as run
 from stack import web
 from stack.inside import Inside
+from stack.poll import poll_until
 from stack.services import MIB, SERVICES, Service
 from stack.stack import PROJECT, ROOT, Stack
 
@@ -156,6 +157,16 @@ def test_our_images_hold_nothing_to_install_or_compile_with(image: str, stack: S
     found = stack.docker.container.execute(stack.container(image), ["python3", "-c", attempt])
     # apt-get comes with the base image; without root and with a read-only root it installs nothing.
     assert re.sub("'apt-get'", "", str(found)) == "[] []"
+
+
+def test_a_pickled_message_is_never_unpickled_and_harms_nobody(stack: Stack, inside: Inside) -> None:
+    before = stack.container("worker-low").state.pid
+    inside.call(run.publish_pickle, "/run/celery/unpickled")
+    (task,) = inside.call(run.publish, "tasks.basic.add", [[1, 2]], priority=1)
+    poll_until(lambda: inside.call(run.states, [task]) == ["SUCCESS"], "a task published after it", 30)
+    worker = stack.container("worker-low")
+    assert "unpickled" not in str(stack.docker.container.execute(worker, ["ls", "/run/celery"]))
+    assert worker.state.pid == before, "the worker did not survive it"
 
 
 # --- Logins ---

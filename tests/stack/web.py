@@ -1,12 +1,15 @@
 """HTTP as a user's browser or script would: JSON APIs, and Prometheus' in particular."""
 
 import json
+import time
 from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
+
+from stack.poll import poll_until
 
 TIMEOUT = 10
 
@@ -52,6 +55,12 @@ class Prometheus:
         found = self.query(expression)
         assert len(found) <= 1, f"{expression}: {len(found)} series instead of one"
         return found[0][1] if found else 0.0
+
+    def wait_scraped(self, jobs: str, timeout: float = 30) -> None:
+        """Wait until every target of the jobs (a regular expression) has been scraped after now."""
+        now = time.time()
+        oldest = f'min(timestamp(up{{job=~"{jobs}"}}))'
+        poll_until(lambda: self.value(oldest) > now, f"another scrape of {jobs}", timeout)
 
     def targets(self, job: str) -> list[dict[str, Any]]:
         """The active targets of a job."""

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import celery
 import pytest
 
+import timing
 from tasks import advanced, basic, workflows
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -25,6 +27,14 @@ def test_progress_is_reported_step_by_step(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("failures", [0, 1, 5])
 def test_flaky_fails_as_often_as_told_and_then_succeeds(failures: int) -> None:
     assert basic.flaky.delay(failures).get() == failures + 1
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, timing.MIN_RETRY_DELAY), (0.2, timing.MIN_RETRY_DELAY), (30, 30)])
+def test_a_retry_never_runs_at_once(asked: float, given: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {}
+    monkeypatch.setattr(celery.Task, "retry", lambda _, **given: options.update(given))
+    basic.flaky.retry(countdown=asked)
+    assert options["countdown"] == given
 
 
 def test_failing_fails() -> None:
