@@ -1,7 +1,6 @@
 """The Celery app: `celery -A celery_app worker|beat|flower|status|inspect …` in this folder."""
 
 import time
-from datetime import datetime
 from typing import Any
 
 import celery
@@ -22,16 +21,6 @@ class Task(celery.Task):
     Request = Request
     max_retries = 3
     default_retry_delay = 5  # s; Celery's 3 minutes would outlast the visibility timeout
-
-    def retry(self, *args: Any, eta: datetime | None = None, countdown: float | None = None, **options: Any) -> Any:
-        """Celery's, but never at once, as jitter may draw it.
-
-        A try publishes its retry first and stores its state RETRY then. A retry that is done by that time has its
-        result overwritten, and whoever waits for it waits for ever.
-        """
-        if eta is None and countdown is not None:
-            countdown = max(countdown, timing.MIN_RETRY_DELAY)
-        return super().retry(*args, eta=eta, countdown=countdown, **options)
 
     def retry(self, *args: Any, eta: Any = None, countdown: float | None = None, **options: Any) -> Any:
         """Celery's retry, but never at once, as jitter may have it (0 s): the next try can then end before this one

@@ -9,7 +9,6 @@ HARD_TIME_LIMIT = 60
 
 # The largest countdown, ETA or retry backoff. A worker holds such a task unacknowledged until it is due.
 MAX_DELAY = 60
-MIN_RETRY_DELAY = 1  # a retry must not be done before the try that asked for it has stored its state
 MIN_RETRY_DELAY = 1  # longer than storing a result takes
 
 # Stock Redis transport: an unacknowledged message goes back to its queue after this, running or not. A task that runs

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-import celery_app
 import timing
 
 ROOT = Path(__file__).parents[2]
@@ -70,13 +69,3 @@ def test_heartbeats_are_renewed_well_before_they_look_stale() -> None:
 
 def test_redis_has_room_to_fork_while_it_rewrites_its_aof() -> None:
     assert size(EXAMPLE["REDIS_MEMORY_LIMIT"]) >= 2 * size(EXAMPLE["REDIS_MAXMEMORY"])
-
-
-@pytest.mark.parametrize("drawn", [0, 0.2, 30])
-def test_a_retry_never_runs_before_the_state_of_the_try_before_it_is_stored(
-    drawn: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: dict[str, float] = {}
-    monkeypatch.setattr("celery.Task.retry", lambda _task, **options: asked.update(options))
-    celery_app.Task().retry(countdown=drawn)
-    assert asked["countdown"] == max(drawn, timing.MIN_RETRY_DELAY)
