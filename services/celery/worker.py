@@ -63,7 +63,8 @@ class Registration(bootsteps.StartStopStep):
 
     def start(self, parent: WorkController) -> None:
         entry = {"queues": queue_names(parent), "concurrency": parent.concurrency, "started": time.time()}
-        threading.Thread(target=self._renew, args=(parent.hostname, entry), daemon=True).start()
+        self._thread = threading.Thread(target=self._renew, args=(parent.hostname, entry), daemon=True)
+        self._thread.start()
 
     def _renew(self, node: str, entry: dict[str, Any]) -> None:
         while True:
@@ -76,6 +77,7 @@ class Registration(bootsteps.StartStopStep):
 
     def stop(self, parent: WorkController) -> None:
         self._stopped.set()
+        self._thread.join(timing.PUBLISH_SOCKET_TIMEOUT)  # a renewal under way would put the entry back
         try:
             broker_client().hdel(REGISTRY_KEY, parent.hostname)
         except RedisError as error:
