@@ -111,6 +111,12 @@ install() {
 start_daemon() {
     may_change_or_fail "the docker daemon does not run" "Start it: sudo systemctl start docker (or: sudo service docker start)."
     say "starting the docker daemon"
+    # What a killed daemon left: it refuses to start while the PID in such a file exists, be it another program's by now
+    # or a zombie.
+    local file
+    for file in /var/run/docker.pid /var/run/docker/containerd/containerd.pid; do
+        if [ -f "$file" ] && ! grep -qaE 'dockerd|containerd' "/proc/$(cat "$file")/cmdline" 2>/dev/null; then rm -f "$file"; fi
+    done
     if [ -d /run/systemd/system ]; then
         step systemctl enable --now docker
     elif ! service docker start >"$LOG" 2>&1; then # no init script, or one that may not raise its limits (in a container)
