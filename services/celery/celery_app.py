@@ -24,7 +24,7 @@ class Task(celery.Task):
 
     def retry(self, *args: Any, eta: Any = None, countdown: float | None = None, **options: Any) -> Any:
         """Celery's retry, but never at once, as jitter may have it (0 s): the next try can then end before this one
-        has stored RETRY, which hides its SUCCESS for ever (seen once in some 300 retries)."""
+        has stored RETRY, which hides its SUCCESS for ever (the stack tests met it)."""
         if eta is None:
             delay = self.default_retry_delay if countdown is None else countdown
             countdown = max(timing.MIN_RETRY_DELAY, delay)

@@ -4,5 +4,5 @@ from pathlib import Path
 
 # Without a login Flower's API refuses, but its pages can still shut workers down.
 basic_auth = ["admin:" + Path("/run/secrets/flower_password").read_text().strip()]
-# Tasks kept in memory, about 2 KB each; the default of 100,000 outgrows the container.
+# Tasks kept in memory. The default is 100,000; the container has 256 MB.
 max_tasks = 5000
