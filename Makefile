@@ -34,6 +34,10 @@ ps: .env ## Containers, their state and health
 logs: .env ## Follow the logs: make logs [S=worker-low]
 	@$(COMPOSE) logs --follow --tail=50 $(S)
 
+.PHONY: tour
+tour: .env ## The guided tour, each Celery concept live: make tour [LESSON=chords] [PAUSE=1]
+	@$(RUN) -e PAUSE='$(PAUSE)' -e GRAFANA_ADDRESS="$$(scripts/grafana.sh)" client python client.py $(LESSON)
+
 .PHONY: scale
 scale: .env ## Worker containers per queue: make scale [HIGH=2] [LOW=4]; kept in .env
 	@HIGH='$(HIGH)' LOW='$(LOW)' scripts/scale.sh
@@ -103,6 +107,10 @@ build: images ## Build our own images
 .PHONY: dashboards
 dashboards: venv ## Write grafana/dashboards/ from grafana/src/
 	@cd grafana/src && ../../.venv/bin/python -m dashboards
+
+.PHONY: lessons
+lessons: venv ## Write docs/lessons/ from a run of the tour on the running stack
+	@scripts/lessons.sh
 
 .PHONY: lock
 lock: venv ## Pin all Python dependencies anew, with hashes

@@ -12,6 +12,7 @@ from beat_schedule import ENTRIES
 from metrics.publishing import PUBLISH_FAILURES, PUBLISHED
 from metrics.tasks import Request
 from settings import CELERY
+from tasks.arguments import ArgumentError
 from worker import STEPS
 
 
@@ -21,6 +22,8 @@ class Task(celery.Task):
     Request = Request
     max_retries = 3
     default_retry_delay = 5  # s; Celery's 3 minutes would outlast the visibility timeout
+    dont_autoretry_for = (ArgumentError,)
+    throws = (ArgumentError,)  # the caller's mistake: no traceback in the worker's log
 
     def retry(self, *args: Any, eta: Any = None, countdown: float | None = None, **options: Any) -> Any:
         """Celery's retry, but never at once, as jitter may have it (0 s): the next try can then end before this one
@@ -54,6 +57,7 @@ class App(Celery):
 
 app = App("celery_app", task_cls=Task)
 app.conf.update(CELERY, beat_schedule=ENTRIES)
+app.autodiscover_tasks(["tasks"], related_name="shared")
 app.steps["worker"].update(STEPS)
 
 

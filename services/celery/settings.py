@@ -176,5 +176,12 @@ CELERY: dict[str, object] = {
     "beat_max_loop_interval": timing.BEAT_MAX_LOOP,
     # --- The app ---
     "timezone": "UTC",
-    "imports": ["tasks.basic", "tasks.workflows", "tasks.advanced", "tasks.search", "tasks.maintenance"],
+    "imports": [
+        "tasks.basic",
+        "tasks.workflows",
+        "tasks.advanced",
+        "tasks.practices",
+        "tasks.search",
+        "tasks.maintenance",
+    ],
 }

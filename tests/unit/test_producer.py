@@ -70,7 +70,7 @@ VALID = {"task": '"tasks.basic.add"', "rate": "1", "args": "[[1, 2]]"}
     [
         (
             {"task": '"tasks.basic.ad"'},
-            r"x.send.a.task: no such task; choose one of tasks.*tasks.basic.add,.*'tasks.basic.ad'$",
+            r"x.send.a.task: no such task; choose one of .*tasks.basic.add,.*'tasks.basic.ad'$",
         ),
         ({"task": '"celery.backend_cleanup"'}, r"x.send.a.task: no such task; .*; it is 'celery.backend_cleanup'$"),
         ({"task": None}, r"x.send.a.task: is missing$"),

@@ -99,7 +99,12 @@ def test_reconcile_gives_up_what_is_stuck(client: Redis, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("",), "term: a search takes one word"), (("x" * 65,), "limit is 64"), (("word", 0), "limit: a number from 1")],
+    [
+        (("",), "term: a search takes one word"),
+        (("x" * 65,), "limit is 64"),
+        (("word", 0), "limit: should be .* 1;"),
+        ((7,), "term: .*string"),
+    ],
 )
 def test_a_bad_query_fails_at_once(client: Redis, arguments: tuple[object, ...], message: str) -> None:
     result = search.search.apply(args=arguments)

@@ -4,9 +4,12 @@ from typing import Any
 
 import celery
 import pytest
+from pydantic import ValidationError, validate_call
 
 import timing
+from celery_app import Task, app
 from tasks import advanced, basic, workflows
+from tasks.arguments import ArgumentError, Number, checked
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -45,22 +48,71 @@ def test_failing_fails() -> None:
 @pytest.mark.parametrize(
     ("task", "arguments", "message"),
     [
-        (basic.add, ["2", 2], r"x: a number from .* got '2'"),
-        (basic.add, [2, True], r"y: a number"),
-        (basic.add, [float("nan"), 2], r"x: a number"),
-        (basic.flaky, [6], r"failures: a number from 0 to 5, got 6"),
-        (basic.sleep, [46], r"seconds: a number from 0 to 45, got 46"),
-        (basic.sleep, [-1], r"seconds: a number"),
-        (basic.spin, [10**9], r"milliseconds: a number from 0 to 45000"),
-        (advanced.progress, [0], r"steps: a number from 1 to 100"),
-        (workflows.square, [None], r"x: a number"),
+        (basic.add, ["2", 2], "x: should be a valid number; it is '2'"),
+        (basic.add, [2, True], "y: should be a valid number; it is True"),
+        (basic.add, [float("nan"), 2], "x: should be greater"),
+        (basic.add, ["2", None], "x: should be a valid number; it is '2'; y: should be a valid number; it is None"),
+        (basic.flaky, [6], "failures: should be less than or equal to 5; it is 6"),
+        (basic.sleep, [46], "seconds: should be less than or equal to 45; it is 46"),
+        (basic.sleep, [-1], "seconds: should be greater than or equal to 0; it is -1"),
+        (basic.spin, [10**9], "milliseconds: should be less than or equal to 45000"),
+        (basic.hello, ["a b"], "name: String should match pattern"),
+        (
+            basic.buy_checked,
+            [{"item": "tea", "quantity": 0, "price": 1}],
+            "order.quantity: should be greater than 0; it is 0",
+        ),
+        (basic.buy_checked, [{"item": "tea"}], "order.quantity: Field required.*; order.price: Field required"),
+        (advanced.progress, [0], "steps: should be greater than or equal to 1; it is 0"),
+        (workflows.square, [None], "x: should be a valid number; it is None"),
+        (workflows.total, [[1, "2"]], "numbers.1: should be a valid number; it is '2'"),
     ],
 )
 def test_a_wrong_argument_fails_at_once(task: Any, arguments: list[object], message: str) -> None:
     result = task.apply(args=arguments)
     assert result.state == "FAILURE"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         result.get()
+
+
+def test_a_wrong_argument_is_never_retried() -> None:
+    tries = []
+
+    @app.task(bind=True, ignore_result=False, autoretry_for=(Exception,), name="tests.picky")
+    @checked
+    def picky(self: Task, number: Number) -> None:
+        tries.append(number)
+
+    try:
+        assert picky.apply(args=["one"]).state == "FAILURE"
+        assert picky.apply(args=[1]).state == "SUCCESS"
+        assert tries == [1]
+    finally:
+        app.tasks.unregister("tests.picky")
+
+
+def test_the_wrong_arguments_of_another_call_inside_a_task_are_not_its_own() -> None:
+    @checked
+    def inner(number: Number) -> None: ...
+
+    @validate_call
+    def other(number: int) -> None: ...
+
+    @checked
+    def outer(call: Any) -> None:
+        call("one")
+
+    with pytest.raises(ArgumentError, match="number: should be a valid number"):
+        outer(inner)
+    with pytest.raises(ValidationError):
+        outer(other)
+
+
+def test_a_missing_argument_is_named_and_a_call_is_checked_where_it_is_made() -> None:
+    with pytest.raises(ArgumentError, match=r"^y: Missing required argument$"):
+        basic.add.run(1)
+    with pytest.raises(TypeError, match="y"):
+        basic.add.delay(1)
 
 
 def test_workflows() -> None:

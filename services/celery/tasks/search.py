@@ -7,10 +7,11 @@ lost callback is mended by doing the step again: see `reconcile`.
 """
 
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 from celery import chord, uuid
 from celery.utils.log import get_task_logger
+from pydantic import Field
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -19,6 +20,7 @@ from celery_app import Task, app
 from delivery.periodic import PeriodicTask
 from settings import results_client, settings
 from tasks import inverted_index
+from tasks.arguments import Name, checked
 from tasks.corpus import list_files
 
 logger = get_task_logger(__name__)
@@ -59,26 +61,27 @@ def index_corpus(self: PeriodicTask) -> dict[str, Any]:
 
 
 @app.task(base=IndexTask)
-def count_chunk(run: str, chunk: int) -> dict[str, Any]:
+@checked
+def count_chunk(run: Name, chunk: Annotated[int, Field(ge=0)]) -> dict[str, Any]:
     """Count one chunk of a run's documents."""
     client = results_client()
     return inverted_index.count_chunk(client, run, chunk, settings.corpus_dir, settings.max_document_bytes)
 
 
 @app.task(base=IndexTask)
-def publish(run: str) -> dict[str, Any]:
+@checked
+def publish(run: Name) -> dict[str, Any]:
     """Make a run's index the current one, once all chunks are in. Returns the run's report."""
     return inverted_index.publish(results_client(), run)
 
 
-@app.task(base=IndexTask, throws=(TypeError, ValueError))  # who asks is told; no traceback in the worker's log
-def search(term: str, limit: int = 10) -> dict[str, Any]:
+@app.task(base=IndexTask, throws=(ValueError,))  # who asks is told; no traceback in the worker's log
+@checked
+def search(term: str, limit: Annotated[int, Field(ge=1, le=MAX_BEST)] = 10) -> dict[str, Any]:
     """The documents with most occurrences of one word; see inverted_index.search.
 
-    Raises ValueError or TypeError when the term is not one word of at most 64 characters, or the limit is not 1..100.
+    Raises ValueError when the term is not one word of at most 64 characters, or the limit is not 1..100.
     """
-    if not isinstance(limit, int) or not 1 <= limit <= MAX_BEST:
-        raise ValueError(f"limit: a number from 1 to {MAX_BEST}, got {limit!r}")
     return inverted_index.search(results_client(), term, limit)
 
 

@@ -1,0 +1,194 @@
+"""Best practices and classic mistakes, each as the task that goes wrong and the one that does not."""
+
+import socket
+import time
+from typing import Annotated, Any
+
+from pydantic import Field
+from redis.client import Pipeline
+
+from celery_app import Task, app
+from delivery.once import once
+from settings import results_client
+from tasks.advanced import AwayError, die
+from tasks.arguments import Name, Seconds, checked
+from tasks.notes import KEPT_FOR, key, note
+
+Amount = Annotated[int, Field(gt=0, le=1_000_000)]
+
+
+def first_run(name: str) -> bool:
+    """Whether nobody has asked for this name before: the tasks below are killed at their first run."""
+    return bool(results_client().set(key(f"{name}-first"), "1", nx=True, ex=KEPT_FOR))
+
+
+# --- Idempotency ---
+
+
+@app.task(ignore_result=False, default_retry_delay=1)
+@checked
+def deposit(account: Name, amount: Amount) -> None:
+    """Adds to a balance, and again at each run."""
+    results_client().incrby(key(account), amount)
+    if first_run(account):
+        die()
+
+
+@app.task(bind=True, ignore_result=False, default_retry_delay=1)
+@checked
+def deposit_once(self: Task, account: Name, amount: Amount) -> None:
+    """Adds to a balance together with a marker, in one transaction: a second run finds the marker."""
+
+    def effect(pipe: Pipeline) -> int:
+        pipe.incrby(key(account), amount)
+        return amount
+
+    once(results_client(), key(self.request.id), effect, ttl=KEPT_FOR)
+    if first_run(account):
+        die()
+
+
+# --- Atomicity ---
+
+
+@app.task(ignore_result=False, max_retries=0)
+@checked
+def transfer_in_steps(source: Name, target: Name, amount: Amount) -> None:
+    """Moves money in two steps; killed between them."""
+    results_client().decrby(key(source), amount)
+    die()
+    results_client().incrby(key(target), amount)
+
+
+@app.task(ignore_result=False, max_retries=0)
+@checked
+def transfer(source: Name, target: Name, amount: Amount) -> None:
+    """Moves money in one step: Redis makes all of a transaction or nothing."""
+    with results_client().pipeline(transaction=True) as pipe:
+        pipe.decrby(key(source), amount)
+        pipe.incrby(key(target), amount)
+        die()
+        pipe.execute()
+
+
+# --- Small tasks, small results ---
+
+
+@app.task(ignore_result=False)
+@checked
+def work(name: Name, items: Annotated[int, Field(ge=1, le=1000)], seconds_each: Seconds) -> int:
+    """Some work on so many items, each noted when it is done."""
+    for _ in range(items):
+        time.sleep(seconds_each)
+        note(name, "item")
+    return items
+
+
+@app.task(ignore_result=False)
+@checked
+def report(size: Annotated[int, Field(ge=1, le=1_000_000)]) -> str:
+    """A report of so many characters, as the result."""
+    return "x" * size
+
+
+@app.task(ignore_result=False)
+@checked
+def report_kept(name: Name, size: Annotated[int, Field(ge=1, le=1_000_000)]) -> str:
+    """The same report, kept where reports are kept; the result says where."""
+    results_client().set(key(name), "x" * size, ex=KEPT_FOR)
+    return name
+
+
+# --- Time-outs and retries ---
+
+
+@app.task(ignore_result=False)
+@checked
+def listen(timeout: Annotated[float, Field(gt=0, le=10)] | None) -> str:
+    """Wait for somebody who never speaks: for ever, or for as long as `timeout` says."""
+    ours, _theirs = socket.socketpair()
+    with ours, _theirs:
+        ours.settimeout(timeout)
+        return ours.recv(1).decode()
+
+
+def _call(name: str) -> str:
+    """A service that is away while the key `tour:<name>` exists."""
+    if results_client().exists(key(name)):
+        raise AwayError(f"{name} is away")
+    return "an answer"
+
+
+@app.task(bind=True, ignore_result=False, max_retries=2)
+@checked
+def call_at_fixed_times(self: Task, name: Name) -> str:
+    """Tries again each second, two times."""
+    try:
+        return _call(name)
+    except AwayError as error:
+        raise self.retry(exc=error, countdown=1) from error
+
+
+@app.task(ignore_result=False, autoretry_for=(AwayError,), max_retries=2, retry_backoff=1, retry_jitter=False)
+@checked
+def call_with_backoff(name: Name) -> str:
+    """Tries again after 1 s, then after 2: as often, and longer."""
+    return _call(name)
+
+
+# --- Classic mistakes ---
+
+
+@app.task(bind=True, ignore_result=False)
+@checked
+def wait_for_another(self: Task, seconds: Annotated[float, Field(gt=0, le=10)]) -> Any:
+    """Sends a task and waits for it, in a worker whose only slot is its own. Celery forbids it; overruled here."""
+    promise = app.tasks["tasks.basic.add"].apply_async((1, 1), queue=self.request.delivery_info["routing_key"])
+    return promise.get(timeout=seconds, disable_sync_subtasks=False)
+
+
+@app.task(ignore_result=False)
+def wait_as_celery_likes() -> Any:
+    """Sends a task and waits for it; Celery raises at `get`."""
+    return app.tasks["tasks.basic.add"].delay(1, 1).get(timeout=1)
+
+
+@app.task(ignore_result=False)
+@checked
+def read(name: Name) -> str:
+    """The value of a key that whoever called wrote, or is about to write."""
+    value = results_client().get(key(name))
+    if value is None:
+        raise LookupError(f"there is no {name}")
+    return str(value)
+
+
+@app.task(ignore_result=False)
+def print_label(address: str) -> str:
+    """Prints the address that came in the message."""
+    return f"to {address}"
+
+
+@app.task(ignore_result=False)
+@checked
+def print_label_of(customer: Name) -> str:
+    """Prints the address that the customer has now."""
+    return f"to {results_client().get(key(customer))}"
+
+
+@app.task(ignore_result=False)
+def greet(name: str, language: str) -> str:
+    """Was `greet(name)` yesterday: messages of then lack the new argument."""
+    return {"en": "hello", "de": "hallo"}[language] + " " + name
+
+
+@app.task(ignore_result=False)
+def greet_compatibly(name: str, language: str = "en") -> str:
+    """Was `greet_compatibly(name)` yesterday: the new argument has a default that means what was meant then."""
+    return {"en": "hello", "de": "hallo"}[language] + " " + name
+
+
+@app.task(ignore_result=False)
+def unique(words: Any) -> Any:
+    """The distinct words, as a set: fine as a function, but no JSON."""
+    return set(words)

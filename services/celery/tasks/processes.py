@@ -1,0 +1,73 @@
+"""What a worker's processes share. Not among the app's imports: `celery worker --include=tasks.processes`."""
+
+import json
+import os
+import socket
+import time
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from celery import signals
+from pydantic import Field
+
+from celery_app import Task, app
+from settings import settings
+from tasks.arguments import Name, checked
+from tasks.notes import note
+
+connections: dict[str, socket.socket] = {}
+ballast: list[bytes] = []
+
+
+def _connect() -> socket.socket:
+    address = urlsplit(settings.redis_results_url)
+    return socket.create_connection((address.hostname, address.port), timeout=5)
+
+
+@signals.worker_init.connect
+def open_before_the_fork(**_: Any) -> None:
+    """In the worker's main process: every child inherits this very connection."""
+    connections["before"] = _connect()
+
+
+@signals.worker_process_init.connect
+def open_after_the_fork(**_: Any) -> None:
+    """In each child, as it starts: a connection of its own."""
+    connections["after"] = _connect()
+
+
+@app.task
+@checked
+def show_connections(name: Name) -> None:
+    """Note this process and the local ports of its connections: the same port is the same connection."""
+    ports = {when: connection.getsockname()[1] for when, connection in connections.items()}
+    note(name, json.dumps({"pid": os.getpid(), **ports}))
+    time.sleep(0.02)  # so that one process does not do all of them
+
+
+@app.task(bind=True, ignore_result=False)
+@checked
+def hoard(self: Task, megabytes: Annotated[int, Field(ge=0, le=200)]) -> int:
+    """Keep so much memory for ever, as a leak does. Returns the process that has it."""
+    ballast.append(b"x" * (megabytes << 20))
+    return os.getpid()
+
+
+@app.task(ignore_result=False)
+@checked
+def observed(name: Name) -> str:
+    """A task whose life the signals below note."""
+    return name
+
+
+def noting(what: str) -> Any:
+    """A receiver of Celery's signals that notes what it was told of."""
+
+    def receiver(sender: Task, **_: Any) -> None:
+        note(sender.request.args[0], what)
+
+    return receiver
+
+
+for _signal in (signals.task_prerun, signals.task_success, signals.task_postrun):
+    _signal.connect(noting(_signal.name), sender=observed, weak=False)

@@ -1,0 +1,61 @@
+"""Evidence from the result backend."""
+
+from typing import Any
+
+from celery import states
+from celery.result import AsyncResult
+
+from celery_app import app
+from settings import results_client
+from tour.lesson import Seen
+from tour.waiting import describe, until
+
+
+def id_of(task: AsyncResult | str) -> str:
+    """A task's id."""
+    return task if isinstance(task, str) else str(task.id)
+
+
+class Backend:
+    """What the result backend has of a task."""
+
+    def meta(self, task: AsyncResult | str, field: str) -> Seen[Any]:
+        """One field of it, once the task has ended: status, name, worker, queue, retries, traceback …"""
+        until(lambda: self.now(task)["status"] in states.READY_STATES, f"task {id_of(task)} to end")
+        return Seen(self.now(task).get(field), "backend")
+
+    def result(self, task: AsyncResult | str) -> Seen[Any]:
+        """What it returned, or its exception as text, once it has ended."""
+        result = self.meta(task, "result")
+        return result.map(describe) if isinstance(result.value, BaseException) else result
+
+    def state(self, task: AsyncResult | str) -> Seen[str]:
+        """Its state at this moment."""
+        return Seen(self.now(task)["status"], "backend")
+
+    def reaches(self, task: AsyncResult | str, state: str) -> Seen[str]:
+        """Its state, once it is this one."""
+        until(lambda: self.now(task)["status"] == state, f"task {id_of(task)} in state {state}", interval=0.005)
+        return Seen(state, "backend")
+
+    def states(self, task: AsyncResult | str) -> Seen[list[str]]:
+        """Each state that it is in from now until it has ended."""
+        seen: list[str] = []
+
+        def ended() -> bool:
+            state = self.now(task)["status"]
+            if state not in seen[-1:]:
+                seen.append(state)
+            return state in states.READY_STATES
+
+        until(ended, f"task {id_of(task)} to end", interval=0.005)
+        return Seen(seen, "backend")
+
+    def stored(self, task: AsyncResult | str) -> Seen[bool]:
+        """Whether the backend has anything of it."""
+        return Seen(bool(results_client().exists(f"celery-task-meta-{id_of(task)}")), "backend")
+
+    @staticmethod
+    def now(task: AsyncResult | str) -> dict[str, Any]:
+        """All that the backend has of it at this moment."""
+        return dict(app.backend.get_task_meta(id_of(task), cache=False))

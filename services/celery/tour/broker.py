@@ -1,0 +1,59 @@
+"""Evidence from the broker."""
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from settings import broker_client, priority_lists
+from tour.lesson import Seen
+from tour.waiting import until
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message as it lay in its queue."""
+
+    headers: dict[str, Any]
+    args: list[Any]
+    kwargs: dict[str, Any]
+    priority: int
+    size: int  # bytes
+
+
+class Broker:
+    """What Redis holds of a queue."""
+
+    def by_priority(self, queue: str) -> Seen[dict[int, int]]:
+        """Messages that wait, by priority; without those priorities that have none."""
+        lengths = [int(broker_client().llen(name)) for name in priority_lists(queue)]
+        return Seen({step: length for step, length in enumerate(lengths) if length}, "broker")
+
+    def waiting(self, queue: str, least: int = 0) -> Seen[int]:
+        """Messages that wait, once they are `least`."""
+
+        def length() -> int:
+            return sum(self.by_priority(queue).value.values())
+
+        until(lambda: length() >= least, f"{least} messages in queue {queue}")
+        return Seen(length(), "broker")
+
+    def unacknowledged(self, queue: str, count: int) -> Seen[int]:
+        """Messages of a private queue that a worker has taken and not acknowledged, once they are `count`."""
+
+        def taken() -> int:
+            return int(broker_client().hlen(f"{queue}-unacked"))
+
+        until(lambda: taken() == count, f"{count} unacknowledged messages of {queue}")
+        return Seen(taken(), "broker")
+
+    def take(self, queue: str, least: int = 1) -> Seen[list[Message]]:
+        """Take all messages out of a private queue, most urgent first, once they are `least`."""
+        self.waiting(queue, least)
+        taken = []
+        for priority, name in enumerate(priority_lists(queue)):
+            while raw := broker_client().rpop(name):
+                message = json.loads(raw)
+                args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
+                taken.append(Message(message["headers"], args, kwargs, priority, len(raw)))
+        return Seen(taken, "broker")

@@ -1,0 +1,135 @@
+"""Beat."""
+
+from collections import Counter
+
+from celery.schedules import crontab
+
+import scheduler
+from delivery import periodic
+from tasks import advanced
+from tour import schedules
+from tour.lesson import Concept, Evidence, Seen, at_least, between, both
+from tour.tour import Tour
+
+CONCEPT = Concept(
+    "Beat",
+    "beat",
+    "Beat is a clock that sends messages; it runs nothing, and knows nothing of what became of them.",
+)
+
+entries = CONCEPT.lesson("beat-entries", "What can be scheduled, and how")
+
+
+@entries.step(
+    "Interval, crontab, a crontab of another time zone, the sun",
+    shows=(schedules.kinds,),
+    covers=("interval", "crontab", "timezone-aware entries", "solar entries", "what a missed tick does"),
+    expect={"sent at once": ["2", "4", "6", "8"], "messages for three days away": 4},
+    learn="After being away beat sends a missed entry once, not once for each time that it missed.",
+)
+def kinds(tour: Tour) -> Evidence:
+    queue = tour.queue()
+    tour.beat("kinds", queue, "kinds")
+    messages = tour.broker.take(queue, 4)
+    return {
+        "sent at once": messages.map(lambda found: sorted(str(sum(message.args)) for message in found)),
+        "messages for three days away": messages.map(len),
+    }
+
+
+@entries.step(
+    "Nine in Tokyo is not nine here",
+    shows=(scheduler.zoned,),
+    covers=("timezone-aware entries",),
+    expect={"hours between them": 9.0},
+    learn="Celery's crontab goes by the app's time zone, here UTC; an entry by another clock needs a zone of its own.",
+)
+def time_zone(tour: Tour) -> Evidence:
+    here, there = tour.due(crontab(hour=9, minute=0)), tour.due(scheduler.zoned("Asia/Tokyo", hour=9, minute=0))
+    return {"hours between them": both(here, there).map(lambda times: round((times[0] - times[1]) / 3600 % 24, 2))}
+
+
+@entries.step(
+    "Arguments, queue, priority, expiry: an entry is a call",
+    shows=(schedules.options,),
+    covers=("arguments of an entry", "queue of an entry", "priority of an entry", "expiry of an entry"),
+    expect={"arguments": {"name": "beat"}, "priority": 2, "expires after": between(25, 31, "s")},
+    learn="Let each entry expire before it is due again: ticks that nobody could run then do not pile up.",
+)
+def options(tour: Tour) -> Evidence:
+    queue = tour.queue()
+    tour.beat("options", queue, "options")
+    message = tour.broker.take(queue, 1).map(lambda found: found[0])
+    return {
+        "arguments": message.map(lambda m: m.kwargs),
+        "priority": message.map(lambda m: m.priority),
+        "expires after": message.map(lambda m: tour.seconds_until(m.headers["expires"])),
+    }
+
+
+restart = CONCEPT.lesson("beat-restart", "A schedule that outlives beat, and two beats")
+
+
+@restart.step(
+    "The schedule file knows what was sent",
+    shows=(schedules.daily_and_ticks,),
+    covers=("persistent schedule over a restart",),
+    expect={
+        "daily entry, first start": 1,
+        "after a restart": 0,
+        "ticks meanwhile": at_least(2),
+        "after losing the file": 1,
+    },
+    learn="Keep beat's schedule file on a volume: a beat that forgets sends again what it has sent, or waits anew.",
+)
+def persistent(tour: Tour) -> Evidence:
+    def sent(ticks: int) -> Seen[list[str]]:
+        queue = tour.queue()
+        beat = tour.beat("daily_and_ticks", queue, "kept" if ticks > 1 else "lost")
+        tour.broker.waiting(queue, ticks)
+        beat.stop()
+        beat.exit_code()
+        return tour.broker.take(queue).map(lambda found: [message.headers["task"] for message in found])
+
+    first, second, third = sent(2), sent(3), sent(1)
+    return {
+        "daily entry, first start": first.map(lambda tasks: tasks.count("daily")),
+        "after a restart": second.map(lambda tasks: tasks.count("daily")),
+        "ticks meanwhile": second.map(lambda tasks: tasks.count("awake")),
+        "after losing the file": third.map(lambda tasks: tasks.count("daily")),
+    }
+
+
+@restart.step(
+    "Two beats send twice; the task lets only the first run",
+    shows=(advanced.tick, periodic.claim),
+    covers=("two beats",),
+    expect={"beats that sent": 2, "messages": at_least(6), "runs of one tick": 1},
+    learn="Run one beat; and since two may run for a while at a deploy, make the tick's due time the key of "
+    "its effect.",
+)
+def two(tour: Tour) -> Evidence:
+    worker = tour.worker("--concurrency=2")
+    tour.beat("ticks", worker.queue, "first")
+    tour.beat("ticks", worker.queue, "second")
+    sent = tour.events.wait("sent", name="tasks.advanced.tick", count=6)
+    return {
+        "beats that sent": sent.map(lambda events: len({event.worker for event in events})),
+        "messages": sent.map(len),
+        "runs of one tick": tour.noted(worker.queue, 3).map(lambda due: max(Counter(due).values())),
+    }
+
+
+pings = CONCEPT.lesson("beat-ping", "Is beat alive?")
+
+
+@pings.step(
+    "Since Celery 5.7 beat answers a ping, if it may",
+    covers=("ping of beat",),
+    expect={"answer": {"ok": "pong"}},
+    learn="`beat_enable_remote_control` makes beat answer `celery inspect ping`; here its last tick is a "
+    "metric besides.",
+)
+def ping(tour: Tour) -> Evidence:
+    beat = tour.beat("ticks", tour.queue(), "ping", settings={"beat_enable_remote_control": True})
+    return {"answer": tour.inspect("ping", beat.name)}

@@ -1,0 +1,208 @@
+"""Errors and retries."""
+
+from collections import Counter
+from itertools import pairwise
+
+from tasks import advanced, workflows
+from tour.lesson import Concept, Evidence, at_least, between, containing, matching
+from tour.tour import Tour
+
+CONCEPT = Concept(
+    "Errors and retries",
+    "errors",
+    "A task fails when it raises. What becomes of its message then is for its options to say.",
+)
+
+retries = CONCEPT.lesson("autoretry", "Trying again by itself, later and later")
+
+
+@retries.step(
+    "autoretry_for with backoff: 1 s, then 2, never more than the maximum",
+    shows=(advanced.AwayError, advanced.ask),
+    covers=("autoretry_for", "backoff", "backoff_max", "max_retries"),
+    expect={
+        "result": "an answer",
+        "first wait": between(0.9, 1.9, "s"),
+        "second wait": between(1.9, 2.9, "s"),
+        "third wait": between(1.9, 2.9, "s"),
+    },
+    learn="Waits grow from try to try up to `retry_backoff_max`: who is in trouble gets time to recover.",
+)
+def backoff(tour: Tour) -> Evidence:
+    promise = advanced.ask.delay(tour.name("service"), failures=3)
+    started = tour.events.wait("started", of=[promise], count=4)
+    waits = started.map(lambda tries: [tour.elapsed(*pair) for pair in pairwise(tries)])
+    return {
+        "result": tour.backend.result(promise),
+        "first wait": waits.map(lambda seconds: seconds[0]),
+        "second wait": waits.map(lambda seconds: seconds[1]),
+        "third wait": waits.map(lambda seconds: seconds[2]),
+    }
+
+
+@retries.step(
+    "Jitter: those who failed together do not come back together",
+    shows=(advanced.ask_with_jitter,),
+    covers=("jitter",),
+    expect={"tasks that came back": 12, "whole seconds in which they did": at_least(2)},
+    learn="Without jitter all that failed at once knocks again at once, at the very moment the service comes back.",
+)
+def jitter(tour: Tour) -> Evidence:
+    promises = [advanced.ask_with_jitter.delay(tour.name(f"service-{number}")) for number in range(12)]
+    done = tour.events.wait("succeeded", of=promises, count=12)
+    begun = tour.events.wait("retried", of=promises, count=12).value[0]
+    return {
+        "tasks that came back": done.map(len),
+        "whole seconds in which they did": done.map(
+            lambda events: len({round(tour.elapsed(begun, e)) for e in events})
+        ),
+    }
+
+
+@retries.step(
+    "dont_autoretry_for: some errors stay",
+    shows=(advanced.GoneError,),
+    covers=("dont_autoretry_for",),
+    expect={"path": ["sent", "received", "started", "failed"], "error": matching("GoneError: service")},
+    learn="Retry what may go away by itself; a mistake in the arguments does not.",
+)
+def dont(tour: Tour) -> Evidence:
+    promise = advanced.ask.delay("service", gone=True)
+    return {"path": tour.events.path(promise), "error": tour.backend.result(promise)}
+
+
+by_hand = CONCEPT.lesson("manual-retry", "Deciding in the task when to try again")
+
+
+@by_hand.step(
+    "self.retry raises: the task is sent again, until max_retries",
+    shows=(advanced.ask_by_hand,),
+    covers=("manual retry with countdown", "max_retries"),
+    expect={
+        "tries": 2,
+        "what happened": {"sent": 2, "received": 2, "started": 2, "retried": 1, "failed": 1},
+        "error at last": matching("AwayError: .* does not answer"),
+    },
+    learn="When the retries are used up the task fails with the error that it gave to `retry`, not with one "
+    "about retries.",
+)
+def retry(tour: Tour) -> Evidence:
+    name = tour.name("service")
+    promise = advanced.ask_by_hand.delay(name)
+    return {
+        "tries": tour.noted(name, 2).map(len),
+        "what happened": tour.events.path(promise).map(lambda path: dict(Counter(path))),
+        "error at last": tour.backend.result(promise),
+    }
+
+
+messages = CONCEPT.lesson("reject-ignore", "Reject and Ignore")
+
+
+@messages.step(
+    "Ignore: the worker stores nothing more",
+    shows=(advanced.skip,),
+    covers=("Ignore",),
+    expect={"state": "SKIPPED"},
+    learn="Raise Ignore when the task has said all there is to say; its message is acknowledged, its state is yours.",
+)
+def ignore(tour: Tour) -> Evidence:
+    promise = advanced.skip.delay()
+    return {"state": tour.backend.reaches(promise, "SKIPPED")}
+
+
+@messages.step(
+    "Reject: the message is refused",
+    shows=(advanced.refuse,),
+    covers=("Reject",),
+    expect={"state": "FAILURE", "error": matching("Reject"), "left in the queue": 0, "not acknowledged": 0},
+    learn="Reject without requeue takes a message out of the queue for good; with `requeue=True` it goes back into it.",
+)
+def reject(tour: Tour) -> Evidence:
+    worker = tour.worker("--concurrency=1")
+    promise = advanced.refuse.apply_async(queue=worker.queue)
+    return {
+        "state": tour.backend.reaches(promise, "FAILURE"),
+        "error": tour.backend.result(promise),
+        "left in the queue": tour.broker.waiting(worker.queue),
+        "not acknowledged": tour.broker.unacknowledged(worker.queue, 0),
+    }
+
+
+acks = CONCEPT.lesson("acks-late", "A process dies: what becomes of its task")
+
+
+@acks.step(
+    "Acknowledged early it is gone, acknowledged late it runs again; if it kills each time it is given up",
+    shows=(advanced.die, advanced.die_acked_early, advanced.die_acked_late, advanced.poison),
+    covers=("acks_late", "task_retry_on_worker_lost", "max_retries"),
+    expect={
+        "early: runs": 1,
+        "early: ends as": matching("WorkerLostError"),
+        "late: runs": 2,
+        "late: ends as": "done",
+        "poison: runs": 2,
+        "poison: ends as": matching("WorkerLostError"),
+    },
+    learn="Celery's default acknowledges first, and a killed process takes the task along; late, the effect "
+    "must bear two runs.",
+)
+def process_killed(tour: Tour) -> Evidence:
+    worker, early, late, bad = (
+        tour.worker("--concurrency=3"),
+        tour.name("early"),
+        tour.name("late"),
+        tour.name("poison"),
+    )
+    died = advanced.die_acked_early.apply_async((early,), queue=worker.queue)
+    survived = advanced.die_acked_late.apply_async((late,), queue=worker.queue)
+    poison = advanced.poison.apply_async((bad,), queue=worker.queue)
+    return {
+        "early: ends as": tour.backend.result(died),
+        "early: runs": tour.noted(early).map(len),
+        "late: ends as": tour.backend.result(survived),
+        "late: runs": tour.noted(late).map(len),
+        "poison: ends as": tour.backend.result(poison),
+        "poison: runs": tour.noted(bad).map(len),
+    }
+
+
+@acks.step(
+    "The whole worker is killed: another gets the message after the visibility timeout",
+    shows=(advanced.take_long,),
+    covers=("acks_late",),
+    expect={"left in Redis by the killed one": 1, "result": "run 2", "runs": 2},
+    learn="On Redis a killed worker's messages come back after the visibility timeout: here 90 s, in this lesson 2.",
+)
+def killed(tour: Tour) -> Evidence:
+    queue, name = tour.queue(), tour.name("long")
+    first = tour.worker("--concurrency=1", queue=queue, transport={"visibility_timeout": 2})
+    promise = advanced.take_long.apply_async((name, 1), queue=queue)
+    tour.noted(name, 1)
+    first.kill()
+    left = tour.broker.unacknowledged(queue, 1)
+    tour.worker("--concurrency=1", queue=queue, transport={"visibility_timeout": 2}, again=True)
+    return {
+        "left in Redis by the killed one": left,
+        "result": tour.backend.result(promise),
+        "runs": tour.noted(name).map(len),
+    }
+
+
+hooks = CONCEPT.lesson("failure-hooks", "Being told of a failure")
+
+
+@hooks.step(
+    "on_failure of the task, an error callback of the call",
+    shows=(advanced.HookedTask, workflows.note_failure),
+    covers=("on_failure", "error callbacks"),
+    expect={
+        "noted by on_failure": containing("on_failure ZeroDivisionError"),
+        "noted by the callback": ["tasks.advanced.divide: division by zero"],
+    },
+    learn="The hook belongs to the task and runs for each failure; the callback belongs to one call of it.",
+)
+def told(tour: Tour) -> Evidence:
+    name, callback = tour.name("hook"), tour.name("callback")
+    advanced.divide.apply_async((name, 1, 0), link_error=workflows.note_failure.s(callback))
+    return {"noted by on_failure": tour.noted(name, 3), "noted by the callback": tour.noted(callback, 1)}

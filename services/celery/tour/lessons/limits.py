@@ -1,0 +1,212 @@
+"""Time limits, revoke, expiry, rate limits, ETA."""
+
+from uuid import uuid4
+
+from celery_app import app
+from tasks import advanced, basic, workflows
+from tour.lesson import Concept, Evidence, at_least, between, containing, matching
+from tour.tour import Tour
+
+CONCEPT = Concept(
+    "Time limits and revoking",
+    "limits",
+    "What a task may take, and how it is called back: before it runs, while it runs, too late.",
+)
+
+limits = CONCEPT.lesson("time-limits", "A task that takes too long")
+
+
+@limits.step(
+    "The soft limit raises inside the task, which can clean up",
+    shows=(advanced.stop_in_time,),
+    covers=("soft limit handled and cleaned up",),
+    expect={"result": "stopped in time", "noted": ["cleaned up"], "time taken": between(0.9, 2.5, "s")},
+    learn="Catch SoftTimeLimitExceeded, tidy up and say how far you came; the hard limit leaves no time for it.",
+)
+def soft(tour: Tour) -> Evidence:
+    name = tour.name("soft")
+    promise = advanced.stop_in_time.delay(name, 10)
+    succeeded = tour.events.wait("succeeded", of=[promise])
+    return {
+        "result": tour.backend.result(promise),
+        "noted": tour.noted(name),
+        "time taken": succeeded.map(lambda events: events[0].fields["runtime"]),
+    }
+
+
+@limits.step(
+    "The hard limit kills its process",
+    shows=(advanced.stop_never,),
+    covers=("hard limit",),
+    expect={"error": matching("TimeLimitExceeded"), "noted": ["did not listen"], "processes afterwards": at_least(1)},
+    learn="The hard limit is for code that does not listen; the worker starts a new process and goes on.",
+)
+def hard(tour: Tour) -> Evidence:
+    worker, name = tour.worker("--concurrency=1"), tour.name("hard")
+    promise = advanced.stop_never.apply_async((name, 10), queue=worker.queue)
+    return {
+        "error": tour.backend.result(promise),
+        "noted": tour.noted(name),
+        "processes afterwards": tour.inspect("stats", worker.name).map(lambda stats: len(stats["pool"]["processes"])),
+    }
+
+
+revoking = CONCEPT.lesson("revoke", "Calling a task back")
+
+
+@revoking.step(
+    "Before it starts: it never runs",
+    covers=("revoke before start",),
+    expect={"state": "REVOKED", "dropped when it was due": 1, "runs": 0},
+    learn="Every worker remembers the id; whichever gets the message drops it.",
+)
+def before(tour: Tour) -> Evidence:
+    name = tour.name("revoked")
+    promise = advanced.take_long.apply_async((name, 1), countdown=1)
+    promise.revoke()
+    dropped = tour.events.wait("revoked", of=[promise])
+    return {
+        "state": tour.backend.state(promise),
+        "dropped when it was due": dropped.map(len),
+        "runs": tour.noted(name).map(len),
+    }
+
+
+@revoking.step(
+    "While it runs: terminate kills its process",
+    covers=("terminate while running",),
+    expect={"state": "REVOKED", "runs": 1, "path": ["sent", "received", "started", "revoked"]},
+    learn="`terminate=True` ends whatever the process does, without clean-up: for a task that hangs, not as a habit.",
+)
+def terminate(tour: Tour) -> Evidence:
+    worker, name = tour.worker("--concurrency=1"), tour.name("terminated")
+    promise = advanced.take_long.apply_async((name, 20), queue=worker.queue)
+    tour.noted(name, 1)
+    tour.events.wait("started", of=[promise])
+    promise.revoke(terminate=True)
+    return {
+        "state": tour.backend.reaches(promise, "REVOKED"),
+        "runs": tour.noted(name).map(len),
+        "path": tour.events.path(promise),
+    }
+
+
+@revoking.step(
+    "By a stamp: all tasks of an order at once",
+    shows=(workflows.OrderStamp,),
+    covers=("revoke by stamp",),
+    expect={"states": ["REVOKED", "REVOKED", "REVOKED"], "one without the stamp": "SUCCESS"},
+    learn="A stamp says what tasks belong to; revoking by it needs no list of their ids.",
+)
+def by_stamp(tour: Tour) -> Evidence:
+    order = f"order-{uuid4().hex[:6]}"
+    stamped = basic.add.s(1, 1)
+    stamped.stamp(workflows.OrderStamp(order))
+    promises = [stamped.clone().apply_async(countdown=2) for _ in range(3)]
+    other = basic.add.apply_async((1, 1), countdown=2)
+    tour.events.wait("received", of=promises, count=3)
+    app.control.revoke_by_stamped_headers({"order": order})
+    states = [tour.backend.states(promise).map(lambda seen: seen[-1]) for promise in promises]
+    return {
+        "states": states[0].map(lambda _: [state.value for state in states]),
+        "one without the stamp": tour.backend.reaches(other, "SUCCESS"),
+    }
+
+
+@revoking.step(
+    "Over a restart: only with a state file",
+    covers=("revokes over a restart (--statedb)",),
+    expect={"worker with --statedb": "revoked", "worker without": "succeeded"},
+    learn="Workers keep revoked ids in memory; `--statedb` writes them down when the worker stops.",
+)
+def statedb(tour: Tour) -> Evidence:
+    queue, state = tour.queue(), tour.folder / "statedb"
+    kept, lost = uuid4().hex, uuid4().hex
+    worker = tour.worker("--concurrency=1", f"--statedb={state}", queue=queue)
+    app.control.revoke([kept, lost], destination=[worker.name])
+    tour.until(lambda: lost in (tour.inspect("revoked", worker.name).value), "the worker to know the ids")
+    worker.stop()
+    worker.exit_code()
+    ends = {}
+    for task_id, options in ((kept, [f"--statedb={state}"]), (lost, [])):
+        worker = tour.worker("--concurrency=1", *options, queue=queue, again=True)
+        promise = basic.add.apply_async((1, 1), queue=queue, task_id=task_id)
+        ends[task_id] = tour.events.wait("revoked", "succeeded", of=[promise]).map(lambda events: events[0].type)
+        worker.stop()
+        worker.exit_code()
+    return {"worker with --statedb": ends[kept], "worker without": ends[lost]}
+
+
+timing = CONCEPT.lesson("expires-rates", "Too late, too often")
+
+
+@timing.step(
+    "A task that expires while it waits is dropped",
+    covers=("expires",),
+    expect={"state": "REVOKED", "event": containing("expired")},
+    learn="Give whatever is worthless later an expiry: a backlog then shrinks by itself.",
+)
+def expires(tour: Tour) -> Evidence:
+    queue = tour.queue()
+    promise = basic.add.apply_async((1, 1), queue=queue, expires=0.2)
+    tour.worker("--concurrency=1", queue=queue)
+    revoked = tour.events.wait("revoked", of=[promise])
+    return {
+        "state": tour.backend.reaches(promise, "REVOKED"),
+        "event": revoked.map(lambda events: [what for what, yes in events[0].fields.items() if yes]),
+    }
+
+
+@timing.step(
+    "A rate limit holds back, at each worker",
+    shows=(advanced.slow_lane,),
+    covers=("rate limits",),
+    expect={"five tasks at 2/s take": between(1.8, 4, "s")},
+    learn="The limit is for each worker and each task name; messages beyond it wait in the worker, not in the queue.",
+)
+def rate(tour: Tour) -> Evidence:
+    worker = tour.worker("--concurrency=1")
+    for _ in range(5):
+        advanced.slow_lane.apply_async(queue=worker.queue)
+    started = tour.events.wait("started", name="tasks.advanced.slow_lane", count=5)
+    return {"five tasks at 2/s take": started.map(lambda events: tour.elapsed(events[0], events[-1]))}
+
+
+eta = CONCEPT.lesson("eta", "Later: countdown and ETA, and their limits on Redis")
+
+
+@eta.step(
+    "A task that is due later waits in a worker, not in the queue",
+    covers=("ETA and countdown",),
+    expect={"in the queue": 0, "taken and not acknowledged": 1, "started after": between(1.4, 3, "s")},
+    learn="A worker takes such a message at once and keeps it until it is due: thousands of them fill its memory.",
+)
+def countdown(tour: Tour) -> Evidence:
+    worker = tour.worker("--concurrency=1")
+    promise = basic.add.apply_async((1, 1), queue=worker.queue, countdown=1.5)
+    tour.events.wait("received", of=[promise])
+    waiting, taken = tour.broker.waiting(worker.queue), tour.broker.unacknowledged(worker.queue, 1)
+    started = tour.events.wait("sent", "started", of=[promise], count=2)
+    return {
+        "in the queue": waiting,
+        "taken and not acknowledged": taken,
+        "started after": started.map(lambda events: tour.elapsed(events[0], events[-1])),
+    }
+
+
+@eta.step(
+    "Beyond the visibility timeout it is delivered again, and runs twice",
+    shows=(advanced.take_long,),
+    covers=("their limits on Redis",),
+    expect={"runs": at_least(2), "received": at_least(2, "times")},
+    learn="On Redis keep every countdown below the visibility timeout (here 60 s of 90); what is later is for "
+    "beat or a table.",
+)
+def too_far(tour: Tour) -> Evidence:
+    name = tour.name("eta")
+    worker = tour.worker("--concurrency=1", transport={"visibility_timeout": 1})
+    promise = advanced.take_long.apply_async((name, 0), queue=worker.queue, countdown=3)
+    return {
+        "runs": tour.noted(name, 2).map(len),
+        "received": tour.events.wait("received", of=[promise], count=2).map(len),
+    }

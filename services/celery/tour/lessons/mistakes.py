@@ -1,0 +1,147 @@
+"""Classic mistakes."""
+
+from celery import chain
+
+from celery_app import app
+from tasks import basic, practices
+from tasks.notes import KEPT_FOR, key
+from tour.lesson import Concept, Evidence, matching
+from tour.tour import Tour
+
+CONCEPT = Concept(
+    "Classic mistakes",
+    "mistakes",
+    "What everybody does once, each made on purpose, with what is seen then and what to do instead.",
+)
+
+waiting = CONCEPT.lesson("get-in-a-task", "Waiting for a task inside a task")
+
+
+@waiting.step(
+    "The only slot waits for a task that needs a slot",
+    shows=(practices.wait_for_another, practices.wait_as_celery_likes),
+    covers=("result.get() inside a task",),
+    expect={
+        "ends as": matching("TimeoutError"),
+        "the other ran": "only afterwards",
+        "as Celery likes it": matching("RuntimeError: Never call result.get"),
+        "as a chain": 4,
+    },
+    learn="A task that waits for a task holds a slot for nothing, and with all slots waiting nothing runs: use "
+    "a chain.",
+)
+def deadlock(tour: Tour) -> Evidence:
+    worker = tour.worker("--concurrency=1")
+    promise = practices.wait_for_another.apply_async((2,), queue=worker.queue)
+    events = tour.events.wait("failed", "started", count=3)
+    return {
+        "ends as": tour.backend.result(promise),
+        "the other ran": events.map(
+            lambda found: "only afterwards" if found[-1].name == "tasks.basic.add" else "meanwhile"
+        ),
+        "as Celery likes it": tour.backend.result(practices.wait_as_celery_likes.apply_async(queue=worker.queue)),
+        "as a chain": tour.backend.result(chain(basic.add.s(1, 1), basic.add.s(2)).apply_async(queue=worker.queue)),
+    }
+
+
+early = CONCEPT.lesson("too-early", "Publishing before the data is there")
+
+
+@early.step(
+    "The worker is faster than the caller",
+    shows=(practices.read,),
+    covers=("publishing before the data is there",),
+    expect={"published, then written": matching("LookupError: there is no"), "written, then published": "ready"},
+    learn="Publish after the commit: a transaction that is still open, or a write that comes next, is nothing "
+    "a worker sees.",
+)
+def race(tour: Tour) -> Evidence:
+    first, second = tour.name("first"), tour.name("second")
+    hasty = practices.read.delay(first)
+    failed = tour.backend.result(hasty)
+    tour.redis("SET", key(first), "ready", "EX", KEPT_FOR)
+    tour.redis("SET", key(second), "ready", "EX", KEPT_FOR)
+    return {
+        "published, then written": failed,
+        "written, then published": tour.backend.result(practices.read.delay(second)),
+    }
+
+
+lost = CONCEPT.lesson("nobody-listens", "A task that nobody consumes, and a queue that does not exist")
+
+
+@lost.step(
+    "Its queue has no worker: it is PENDING, and nobody complains",
+    covers=("a task nobody consumes",),
+    expect={"state": "PENDING", "in the queue": 1, "after a worker came": "SUCCESS"},
+    learn="Watch queues, not only tasks: messages without consumers are an alert here (QueueWithoutConsumers).",
+)
+def unheard(tour: Tour) -> Evidence:
+    queue = tour.queue()
+    promise = basic.add.apply_async((1, 1), queue=queue)
+    state, length = tour.backend.state(promise), tour.broker.waiting(queue)
+    tour.worker("--concurrency=1", queue=queue)
+    return {"state": state, "in the queue": length, "after a worker came": tour.backend.reaches(promise, "SUCCESS")}
+
+
+@lost.step(
+    "A misspelt queue is refused, because it is told to be",
+    covers=("a misspelt queue",),
+    expect={"the caller got": matching("QueueNotFound.*Queue 'highh' missing from task_queues"), "in that queue": 0},
+    learn="By default Celery makes whatever queue is named, and fills it for nobody: set "
+    "`task_create_missing_queues=False`.",
+)
+def misspelt(tour: Tour) -> Evidence:
+    error = tour.raised(lambda: basic.add.apply_async((1, 1), queue="highh"))
+    return {"the caller got": error, "in that queue": tour.broker.waiting("highh")}
+
+
+json_only = CONCEPT.lesson("no-json", "An argument that is no JSON")
+
+
+@json_only.step(
+    "The caller is told, nothing is sent",
+    covers=("an argument that is no JSON",),
+    expect={"the caller got": matching("EncodeError.*set|EncodeError"), "messages published": 0},
+    learn="Objects, files, connections, open transactions stay where they are; send what names them.",
+)
+def no_json(tour: Tour) -> Evidence:
+    queue = tour.queue()
+    error = tour.raised(lambda: basic.echo.apply_async((open,), queue=queue))
+    return {"the caller got": error, "messages published": tour.broker.waiting(queue)}
+
+
+deploys = CONCEPT.lesson("changed-signature", "A new version of a task, while messages of the old one wait")
+
+
+@deploys.step(
+    "The message was sent yesterday, the code is today's",
+    shows=(practices.greet, practices.greet_compatibly),
+    covers=("a changed signature while old messages wait",),
+    expect={"without a default": matching("TypeError: .*missing 1 required"), "with a default": "hello celery"},
+    learn="Old messages outlive a deploy: add arguments with defaults, take them away one deploy after their "
+    "last caller.",
+)
+def yesterday(tour: Tour) -> Evidence:
+    broken = app.send_task("tasks.practices.greet", ("celery",), ignore_result=False)
+    fine = app.send_task("tasks.practices.greet_compatibly", ("celery",), ignore_result=False)
+    return {"without a default": tour.backend.result(broken), "with a default": tour.backend.result(fine)}
+
+
+eager = CONCEPT.lesson("eager-only", "Testing with eager mode only")
+
+
+@eager.step(
+    "It works in the test, and not on the wire",
+    shows=(practices.unique,),
+    covers=("testing with eager mode only",),
+    expect={"eager": {"tea", "milk"}, "by a worker": matching("EncodeError|not JSON")},
+    learn="Eager mode calls a function: no JSON, no broker, no second process. Test logic so, and delivery on "
+    "a real stack.",
+)
+def only(tour: Tour) -> Evidence:
+    words = ["tea", "milk", "tea"]
+    return {
+        "eager": tour.returned(lambda: practices.unique.apply((words,)).get()),
+        "by a worker": tour.backend.result(practices.unique.delay(words)),
+    }

@@ -1,0 +1,159 @@
+"""Monitoring."""
+
+from celery_app import app
+from tasks import basic, workflows
+from tour import links
+from tour.lesson import Concept, Evidence, containing, matching
+from tour.tour import Tour
+
+CONCEPT = Concept(
+    "Monitoring",
+    "monitoring",
+    "Ask the workers, listen to them, or count: three ways to know what goes on, each with its own blind spots.",
+)
+
+inspecting = CONCEPT.lesson("inspect", "Asking workers what they do")
+
+
+@inspecting.step(
+    "active, reserved, scheduled, registered, stats, revoked; status",
+    shows=(basic.sleep,),
+    covers=(
+        "status",
+        "inspect active",
+        "inspect reserved",
+        "inspect scheduled",
+        "inspect revoked",
+        "inspect registered",
+        "inspect stats",
+    ),
+    expect={
+        "status": {"ok": "pong"},
+        "active": ["tasks.basic.sleep"],
+        "reserved": ["tasks.basic.add"],
+        "scheduled": 1,
+        "revoked": 1,
+        "registered": containing("tasks.basic.add"),
+        "stats: pool": 1,
+    },
+    learn="A worker answers for itself only, and a busy or stuck one not at all: no answer is not the same as "
+    "nothing to do.",
+)
+def ask(tour: Tour) -> Evidence:
+    worker = tour.worker("--concurrency=1", "--prefetch-multiplier=3")
+    running = basic.sleep.apply_async((3,), queue=worker.queue)
+    tour.events.wait("started", of=[running])
+    reserved = basic.add.apply_async((1, 1), queue=worker.queue)
+    later = basic.add.apply_async((1, 1), queue=worker.queue, countdown=30)
+    tour.events.wait("received", of=[reserved, later], count=2)
+    app.control.revoke("an-id-that-is-revoked", destination=[worker.name])
+    return {
+        "status": tour.inspect("ping", worker.name),
+        "active": tour.inspect("active", worker.name).map(lambda tasks: [task["name"] for task in tasks]),
+        "reserved": tour.inspect("reserved", worker.name).map(lambda tasks: [task["name"] for task in tasks]),
+        "scheduled": tour.inspect("scheduled", worker.name).map(len),
+        "revoked": tour.inspect("revoked", worker.name).map(len),
+        "registered": tour.inspect("registered", worker.name),
+        "stats: pool": tour.inspect("stats", worker.name).map(lambda stats: stats["pool"]["max-concurrency"]),
+    }
+
+
+controlling = CONCEPT.lesson("control", "Telling workers what to do")
+
+
+@controlling.step(
+    "Another queue, a larger pool, a rate limit, the end",
+    covers=("control add_consumer", "control pool_grow", "control rate_limit", "control shutdown"),
+    expect={
+        "queues before": 1,
+        "queues after add_consumer": 2,
+        "processes after pool_grow(2)": 3,
+        "rate_limit answers": matching("new rate limit set"),
+        "exit code after shutdown": 0,
+    },
+    learn="Commands go to all workers unless `destination` names some; they last until the worker ends, no longer.",
+)
+def tell(tour: Tour) -> Evidence:
+    worker, other = tour.worker("--concurrency=1"), tour.queue()
+    to = {"destination": [worker.name], "reply": True}
+    before = tour.inspect("active_queues", worker.name).map(len)
+    app.control.add_consumer(other, exchange=other, routing_key=other, **to)
+    queues = tour.inspect("active_queues", worker.name).map(len)
+    app.control.pool_grow(2, **to)
+    grown = tour.pool_size(worker.name, 3)
+    limited = tour.replied(app.control.rate_limit("tasks.basic.add", "10/m", **to))
+    app.control.shutdown(destination=[worker.name])
+    return {
+        "queues before": before,
+        "queues after add_consumer": queues,
+        "processes after pool_grow(2)": grown,
+        "rate_limit answers": limited.map(lambda replies: replies[worker.name]["ok"]),
+        "exit code after shutdown": worker.exit_code(),
+    }
+
+
+listening = CONCEPT.lesson("events", "Listening: the stream of events, and Flower on top of it")
+
+
+@listening.step(
+    "Each step of a task's life is an event with a time and a worker",
+    covers=("events",),
+    expect={
+        "events": ["sent", "received", "started", "succeeded"],
+        "fields of the last": containing("result", "runtime", "timestamp", "hostname", "pid"),
+    },
+    learn="Events are news, not records: who does not listen misses them, and each costs the worker something.",
+)
+def stream(tour: Tour) -> Evidence:
+    promise = basic.add.delay(2, 2)
+    events = tour.events.wait("sent", "received", "started", "succeeded", of=[promise], count=4)
+    return {
+        "events": events.map(lambda found: [event.type for event in found]),
+        "fields of the last": events.map(lambda found: sorted(found[-1].fields)),
+    }
+
+
+@listening.step(
+    "Flower's API knows that very task",
+    covers=("Flower by its API",),
+    expect={"state": "SUCCESS", "name": "tasks.basic.add", "result": "4", "without a login": matching("401")},
+    learn="Flower keeps what it heard in memory, with a page and an API; it switches events on at all workers.",
+)
+def flower(tour: Tour) -> Evidence:
+    promise = basic.add.delay(2, 2)
+    tour.backend.reaches(promise, "SUCCESS")
+    task = tour.flower.task(promise)
+    return {
+        "state": task.map(lambda t: t["state"]),
+        "name": task.map(lambda t: t["name"]),
+        "result": task.map(lambda t: t["result"]),
+        "without a login": tour.raised(lambda: tour.flower.get("/api/tasks", login=False)),
+    }
+
+
+counting = CONCEPT.lesson("metrics", "Counting: what Prometheus scrapes and Grafana draws")
+
+
+@counting.step(
+    "The workers count each task by name, queue and outcome",
+    shows=(workflows.times,),
+    covers=("metrics",),
+    expect={"counted more": 5.0},
+    learn="Counters tell what happened while nobody looked, which no event and no inspect does.",
+)
+def metrics(tour: Tour) -> Evidence:
+    before = tour.counted("tasks.workflows.times")
+    promises = [workflows.times.delay(2, 3) for _ in range(5)]
+    tour.events.wait("succeeded", of=promises, count=5)
+    return {"counted more": tour.counted("tasks.workflows.times").map(lambda after: after - before.value)}
+
+
+@counting.step(
+    "A link into Grafana for that very task",
+    shows=(links.explore,),
+    covers=("a link into Grafana for that very task",),
+    expect={"open": matching(r"^http://.+/explore\?.+tasks\.workflows\.times")},
+    learn="From a task's name to its rate, failures and run time in one click: put such links where people look first.",
+)
+def grafana(tour: Tour) -> Evidence:
+    return {"open": links.explore("tasks.workflows.times")}

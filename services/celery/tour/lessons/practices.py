@@ -1,0 +1,172 @@
+"""Best practices: each shown by its failure first, then by its cure."""
+
+from celery.result import AsyncResult
+
+from tasks import practices
+from tasks.notes import KEPT_FOR, key
+from tour.lesson import Concept, Evidence, Seen, at_least, at_most, between, both, matching
+from tour.tour import Tour
+
+CONCEPT = Concept(
+    "Best practices",
+    "practices",
+    "What to do, and what happens without it: each lesson shows the failure first, then the cure.",
+)
+
+
+def _number(tour: Tour, name: str) -> Seen[int]:
+    return tour.redis("GET", key(name)).map(lambda text: int(text or 0))
+
+
+idempotency = CONCEPT.lesson("idempotency", "Run twice, applied once")
+
+
+@idempotency.step(
+    "A task is killed after its effect, and runs again",
+    shows=(practices.deposit, practices.deposit_once),
+    covers=("idempotency: failure", "idempotency: cure"),
+    expect={
+        "deposit of 100, plain": 200,
+        "deposit of 100, with its marker": 100,
+        "both ended as": ["SUCCESS", "SUCCESS"],
+    },
+    learn="At least once means sometimes twice: write the effect and a marker of this task in one step, and "
+    "look first.",
+)
+def twice(tour: Tour) -> Evidence:
+    worker, plain, marked = tour.worker("--concurrency=2"), tour.name("plain"), tour.name("marked")
+    promises = [
+        practices.deposit.apply_async((plain, 100), queue=worker.queue),
+        practices.deposit_once.apply_async((marked, 100), queue=worker.queue),
+    ]
+    states = [tour.backend.meta(promise, "status") for promise in promises]
+    return {
+        "deposit of 100, plain": _number(tour, plain),
+        "deposit of 100, with its marker": _number(tour, marked),
+        "both ended as": states[0].map(lambda _: [state.value for state in states]),
+    }
+
+
+atomicity = CONCEPT.lesson("atomicity", "All of it or nothing")
+
+
+@atomicity.step(
+    "A task is killed between two steps",
+    shows=(practices.transfer_in_steps, practices.transfer),
+    covers=("atomicity: failure", "atomicity: cure"),
+    expect={"100 moved in two steps, left in all": 60, "in one transaction, left in all": 100},
+    learn="Whatever belongs together is written together: a transaction of Redis or of your database, at the "
+    "task's end.",
+)
+def halfway(tour: Tour) -> Evidence:
+    worker = tour.worker("--concurrency=2")
+    left = {}
+    promises = []
+    for name, task in (("steps", practices.transfer_in_steps), ("transaction", practices.transfer)):
+        accounts = left[name] = [tour.name("from"), tour.name("to")]
+        tour.redis("SET", key(accounts[0]), 100, "EX", KEPT_FOR)
+        promises.append(task.apply_async((*accounts, 40), queue=worker.queue))
+    for promise in promises:
+        tour.backend.meta(promise, "status")
+    return {
+        "100 moved in two steps, left in all": both(*(_number(tour, name) for name in left["steps"])).map(sum),
+        "in one transaction, left in all": both(*(_number(tour, name) for name in left["transaction"])).map(sum),
+    }
+
+
+small = CONCEPT.lesson("small-tasks", "One large task against many small ones, measured")
+
+
+@small.step(
+    "The same 40 items, on two slots",
+    shows=(practices.work,),
+    covers=("small tasks: failure", "small tasks: cure"),
+    expect={
+        "one task of 40 items takes": at_least(2, "s"),
+        "40 tasks of one, to that": between(0.4, 0.9, "of it"),
+    },
+    learn="Small tasks use every slot and lose little when one dies; too small, and the messages cost more "
+    "than the work.",
+)
+def measured(tour: Tour) -> Evidence:
+    worker, name = tour.worker("--concurrency=2"), tour.name("items")
+
+    def seconds(tasks: int, items: int) -> Seen[float]:
+        promises = [practices.work.apply_async((name, items, 0.05), queue=worker.queue) for _ in range(tasks)]
+        events = tour.events.wait("started", "succeeded", of=promises, count=2 * tasks)
+        return events.map(lambda found: tour.elapsed(found[0], found[-1]))
+
+    large, small = seconds(1, 40), seconds(40, 1)
+    return {
+        "one task of 40 items takes": large,
+        "40 tasks of one, to that": both(large, small).map(lambda t: t[1] / t[0]),
+    }
+
+
+sparing = CONCEPT.lesson("sparing-results", "Results sparingly: a name instead of the thing")
+
+
+@sparing.step(
+    "A report as the result, or where it is as the result",
+    shows=(practices.report, practices.report_kept),
+    covers=("results sparingly: failure", "results sparingly: cure"),
+    expect={"stored for the report": at_least(100_000, "bytes"), "stored for its name": at_most(1_000, "bytes")},
+    learn="A result is copied into the backend, through the worker and to each caller; a name is read by who needs it.",
+)
+def copies(tour: Tour) -> Evidence:
+    whole, kept = practices.report.delay(100_000), practices.report_kept.delay(tour.name("report"), 100_000)
+    for promise in (whole, kept):
+        tour.backend.reaches(promise, "SUCCESS")
+    return {
+        "stored for the report": tour.redis("STRLEN", f"celery-task-meta-{whole.id}"),
+        "stored for its name": tour.redis("STRLEN", f"celery-task-meta-{kept.id}"),
+    }
+
+
+patience = CONCEPT.lesson("time-outs", "Time-outs on whatever a task waits for")
+
+
+@patience.step(
+    "Somebody never answers",
+    shows=(practices.listen,),
+    covers=("time-outs: failure", "time-outs: cure"),
+    expect={
+        "without: ends as": matching("SoftTimeLimitExceeded"),
+        "without: a slot is held for": at_least(1.9, "s"),
+        "with: ends as": matching("TimeoutError"),
+        "with: a slot is held for": at_most(1, "s"),
+    },
+    learn="Each wait for another needs a time-out of its own; the task's limit is the last resort, and its "
+    "slot the price.",
+)
+def hang(tour: Tour) -> Evidence:
+    without = practices.listen.apply_async((None,), soft_time_limit=2)
+    limited = practices.listen.apply_async((0.2,), soft_time_limit=2)
+
+    def held(promise: AsyncResult) -> Seen[float]:
+        events = tour.events.wait("started", "failed", of=[promise], count=2)
+        return events.map(lambda found: tour.elapsed(found[0], found[-1]))
+
+    return {
+        "without: ends as": tour.backend.result(without),
+        "without: a slot is held for": held(without),
+        "with: ends as": tour.backend.result(limited),
+        "with: a slot is held for": held(limited),
+    }
+
+
+backoff = CONCEPT.lesson("retry-backoff", "Retries that give the other side time")
+
+
+@backoff.step(
+    "A service is away for two and a half seconds; both try three times",
+    shows=(practices.call_at_fixed_times, practices.call_with_backoff),
+    covers=("retries with backoff: failure", "retries with backoff: cure"),
+    expect={"each second": matching("AwayError"), "after 1 s and 2 s": "an answer"},
+    learn="As many tries, spread further: backoff outlasts the outage that fixed retries knock at.",
+)
+def outage(tour: Tour) -> Evidence:
+    service = tour.name("service")
+    tour.redis("SET", key(service), "away", "PX", 2500)
+    fixed, growing = practices.call_at_fixed_times.delay(service), practices.call_with_backoff.delay(service)
+    return {"each second": tour.backend.result(fixed), "after 1 s and 2 s": tour.backend.result(growing)}

@@ -1,0 +1,140 @@
+"""Results."""
+
+import timing
+from tasks import basic, workflows
+from tour.lesson import Concept, Evidence, at_least, between, containing, matching
+from tour.tour import Tour
+
+CONCEPT = Concept(
+    "Results",
+    "results",
+    "Results are kept in a store of their own, for as long as somebody may ask for them. Each costs something.",
+)
+
+getting = CONCEPT.lesson("getting-results", "Asking for a result")
+
+
+@getting.step(
+    "get waits; with a time-out it gives up, and the task goes on",
+    covers=("get with time-out",),
+    expect={"error at once": matching("TimeoutError"), "state a little later": "SUCCESS"},
+    learn="Never call `get` without a time-out: a lost task would hold the caller for ever. It is looked at "
+    "once a second.",
+)
+def time_out(tour: Tour) -> Evidence:
+    promise = basic.sleep.delay(2.5)
+    error = tour.raised(lambda: promise.get(timeout=1))
+    return {"error at once": error, "state a little later": tour.backend.reaches(promise, "SUCCESS")}
+
+
+@getting.step(
+    "A failure is raised at the caller, unless propagate=False",
+    covers=("propagate",),
+    expect={"raised": matching("RuntimeError: this task always fails"), "returned": matching("this task always fails")},
+    learn="`get()` raises what the task raised; `get(propagate=False)` returns it, for callers that look at many.",
+)
+def propagate(tour: Tour) -> Evidence:
+    promise = basic.failing.delay("for its caller")
+    return {
+        "raised": tour.raised(lambda: promise.get(timeout=30)),
+        "returned": tour.returned(lambda: str(promise.get(timeout=30, propagate=False))),
+    }
+
+
+@getting.step(
+    "A group's results, all at once or as they come",
+    covers=("iterating a group",),
+    expect={"joined": [1, 4, 9], "as they came": containing(1, 4, 9), "all successful": True},
+    learn="A group's result is iterable; `iter_native` yields each as soon as it is there.",
+)
+def iterate(tour: Tour) -> Evidence:
+    results = workflows.squares([1, 2, 3]).delay()
+    return {
+        "joined": tour.returned(lambda: results.join(timeout=30)),
+        "as they came": tour.returned(lambda: [meta["result"] for _, meta in results.iter_native(timeout=30)]),
+        "all successful": tour.returned(results.successful),
+    }
+
+
+keeping = CONCEPT.lesson("keeping-results", "How long a result stays, and what is kept with it")
+
+
+@keeping.step(
+    "It expires by itself, or is forgotten",
+    covers=("forget", "expiry"),
+    expect={"lives for": between(timing.RESULT_TTL - 60, timing.RESULT_TTL, "s"), "stored after forget": False},
+    learn="`result_expires` is a TTL in Redis (here 1 h); who has read a result and needs it no more calls `forget`.",
+)
+def expiry(tour: Tour) -> Evidence:
+    promise = basic.add.delay(1, 1)
+    tour.backend.reaches(promise, "SUCCESS")
+    lives = tour.redis("TTL", f"celery-task-meta-{promise.id}")
+    promise.forget()
+    return {"lives for": lives, "stored after forget": tour.backend.stored(promise)}
+
+
+@keeping.step(
+    "Children and graph: what came of a task",
+    covers=("children and graph",),
+    expect={"children of the first": 1, "graph has": 2, "last result": 16},
+    learn="Each result knows what its task has sent; `collect` and `graph` follow the whole tree, one look-up a node.",
+)
+def graph(tour: Tour) -> Evidence:
+    promise = workflows.add_then_square(2, 2).delay()
+    tour.backend.result(promise)
+    first = promise.parent
+    return {
+        "children of the first": tour.returned(lambda: len(first.children)),
+        "graph has": tour.returned(lambda: len(list(first.build_graph(intermediate=True)))),
+        "last result": tour.backend.result(first.children[0]),
+    }
+
+
+@keeping.step(
+    "result_extended keeps name, arguments, worker and queue with it",
+    covers=("result_extended",),
+    expect={"name": "tasks.basic.add", "args": matching("1, 2"), "worker": matching("^low@"), "queue": "low"},
+    learn="With `result_extended` a result explains itself to whoever finds it; it also costs some bytes more.",
+)
+def extended(tour: Tour) -> Evidence:
+    promise = basic.add.delay(1, 2)
+    return {
+        "name": tour.backend.meta(promise, "name"),
+        "args": tour.backend.meta(promise, "args").map(str),
+        "worker": tour.backend.meta(promise, "worker"),
+        "queue": tour.backend.meta(promise, "queue"),
+    }
+
+
+cost = CONCEPT.lesson("cost-of-results", "What a result costs, measured here and now")
+
+ROUNDS, TASKS = 3, 150
+
+
+@cost.step(
+    "The same tasks with and without results",
+    covers=("ignore_result's saving", "when to have no result at all"),
+    expect={
+        "results stored": ROUNDS * TASKS,
+        "bytes of one": at_least(100, "bytes"),
+        "CPU of the worker, with to without": at_least(1.05, "times"),
+    },
+    learn="Nobody asks for most results: ignore them by default, as here, and let a task opt in.",
+)
+def measured(tour: Tour) -> Evidence:
+    worker = tour.worker("--concurrency=1")
+    cpu = {False: 0.0, True: 0.0}
+    promises = []
+    for number in range(2 * ROUNDS):
+        ignore = number % 2 == 1
+        before = worker.cpu().value
+        sent = [basic.add.apply_async((1, 1), queue=worker.queue, ignore_result=ignore) for _ in range(TASKS)]
+        tour.events.wait("succeeded", of=sent, count=TASKS)
+        cpu[ignore] += worker.cpu().value - before
+        promises += sent
+    kept = [promise for promise in promises if tour.backend.stored(promise).value]
+    return {
+        "results stored": tour.backend.stored(kept[0]).map(lambda _: len(kept)),
+        "bytes of one": tour.redis("STRLEN", f"celery-task-meta-{kept[0].id}"),
+        "CPU of the worker, with to without": worker.cpu().map(lambda _: cpu[False] / cpu[True]),
+    }

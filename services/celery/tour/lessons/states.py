@@ -1,0 +1,128 @@
+"""States."""
+
+from tasks import advanced, basic
+from tour.lesson import Concept, Evidence, containing, matching, starting
+from tour.tour import Tour
+
+CONCEPT = Concept(
+    "States",
+    "states",
+    "The result backend keeps one state for each task; the workers' events tell of more, as they happen.",
+)
+
+states = CONCEPT.lesson("six-states", "PENDING, STARTED, SUCCESS, FAILURE, RETRY, REVOKED, each on a real task")
+
+
+@states.step(
+    "PENDING, STARTED, SUCCESS",
+    shows=(basic.sleep,),
+    covers=("PENDING", "STARTED", "SUCCESS"),
+    expect={"states": ["PENDING", "STARTED", "SUCCESS"], "result": 0.5},
+    learn="STARTED is only seen because `task_track_started` is on; Celery's default goes from PENDING to SUCCESS.",
+)
+def success(tour: Tour) -> Evidence:
+    promise = basic.sleep.apply_async((0.5,), countdown=0.3)
+    return {"states": tour.backend.states(promise), "result": tour.backend.result(promise)}
+
+
+@states.step(
+    "FAILURE: the exception and its traceback are the result",
+    shows=(basic.failing,),
+    covers=("FAILURE",),
+    expect={
+        "state": "FAILURE",
+        "error": "RuntimeError: this task always fails: as shown",
+        "traceback": matching("in failing"),
+    },
+    learn="A failed task's exception is stored even where results are ignored (`task_store_errors_even_if_ignored`).",
+)
+def failure(tour: Tour) -> Evidence:
+    promise = basic.failing.delay("as shown")
+    return {
+        "state": tour.backend.reaches(promise, "FAILURE"),
+        "error": tour.backend.result(promise),
+        "traceback": tour.backend.meta(promise, "traceback"),
+    }
+
+
+@states.step(
+    "RETRY: it failed and will be tried again",
+    shows=(basic.flaky,),
+    covers=("RETRY",),
+    expect={"state in between": "RETRY", "result": 2, "path": containing("retried", "succeeded")},
+    learn="A retry is a new message with the same task id; in between the state is RETRY and the exception is stored.",
+)
+def retry(tour: Tour) -> Evidence:
+    promise = basic.flaky.delay(1)
+    return {
+        "state in between": tour.backend.reaches(promise, "RETRY"),
+        "result": tour.backend.result(promise),
+        "path": tour.events.path(promise),
+    }
+
+
+@states.step(
+    "REVOKED: called back before it ran",
+    covers=("REVOKED",),
+    expect={"states": starting("PENDING"), "last state": "REVOKED", "path": ["sent", "received", "revoked"]},
+    learn="A revoked task ends as REVOKED when a worker would have started it, or at once where it already "
+    "waits there.",
+)
+def revoked(tour: Tour) -> Evidence:
+    promise = basic.add.apply_async((1, 1), countdown=1)
+    tour.events.wait("received", of=[promise])
+    promise.revoke()
+    seen = tour.backend.states(promise)
+    return {"states": seen, "last state": seen.map(lambda s: s[-1]), "path": tour.events.path(promise)}
+
+
+progress = CONCEPT.lesson("progress", "A state of your own: progress while it runs")
+
+
+@progress.step(
+    "update_state stores a state and whatever belongs to it",
+    shows=(advanced.progress,),
+    covers=("custom PROGRESS state",),
+    expect={
+        "state while it runs": "PROGRESS",
+        "steps seen": containing(2, 3, 4, 5, 6, 7, 8),
+        "result": {"done": 10, "steps": 10},
+    },
+    learn="Any name can be a state; the caller polls the backend, so report as often as somebody looks, not more.",
+)
+def update_state(tour: Tour) -> Evidence:
+    promise = advanced.progress.delay(steps=10, seconds=2)
+    return {
+        "state while it runs": tour.backend.reaches(promise, "PROGRESS"),
+        "steps seen": tour.progress(promise),
+        "result": tour.backend.result(promise),
+    }
+
+
+pending = CONCEPT.lesson("pending", "What PENDING does not mean")
+
+
+@pending.step(
+    "A task that never was is PENDING",
+    covers=("an unknown id",),
+    expect={"state of an unknown id": "PENDING", "stored in the backend": False},
+    learn="PENDING says that the backend knows nothing of this id; it does not say that a task waits.",
+)
+def unknown(tour: Tour) -> Evidence:
+    return {
+        "state of an unknown id": tour.backend.state("no-such-task"),
+        "stored in the backend": tour.backend.stored("no-such-task"),
+    }
+
+
+@pending.step(
+    "So is one whose result is forgotten or ignored",
+    covers=("an unknown id",),
+    expect={"before": "SUCCESS", "after forget": "PENDING"},
+    learn="Whoever must know whether a task was ever sent keeps that knowledge apart: in a database row, in a log.",
+)
+def forgotten(tour: Tour) -> Evidence:
+    promise = basic.add.delay(1, 1)
+    before = tour.backend.reaches(promise, "SUCCESS")
+    promise.forget()
+    return {"before": before, "after forget": tour.backend.state(promise)}

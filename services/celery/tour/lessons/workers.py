@@ -1,0 +1,266 @@
+"""Workers."""
+
+import json
+import signal
+from typing import Any
+
+from celery import Task
+from celery.result import AsyncResult
+
+from celery_app import app
+from tasks import basic, processes
+from tour.lesson import Concept, Evidence, Seen, at_least, at_most, between
+from tour.processes import Worker
+from tour.tour import Tour
+
+CONCEPT = Concept(
+    "Workers",
+    "workers",
+    "A worker is a consumer with a pool: how many tasks it runs at once, in what, and what happens when it stops.",
+)
+
+pools = CONCEPT.lesson("pools", "prefork, threads, gevent, solo")
+
+
+def _seconds(tour: Tour, pool: str, task: Task, argument: float, times: int, prefetch: int = 2) -> Seen[float]:
+    """How long a worker with this pool and four slots needs for so many tasks, from the first start to the last end."""
+    worker = tour.worker(f"--pool={pool}", "--concurrency=4", f"--prefetch-multiplier={prefetch}")
+    promises = [task.apply_async((argument,), queue=worker.queue) for _ in range(times)]
+    events = tour.events.wait("started", "succeeded", of=promises, count=2 * times)
+    return events.map(lambda found: tour.elapsed(found[0], found[-1]))
+
+
+@pools.step(
+    "Waiting work: four slots need a quarter of the time, in whatever they are",
+    shows=(_seconds, basic.sleep),
+    covers=("prefork", "threads", "gevent", "solo", "which work suits each"),
+    expect={
+        "solo, 8 waits of 0.2 s": between(1.5, 6, "s"),
+        "prefork, the same": between(0.3, 1.4, "s"),
+        "threads, the same": between(0.3, 1.4, "s"),
+        "gevent, the same": between(0.3, 1.4, "s"),
+    },
+    learn="For work that waits for others threads or gevent give many slots for little memory; solo does one "
+    "at a time.",
+)
+def waiting(tour: Tour) -> Evidence:
+    return {
+        "solo, 8 waits of 0.2 s": _seconds(tour, "solo", basic.sleep, 0.2, 8),
+        "prefork, the same": _seconds(tour, "prefork", basic.sleep, 0.2, 8),
+        "threads, the same": _seconds(tour, "threads", basic.sleep, 0.2, 8),
+        "gevent, the same": _seconds(tour, "gevent", basic.sleep, 0.2, 8),
+    }
+
+
+@pools.step(
+    "Computing work: threads and greenlets share one interpreter",
+    shows=(basic.spin, basic.whoami),
+    covers=("which work suits each",),
+    expect={
+        "threads, 4 times 0.2 s of CPU": at_least(0.75, "s"),
+        "gevent, the same": at_least(0.75, "s"),
+        "processes of threads": 1,
+        "processes of prefork": at_least(2),
+    },
+    learn="Work that computes needs processes: prefork, with as many slots as cores; the others compute one at a time.",
+)
+def computing(tour: Tour) -> Evidence:
+    def used(pool: str) -> Seen[int]:
+        worker = tour.worker(f"--pool={pool}", "--concurrency=4", "--prefetch-multiplier=2")
+        promises = [basic.whoami.apply_async(queue=worker.queue) for _ in range(20)]
+        said = [tour.backend.result(promise) for promise in promises]
+        return said[0].map(lambda _: len({each.value["pid"] for each in said}))
+
+    return {
+        "threads, 4 times 0.2 s of CPU": _seconds(tour, "threads", basic.spin, 200, 4),
+        "gevent, the same": _seconds(tour, "gevent", basic.spin, 200, 4),
+        "processes of threads": used("threads"),
+        "processes of prefork": used("prefork"),
+    }
+
+
+@pools.step(
+    "gevent on Redis: give it something to take ahead",
+    covers=("which work suits each", "prefetch"),
+    expect={"8 waits of 0.2 s, prefetch 2": between(0.3, 1.4, "s"), "the same, prefetch 1": at_least(1.5, "s")},
+    learn="gevent's worker has no event loop: with nothing left to take it looks for messages again only every 2 s.",
+)
+def gevent(tour: Tour) -> Evidence:
+    return {
+        "8 waits of 0.2 s, prefetch 2": _seconds(tour, "gevent", basic.sleep, 0.2, 8),
+        "the same, prefetch 1": _seconds(tour, "gevent", basic.sleep, 0.2, 8, prefetch=1),
+    }
+
+
+slots = CONCEPT.lesson("concurrency", "How many at once, and how many taken ahead")
+
+
+@slots.step(
+    "Concurrency is slots; prefetch is what waits behind them in the worker",
+    covers=("concurrency", "prefetch"),
+    expect={"running": 2, "taken ahead": 2, "left in the queue": 6},
+    learn="A worker holds at most concurrency times prefetch multiplier messages; what it has taken ahead nobody "
+    "else gets.",
+)
+def prefetch(tour: Tour) -> Evidence:
+    worker = tour.worker("--concurrency=2", "--prefetch-multiplier=2")
+    promises = [basic.sleep.apply_async((1,), queue=worker.queue) for _ in range(10)]
+    tour.events.wait("started", of=promises, count=2)
+    tour.events.wait("received", of=promises, count=4)
+    return {
+        "running": tour.inspect("active", worker.name).map(len),
+        "taken ahead": tour.inspect("reserved", worker.name).map(len),
+        "left in the queue": tour.broker.waiting(worker.queue),
+    }
+
+
+@slots.step(
+    "Autoscale grows the pool while messages wait",
+    covers=("autoscale",),
+    expect={"processes before": 1, "processes under load": at_least(2)},
+    learn="`--autoscale=4,1` starts with one process and adds others as they are needed; containers are scaled "
+    "from outside.",
+)
+def autoscale(tour: Tour) -> Evidence:
+    worker = tour.worker("--autoscale=4,1")
+    before = tour.pool_size(worker.name, 1)
+    for _ in range(12):
+        basic.sleep.apply_async((0.5,), queue=worker.queue)
+    return {"processes before": before, "processes under load": tour.pool_size(worker.name, 2)}
+
+
+recycling = CONCEPT.lesson("recycling", "Processes that are replaced before they leak too much")
+
+
+def _processes(tour: Tour, promises: list[AsyncResult]) -> Seen[int]:
+    """In how many processes tasks ran."""
+    said = [tour.backend.result(promise) for promise in promises]
+    return said[0].map(lambda _: len({each.value for each in said}))
+
+
+@recycling.step(
+    "After so many tasks, or above so much memory",
+    shows=(processes.hoard,),
+    covers=("max_tasks_per_child", "max_memory_per_child"),
+    expect={
+        "processes for 4 tasks, 2 tasks each": 2,
+        "processes for 2 tasks that keep 100 MB, limit 150": 2,
+        "the same, limit 500": 1,
+    },
+    learn="Recycling makes a leak bearable until it is found: the process is replaced after its task, never in "
+    "the middle.",
+)
+def recycle(tour: Tour) -> Evidence:
+    def send(option: str, tasks: int, megabytes: int) -> list[AsyncResult]:
+        worker = tour.worker("--concurrency=1", "--include=tasks.processes", option)
+        return [processes.hoard.apply_async((megabytes,), queue=worker.queue) for _ in range(tasks)]
+
+    by_number, by_memory = send("--max-tasks-per-child=2", 4, 0), send("--max-memory-per-child=150000", 2, 100)
+    never = send("--max-memory-per-child=500000", 2, 100)
+    return {
+        "processes for 4 tasks, 2 tasks each": _processes(tour, by_number),
+        "processes for 2 tasks that keep 100 MB, limit 150": _processes(tour, by_memory),
+        "the same, limit 500": _processes(tour, never),
+    }
+
+
+forking = CONCEPT.lesson("fork-safety", "What is opened before the fork is shared by all")
+
+
+@forking.step(
+    "One connection in two processes, or one each",
+    shows=(processes.open_before_the_fork, processes.open_after_the_fork, processes.show_connections),
+    covers=("clients opened before the fork",),
+    expect={"processes": 2, "connections opened before the fork": 1, "connections opened after it": 2},
+    learn="Two processes on one connection mix up each other's answers: open clients in `worker_process_init`, "
+    "or lazily.",
+)
+def connections(tour: Tour) -> Evidence:
+    worker, name = tour.worker("--concurrency=2", "--include=tasks.processes"), tour.name("connections")
+    for _ in range(20):
+        processes.show_connections.apply_async((name,), queue=worker.queue)
+    said = tour.noted(name, 20).map(lambda lines: [json.loads(line) for line in lines])
+    return {
+        "processes": said.map(lambda found: len({each["pid"] for each in found})),
+        "connections opened before the fork": said.map(lambda found: len({each["before"] for each in found})),
+        "connections opened after it": said.map(lambda found: len({each["after"] for each in found})),
+    }
+
+
+@forking.step(
+    "Signals: code of yours at moments of a worker's life",
+    shows=(processes.observed, processes.noting),
+    covers=("signals",),
+    expect={"noted by signals": ["task_prerun", "task_success", "task_postrun"]},
+    learn="Signals are for what all tasks share (metrics, connections, log context); what one task does "
+    "belongs into it.",
+)
+def signals(tour: Tour) -> Evidence:
+    worker, name = tour.worker("--concurrency=2", "--include=tasks.processes"), tour.name("signals")
+    processes.observed.apply_async((name,), queue=worker.queue)
+    return {"noted by signals": tour.noted(name, 3)}
+
+
+stopping = CONCEPT.lesson("stopping", "Warm, soft, cold: three ways to stop, and kill")
+
+
+def _busy(tour: Tour, seconds: float, **more: Any) -> tuple[Worker, AsyncResult]:
+    """A worker with one slot that runs a task of so many seconds and has taken another ahead; and the running task."""
+    worker = tour.worker("--concurrency=1", "--prefetch-multiplier=2", again=True, **more)
+    running, ahead = [basic.sleep.apply_async((seconds,), queue=worker.queue) for _ in range(2)]
+    tour.events.wait("started", of=[running])
+    tour.events.wait("received", of=[ahead])
+    return worker, running
+
+
+@stopping.step(
+    "Warm: it ends what it runs, and gives back the rest",
+    shows=(_busy,),
+    covers=("warm stop",),
+    expect={"exit code": 0, "running task": "SUCCESS", "back in the queue": 1},
+    learn="A warm stop waits for running tasks however long they take: a container's grace may be over before.",
+)
+def warm(tour: Tour) -> Evidence:
+    worker, running = _busy(tour, 1.5)
+    app.control.shutdown(destination=[worker.name])
+    return {
+        "exit code": worker.exit_code(),
+        "running task": tour.backend.reaches(running, "SUCCESS"),
+        "back in the queue": tour.broker.waiting(worker.queue),
+    }
+
+
+@stopping.step(
+    "Soft: running tasks get a few seconds, then they go back, too",
+    covers=("soft stop",),
+    expect={"exit code": at_most(1), "back in the queue": 2},
+    learn="What the stack's workers do on `docker stop` (SIGTERM remapped to SIGQUIT): 6 s for running tasks, "
+    "nothing is lost.",
+)
+def soft(tour: Tour) -> Evidence:
+    softly = {"worker_soft_shutdown_timeout": 1}
+    worker, _ = _busy(tour, 20, environment={"REMAP_SIGTERM": "SIGQUIT"}, settings=softly)
+    worker.signal(signal.SIGTERM)
+    return {
+        "exit code": worker.exit_code(),
+        "back in the queue": tour.broker.waiting(worker.queue),
+    }
+
+
+@stopping.step(
+    "Cold: everything goes back at once. Killed: nothing does, until the visibility timeout",
+    covers=("cold stop",),
+    expect={"cold: back in the queue": 2, "killed: back in the queue": 0, "killed: unacknowledged in Redis": 2},
+    learn="A second signal makes a stop cold; SIGKILL leaves its messages in Redis, where others find them in time.",
+)
+def cold(tour: Tour) -> Evidence:
+    stopped, _ = _busy(tour, 20, settings={"worker_soft_shutdown_timeout": 0})
+    stopped.signal(signal.SIGQUIT)
+    stopped.exit_code()
+    killed, _ = _busy(tour, 20)
+    killed.kill()
+    return {
+        "cold: back in the queue": tour.broker.waiting(stopped.queue),
+        "killed: back in the queue": tour.broker.waiting(killed.queue),
+        "killed: unacknowledged in Redis": tour.broker.unacknowledged(killed.queue, 2),
+    }

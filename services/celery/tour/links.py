@@ -1,0 +1,28 @@
+"""Links out of the terminal."""
+
+import json
+import os
+from urllib.parse import quote
+
+from tour.lesson import Seen
+from tour.waiting import UnavailableError
+
+DATASOURCE = "prometheus"  # its uid (grafana/provisioning/datasources)
+
+
+def explore(task: str) -> Seen[str]:
+    """The address of Grafana's Explore with one task's outcomes and run time.
+
+    `make tour` says in GRAFANA_ADDRESS where Grafana is published. Raises UnavailableError when it is nowhere.
+    """
+    grafana = os.environ.get("GRAFANA_ADDRESS")
+    if not grafana:
+        raise UnavailableError("Grafana is not running: `grafana` must be in COMPOSE_PROFILES (.env), then make up")
+    outcomes = f'sum by (outcome) (rate(celery_tasks_total{{task="{task}"}}[1m]))'
+    run_time = f'histogram_quantile(0.95, sum by (le) (rate(celery_task_runtime_seconds_bucket{{task="{task}"}}[1m])))'
+    queries = [
+        {"refId": ref, "expr": query, "datasource": {"type": "prometheus", "uid": DATASOURCE}}
+        for ref, query in (("A", outcomes), ("B", run_time))
+    ]
+    pane = {"datasource": DATASOURCE, "queries": queries, "range": {"from": "now-15m", "to": "now"}}
+    return Seen(f"http://{grafana}/explore?schemaVersion=1&panes={quote(json.dumps({'task': pane}))}", "Grafana")

@@ -1,0 +1,121 @@
+"""Workers and beats that a lesson starts for itself, on a private queue: it may stop, kill and overload them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tour.lesson import Seen
+from tour.waiting import TookTooLongError, until
+
+STARTS_WITHIN = 30  # s; about 0.6 alone
+STOPS_WITHIN = 8
+
+
+class Process:
+    """A `celery` command of a lesson's own; `more` is what tour/app.py takes."""
+
+    ready = ""  # what its log says when it is
+
+    def __init__(
+        self, command: Sequence[str], queue: str, log: Path, environment: Mapping[str, str] | None = None, **more: Any
+    ) -> None:
+        self.queue = queue
+        self._log = log
+        # SIGTERM is Celery's own, a warm stop, and not the stack's soft one, which takes 6 s.
+        variables = {"REMAP_SIGTERM": "", **(environment or {}), "TOUR_PROCESS": json.dumps({"queue": queue, **more})}
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "tour.app", *command],
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the tour, which then stops its processes in order
+            )
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__.lower()} of {self.queue}"
+
+    def wait_ready(self) -> None:
+        """Wait until it works. Raises TookTooLongError with its last lines when it has ended instead."""
+
+        def ready() -> bool:
+            if self._process.poll() is not None:
+                last = "\n".join(self._log.read_text(errors="replace").splitlines()[-8:])
+                raise TookTooLongError(f"{self} ended at once:\n{last}")
+            return self.ready in self._log.read_text(errors="replace")
+
+        until(ready, f"{self} to be ready", STARTS_WITHIN)
+
+    def log(self, pattern: str) -> Seen[list[str]]:
+        """The lines of its log that match, once there is one."""
+
+        def matching() -> list[str]:
+            return [line for line in self._log.read_text(errors="replace").splitlines() if re.search(pattern, line)]
+
+        return Seen(until(matching, f"a log line of {self} that matches {pattern!r}"), "log")
+
+    def cpu(self) -> Seen[float]:
+        """Seconds of CPU that it and its children have used: utime, stime, and those of ended children (proc(5))."""
+        ticks = 0
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                fields = file.read_text().rpartition(")")[2].split()
+                if int(fields[2]) == self._process.pid:  # its process group
+                    ticks += sum(map(int, fields[11:15]))
+        return Seen(ticks / os.sysconf("SC_CLK_TCK"), "operating system")
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its main process."""
+        self._process.send_signal(number)
+
+    def exit_code(self) -> Seen[int]:
+        """Its exit code, once it has ended."""
+        until(lambda: self._process.poll() is not None, f"{self} to end")
+        return Seen(self._process.wait(), "operating system")
+
+    def stop(self) -> None:
+        """Ask it to end; nobody waits for it."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End it and its children at once, as a machine that loses its power does."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def reap(self) -> None:
+        """See to it that nothing is left of a stopped one."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOPS_WITHIN)
+        self.kill()
+
+
+class Worker(Process):
+    """A worker of a private queue."""
+
+    ready = " ready."
+
+    def __init__(self, name: str, queue: str, log: Path, options: Sequence[str], **more: Any) -> None:
+        self.name = f"{name}@{os.uname().nodename}"
+        command = ["worker", "-Q", queue, "-n", self.name, "--without-mingle", "--without-gossip", "--loglevel=INFO"]
+        super().__init__([*command, "--task-events", *options], queue, log, **more)
+
+
+class Beat(Process):
+    """A beat that sends to a private queue."""
+
+    ready = "beat: Starting"
+
+    def __init__(self, queue: str, log: Path, state: Path, **more: Any) -> None:
+        self.name = f"celerybeat@{os.uname().nodename}"
+        command = ["beat", "--loglevel=INFO", "--pidfile=", f"--schedule={state}"]
+        super().__init__(command, queue, log, **more)

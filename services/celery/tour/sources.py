@@ -1,0 +1,148 @@
+"""Evidence from elsewhere: remote control, what tasks have noted, metrics, Flower, Celery's own API."""
+
+import base64
+import json
+import re
+import socket
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from celery import states
+from celery.result import AsyncResult
+from celery.schedules import BaseSchedule
+
+from celery_app import app
+from settings import results_client, settings
+from tasks.notes import key
+from tour.lesson import Seen
+from tour.waiting import UnavailableError, describe, until
+
+T = TypeVar("T")
+
+
+# --- What Celery says ---
+
+
+def returned(call: Callable[[], T]) -> Seen[T]:
+    """What a call of Celery's API returns."""
+    return Seen(call(), "Celery's API")
+
+
+def raised(call: Callable[[], object]) -> Seen[str]:
+    """The error that a call raises, as text."""
+    try:
+        call()
+    except Exception as error:
+        return Seen(describe(error), "Celery's API")
+    return Seen("nothing was raised", "Celery's API")
+
+
+def due(schedule: BaseSchedule) -> Seen[float]:
+    """When a schedule is due next (epoch s)."""
+    now = datetime.now(UTC)
+    return Seen(now.timestamp() + schedule.remaining_estimate(now).total_seconds(), "Celery's schedule")
+
+
+def seconds_until(text: str) -> float:
+    """Seconds from now to a time in ISO 8601."""
+    return datetime.fromisoformat(text).timestamp() - time.time()
+
+
+# --- What tasks leave in redis-results ---
+
+
+def noted(name: str, count: int = 0) -> Seen[list[str]]:
+    """The lines that tasks have noted under a name (tasks/notes.py), once there are `count`."""
+
+    def lines() -> list[str]:
+        return list(results_client().lrange(key(name), 0, -1))
+
+    until(lambda: len(lines()) >= count, f"{count} lines noted under {name}")
+    return Seen(lines(), "redis-results")
+
+
+def redis(*command: Any) -> Seen[Any]:
+    """What a Redis command on redis-results returns."""
+    return Seen(results_client().execute_command(*command), "redis-results")
+
+
+# --- Remote control ---
+
+
+def inspect(what: str, node: str) -> Seen[Any]:
+    """What one worker (or beat) answers to `celery inspect …`; asked again while it does not."""
+
+    def ask() -> dict[str, Any]:
+        return dict(getattr(app.control.inspect([node], timeout=1, limit=1), what)() or {})
+
+    return Seen(until(ask, f"{node} to answer `inspect {what}`")[node], "remote control")
+
+
+def pool_size(node: str, least: int) -> Seen[int]:
+    """How many processes a worker's pool has, once they are `least`."""
+
+    def size() -> int:
+        return len(inspect("stats", node).value["pool"]["processes"])
+
+    until(lambda: size() >= least, f"{least} processes of {node}")
+    return Seen(size(), "remote control")
+
+
+def replied(replies: list[dict[str, Any]]) -> Seen[dict[str, Any]]:
+    """What workers replied to a command of `app.control`, by node."""
+    return Seen({node: answer for reply in replies for node, answer in reply.items()}, "remote control")
+
+
+# --- HTTP inside the stack ---
+
+
+def _get(url: str, login: tuple[str, str] | None = None) -> str:
+    request = Request(url)  # noqa: S310 - addresses of our own containers
+    if login:
+        request.add_header("Authorization", "Basic " + base64.b64encode(":".join(login).encode()).decode())
+    with urlopen(request, timeout=5) as response:  # noqa: S310
+        return str(response.read().decode())
+
+
+def counted(task: str) -> Seen[float]:
+    """Successes of a task as the containers of worker-low count them, added up."""
+    line = re.compile(rf'^celery_tasks_total{{(?=.*outcome="success").*task="{task}".*}} (\S+)$', re.MULTILINE)
+    addresses = {info[4][0] for info in socket.getaddrinfo("worker-low", settings.metrics_port)}
+    texts = [_get(f"http://{address}:{settings.metrics_port}/metrics") for address in addresses]
+    return Seen(sum(float(found) for text in texts for found in line.findall(text)), "metrics")
+
+
+class Flower:
+    """Flower's API, as its user."""
+
+    PASSWORD = Path("/run/secrets/flower_password")
+
+    def get(self, path: str, login: bool = True) -> Seen[Any]:
+        """The JSON at a path. Raises HTTPError when it is refused, UnavailableError when there is no Flower."""
+        try:
+            credentials = ("admin", self.PASSWORD.read_text().strip()) if login else None
+            return Seen(json.loads(_get(f"http://flower:5555{path}", credentials)), "Flower")
+        except HTTPError:
+            raise
+        except OSError as error:
+            raise UnavailableError(
+                f"Flower does not answer ({error}): `events` must be in COMPOSE_PROFILES (.env), then make up"
+            ) from error
+
+    def task(self, task: AsyncResult) -> Seen[dict[str, Any]]:
+        """What it knows of a task, once it has heard of its end."""
+
+        def known() -> list[Seen[dict[str, Any]]]:
+            try:
+                found = self.get(f"/api/task/info/{task.id}")
+            except HTTPError:  # 404: not heard of yet
+                return []
+            return [found] if found.value["state"] in states.READY_STATES else []
+
+        (found,) = until(known, "Flower to know the task")
+        return found

@@ -1,0 +1,151 @@
+"""What a step is given: the sources of its evidence, processes of its own, and names that nobody else uses."""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import uuid4
+
+from celery.result import AsyncResult, GroupResult
+
+from celery_app import app
+from settings import broker_client, priority_lists, results_client
+from tasks.notes import key
+from tour import events, sources, waiting
+from tour.app import PREFIX, private_queue, unacked_keys
+from tour.backend import Backend
+from tour.broker import Broker
+from tour.events import Events
+from tour.lesson import Seen
+from tour.processes import Beat, Process, Worker
+
+SETTLES_WITHIN = 5  # s for what is under way when a tour ends; a result that comes later expires by itself
+
+
+class Tour:
+    """One tour. Whatever it makes carries its name, and `clean` removes it."""
+
+    elapsed = staticmethod(events.elapsed)
+    until = staticmethod(waiting.until)
+    returned = staticmethod(sources.returned)
+    raised = staticmethod(sources.raised)
+    due = staticmethod(sources.due)
+    seconds_until = staticmethod(sources.seconds_until)
+    noted = staticmethod(sources.noted)
+    redis = staticmethod(sources.redis)
+    inspect = staticmethod(sources.inspect)
+    pool_size = staticmethod(sources.pool_size)
+    replied = staticmethod(sources.replied)
+    counted = staticmethod(sources.counted)
+
+    def __init__(self, show_progress: Callable[[int, int], None]) -> None:
+        self.backend, self.broker, self.events, self.flower = Backend(), Broker(), Events(), sources.Flower()
+        self._show_progress = show_progress
+        self._run = uuid4().hex[:6]
+        self._folder = TemporaryDirectory(prefix="tour-")
+        self._names: set[str] = set()
+        self._workers: dict[str, Worker] = {}
+        self._running: list[Process] = []
+        self._stopped: list[Process] = []
+
+    @property
+    def folder(self) -> Path:
+        """For files of the tour."""
+        return Path(self._folder.name)
+
+    # --- More evidence from the backend ---
+
+    def all_results(self, group: GroupResult) -> Seen[list[Any]]:
+        """What each member of a group returned, in the group's order."""
+        return Seen([self.backend.result(member).value for member in group.results], "backend")
+
+    def progress(self, task: AsyncResult) -> Seen[list[int]]:
+        """The steps that tasks.advanced.progress reports on its way; the screen shows them."""
+        seen: list[int] = []
+
+        def ended() -> bool:
+            meta = self.backend.now(task)
+            if meta["status"] == "PROGRESS" and meta["result"]["done"] not in seen:
+                seen.append(meta["result"]["done"])
+                self._show_progress(meta["result"]["done"], meta["result"]["steps"])
+            return bool(meta["status"] == "SUCCESS")
+
+        self.until(ended, "the last step")
+        self._show_progress(steps := self.backend.now(task)["result"]["steps"], steps)
+        return Seen(seen, "backend")
+
+    # --- What is the tour's own ---
+
+    def name(self, what: str) -> str:
+        """A name for something that tasks note or keep (tasks/notes.py)."""
+        name = f"{self._run}-{len(self._names)}-{what}"
+        self._names.add(name)
+        return name
+
+    def queue(self) -> str:
+        """A new queue, private to the tour, that nobody consumes."""
+        name = f"{PREFIX}{self._run}-{len(self.events.queues)}"
+        app.amqp.queues.add(private_queue(name))
+        self.events.queues.add(name)
+        self._names.add(name)
+        return name
+
+    def worker(self, *options: str, queue: str = "", again: bool = False, **more: Any) -> Worker:
+        """A worker with these options of `celery worker`, on a private queue, ready to work.
+
+        The same options give the same worker as long as the lesson lasts, unless `again`. For more see tour/processes.
+        """
+        kind = repr((options, queue, more))
+        if again or kind not in self._workers:
+            number = len(self._running) + len(self._stopped)
+            name = f"tour-{self._run}-{number}"
+            worker = Worker(name, queue or self.queue(), self.folder / f"{name}.log", options, **more)
+            self._running.append(worker)
+            worker.wait_ready()
+            self._workers[kind] = worker
+        return self._workers[kind]
+
+    def beat(self, schedule: str, queue: str, state: str, **more: Any) -> Beat:
+        """A beat that sends what a function of tour/schedules.py says, and keeps its state in a file of this name."""
+        number = len(self._running) + len(self._stopped)
+        beat = Beat(queue, self.folder / f"beat-{number}.log", self.folder / state, schedule=schedule, **more)
+        self._running.append(beat)
+        beat.wait_ready()
+        return beat
+
+    # --- The end ---
+
+    def end_lesson(self) -> None:
+        """Stop the lesson's processes; nobody waits for them."""
+        for process in self._running:
+            process.stop()
+        self._stopped += self._running
+        self._running, self._workers = [], {}
+
+    def clean(self) -> None:
+        """Remove all that the tour has made. Raises RedisError where Redis is away; its processes end all the same."""
+        try:
+            self.end_lesson()
+            for process in self._stopped:
+                process.reap()
+            self._folder.cleanup()
+            self.events.settle(SETTLES_WITHIN)
+            self.events.stop()
+        finally:
+            self._clean_redis()
+
+    def _clean_redis(self) -> None:
+        results, broker = results_client(), broker_client()
+        ticks = [
+            f"once:beat:tick-{queue}:{float(tick):.3f}"
+            for queue in self.events.queues
+            for tick in results.lrange(key(queue), 0, -1)
+            if tick.replace(".", "", 1).isdecimal()
+        ]
+        notes = [key(f"{name}{more}") for name in self._names for more in ("", "-first")]
+        tasks = [name for task in self.events.ours for name in (f"celery-task-meta-{task}", key(task))]
+        for name in (*ticks, *notes, *tasks):
+            results.delete(name)
+        for queue in self.events.queues:
+            bindings = [f"_kombu.binding.{queue}", f"_kombu.binding_permanent.{queue}"]
+            broker.delete(*priority_lists(queue), *unacked_keys(queue).values(), *bindings)
