@@ -65,8 +65,8 @@ test: build venv lint ## Everything: lint, unit tests, and the stack driven from
 	@.venv/bin/pytest tests
 
 .PHONY: test-unit
-test-unit: images venv lint ## The quick half: lint, types, unit tests, Prometheus rules, generated files
-	@.venv/bin/pytest tests/unit
+test-unit: images venv lint ## The quick half: lint, types, unit tests, rules, generated files; one file: T=tests/unit/test_X.py
+	@.venv/bin/pytest $(or $(T),tests/unit)
 
 .PHONY: test-stack
 test-stack: build venv ## The other half; one file: make test-stack T=tests/stack/test_scale.py, KEEP=1 leaves the stack up

@@ -118,7 +118,10 @@ CELERY: dict[str, object] = {
     "task_default_queue": LOW,
     "task_default_exchange": LOW,
     "task_default_routing_key": LOW,
-    "task_routes": {"tasks.search.search": {"queue": HIGH}, "tasks.search.stats": {"queue": HIGH}},
+    "task_routes": {
+        "tasks.search.search": {"queue": HIGH},
+        "tasks.search.stats": {"queue": HIGH},
+    },
     # On Redis 0 is the most urgent: unmarked tasks (0) would overtake everything that was given a priority.
     "task_default_priority": 5,
     # --- The broker ---

@@ -6,72 +6,19 @@ Runs before the other stack tests, so that two stacks never share the machine.
 import os
 import re
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from readme.clone import ROOT, Clone
+
 README = (ROOT / "README.md").read_text()
 TROUBLE = README.partition("## When something is wrong")[2]
-PROJECT = "celery-stack-readme"
-TIMEOUT = 600
 
 COMMANDS = [
     line for block in re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE) for line in block.splitlines()
 ]
-
-
-class Clone:
-    """A clone in an empty folder, and a shell in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        files = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-        ).stdout
-        subprocess.run(["tar", "-C", folder, "-x"], input=self._tar(files), check=True)
-        knobs = re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
-        clean = {name: value for name, value in os.environ.items() if name not in knobs}  # whatever other tests set
-        # As a user sets them who has other things on this machine: a name of its own, free ports.
-        ports = {name: "0" for name in knobs if name.endswith("_PORT")}
-        self.environment = {**clean, **ports, "COMPOSE_PROJECT_NAME": PROJECT}
-
-    @staticmethod
-    def _tar(files: bytes) -> bytes:
-        return subprocess.run(
-            ["tar", "-C", ROOT, "--ignore-failed-read", "--null", "-T", "-", "-c"],
-            input=files,
-            check=True,
-            capture_output=True,
-        ).stdout
-
-    def run(self, command: str, **environment: str) -> tuple[int, str]:
-        """Exit code of a shell command and all that it printed."""
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=TIMEOUT,
-        )
-        return done.returncode, re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", done.stdout)
-
-    def containers(self, service: str) -> int:
-        """How many containers of a service run."""
-        _, output = self.run(f"docker compose ps --quiet {service}")
-        return len(output.split())
-
-    def left(self, kind: str) -> str:
-        """What the engine still has of this project: container, volume or network."""
-        return self.run(f"docker {kind} ls --quiet --filter label=com.docker.compose.project={PROJECT}")[1].strip()
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +78,7 @@ CHECKS: dict[str, Callable[[Clone, str], None]] = {
     "make ps": has("worker-high", "healthy"),
     "make help": has("make up", "make test"),
     "make inspect": has("high@", "low@"),
+    "make tour LESSON=chords": has("result: 30", "A member fails", "chords    Canvas   2      ok"),
     "make load PROFILE=flood FOR=30s": has("published"),
     "make scale LOW=4": scaled(1, 4),
     "make scale HIGH=2 LOW=1": scaled_for_good,
@@ -209,6 +157,10 @@ MESSAGES: dict[str, Callable[[Clone], str]] = {
         "docker compose run --rm -e REDIS_USERNAME=nobody client celery -A celery_app call tasks.search.stats"
     )[1],
     "Redis takes no messages (…); trying again every 1 s": redis_stopped,
+    "tour: no worker consumes the queue …": lambda clone: clone.run(
+        "docker compose up -d --wait redis redis-results; docker compose stop worker-high; make tour LESSON=chords"
+    )[1],
+    "LESSON: no lesson '…'; choose of: …": lambda clone: clone.run("make tour LESSON=cords")[1],
 }
 
 

@@ -175,6 +175,12 @@ def redis_says(host: str, user: str | None, password: str | None, *command: Any)
     return "OK"
 
 
+def keys(host: str, user: str, password: str) -> list[str]:
+    """Names of all keys."""
+    client = importlib.import_module("redis").Redis(host, username=user, password=password, decode_responses=True)
+    return list(client.scan_iter(count=1000))
+
+
 def broker_transaction(*commands: list[Any]) -> None:
     """Commands in MULTI and EXEC on the broker."""
     _transaction(importlib.import_module("settings").broker_client(), commands)

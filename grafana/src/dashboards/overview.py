@@ -87,7 +87,7 @@ def now() -> list[Builder[Panel]]:
         number(
             "Failed runs",
             "Share of the runs of the last 5 minutes that failed, hit the hard time limit, were rejected or lost their "
-            "process. The demo tasks flaky and failing do not count.",
+            "process. The demo tasks (basic, workflows …) do not count.",
             each_queue(FAILURE_SHARE),
             "percentunit",
             [(0, "green"), (0.01, "yellow"), (0.05, "red")],
@@ -149,7 +149,7 @@ def work() -> list[Builder[Panel]]:
             graph(
                 "Failed runs",
                 "Share of the runs of the last 5 minutes that failed, hit the hard time limit, were rejected or lost "
-                "their process. The demo tasks flaky and failing do not count.",
+                "their process. The demo tasks (basic, workflows …) do not count.",
                 each_queue(FAILURE_SHARE),
                 "percentunit",
             ).axis_soft_max(0.05)

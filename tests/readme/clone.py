@@ -1,0 +1,61 @@
+"""A clone of the project in an empty folder, as a new user has it."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PROJECT = "celery-stack-readme"
+TIMEOUT = 600
+
+
+class Clone:
+    """A clone in an empty folder, and a shell in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        files = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        ).stdout
+        subprocess.run(["tar", "-C", folder, "-x"], input=self._tar(files), check=True)
+        knobs = re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+        clean = {name: value for name, value in os.environ.items() if name not in knobs}  # whatever other tests set
+        # As a user sets them who has other things on this machine: a name of its own, free ports.
+        ports = {name: "0" for name in knobs if name.endswith("_PORT")}
+        self.environment = {**clean, **ports, "COMPOSE_PROJECT_NAME": PROJECT}
+
+    @staticmethod
+    def _tar(files: bytes) -> bytes:
+        return subprocess.run(
+            ["tar", "-C", ROOT, "--ignore-failed-read", "--null", "-T", "-", "-c"],
+            input=files,
+            check=True,
+            capture_output=True,
+        ).stdout
+
+    def run(self, command: str, **environment: str) -> tuple[int, str]:
+        """Exit code of a shell command and all that it printed."""
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        return done.returncode, re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", done.stdout)
+
+    def containers(self, service: str) -> int:
+        """How many containers of a service run."""
+        _, output = self.run(f"docker compose ps --quiet {service}")
+        return len(output.split())
+
+    def left(self, kind: str) -> str:
+        """What the engine still has of this project: container, volume or network."""
+        return self.run(f"docker {kind} ls --quiet --filter label=com.docker.compose.project={PROJECT}")[1].strip()

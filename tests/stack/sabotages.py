@@ -1,0 +1,150 @@
+"""Changes of the code that make what a lesson shows untrue: each must make its lesson fail."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """A change of the code, and what a lesson must then see otherwise."""
+
+    lesson: str
+    finding: str  # empty: it waits in vain
+    file: str
+    old: str
+    new: str
+
+
+ADVANCED, PRACTICES, SETTINGS = "tasks/advanced.py", "tasks/practices.py", "settings.py"
+
+# One for each lesson, because a failed step ends its lesson; all are done at once.
+SABOTAGES = (
+    Sabotage(
+        "routes", "search", SETTINGS, '"tasks.search.search": {"queue": HIGH}', '"tasks.search.search": {"queue": LOW}'
+    ),
+    Sabotage(
+        "priorities", "in the queue, by priority", SETTINGS, '"task_default_priority": 5', '"task_default_priority": 0'
+    ),
+    Sabotage(
+        "nobody-listens",
+        "the caller got",
+        SETTINGS,
+        '"task_create_missing_queues": False',
+        '"task_create_missing_queues": True',
+    ),
+    Sabotage("six-states", "states", SETTINGS, '"task_track_started": True', '"task_track_started": False'),
+    Sabotage(
+        "no-pickle",
+        "printed by the bomb",
+        SETTINGS,
+        '"accept_content": ["json"]',
+        '"accept_content": ["json", "pickle"]',
+    ),
+    Sabotage("keeping-results", "name", SETTINGS, '"result_extended": True', '"result_extended": False'),
+    Sabotage("logging", "state", SETTINGS, '"task_ignore_result": True', '"task_ignore_result": False'),
+    Sabotage("arguments", "error", "tasks/basic.py", "@checked\ndef add(", "def add("),
+    Sabotage(
+        "beat-entries", "hours between them", "scheduler.py", "return ZoneInfo(self.zone)", 'return ZoneInfo("UTC")'
+    ),
+    Sabotage(
+        "beat-restart", "runs of one tick", ADVANCED, "@app.task(base=PeriodicTask, bind=True", "@app.task(bind=True"
+    ),
+    Sabotage("chords", "result", "tasks/workflows.py", "return sum(numbers)", "return sum(numbers[1:])"),
+    Sabotage(
+        "stamping",
+        "stamp of the first",
+        "tasks/workflows.py",
+        'return {"order": self.order, "stamped_headers": ["order"]}',
+        "return {}",
+    ),
+    Sabotage(
+        "replace",
+        "tasks that were started",
+        "tasks/workflows.py",
+        "raise self.replace(chain(power.s(x, exponent - 1), times.s(x)))",
+        "return x**exponent",
+    ),
+    Sabotage("autoretry", "", ADVANCED, "    autoretry_for=(AwayError,),\n    dont_autoretry_for=(GoneError,),\n", ""),
+    Sabotage(
+        "manual-retry",
+        "what happened",
+        ADVANCED,
+        "bind=True, ignore_result=False, max_retries=1",
+        "bind=True, ignore_result=False, max_retries=2",
+    ),
+    Sabotage("failure-hooks", "noted by on_failure", ADVANCED, 'f"on_failure {type(exc).__name__}"', '"nothing"'),
+    Sabotage(
+        "acks-late",
+        "late: runs",
+        ADVANCED,
+        "acks_late=True, retry_on_worker_lost=True, default_retry_delay=1)\n@checked\ndef die_acked_late",
+        "acks_late=False, retry_on_worker_lost=False)\n@checked\ndef die_acked_late",
+    ),
+    Sabotage("time-limits", "result", ADVANCED, "soft_time_limit=1, time_limit=3", "soft_time_limit=20, time_limit=30"),
+    Sabotage("expires-rates", "five tasks at 2/s take", ADVANCED, ', rate_limit="2/s"', ""),
+    Sabotage(
+        "idempotency",
+        "deposit of 100, with its marker",
+        PRACTICES,
+        "once(results_client(), key(self.request.id), effect, ttl=KEPT_FOR)",
+        "results_client().incrby(key(account), amount)",
+    ),
+    Sabotage(
+        "atomicity",
+        "in one transaction, left in all",
+        PRACTICES,
+        "pipeline(transaction=True) as pipe:\n        pipe.decrby",
+        "pipeline(transaction=True) as pipe:\n        results_client().decrby",
+    ),
+    Sabotage("sparing-results", "stored for its name", PRACTICES, "    return name\n", '    return "x" * size\n'),
+    Sabotage("time-outs", "with: ends as", PRACTICES, "ours.settimeout(timeout)", "ours.settimeout(None)"),
+    Sabotage(
+        "retry-backoff",
+        "after 1 s and 2 s",
+        PRACTICES,
+        "max_retries=2, retry_backoff=1",
+        "max_retries=0, retry_backoff=1",
+    ),
+    Sabotage("changed-signature", "with a default", PRACTICES, 'language: str = "en"', "language: str"),
+    Sabotage(
+        "too-early", "written, then published", PRACTICES, "value = results_client().get(key(name))", "value = None"
+    ),
+    Sabotage(
+        "fork-safety",
+        "connections opened after it",
+        "tasks/processes.py",
+        "@signals.worker_process_init.connect",
+        "@signals.worker_init.connect",
+    ),
+    Sabotage(
+        "small-tasks",
+        "40 tasks of one, to that",
+        "tour/lessons/practices.py",
+        'tour.worker("--concurrency=2"), tour.name("items")',
+        'tour.worker("--concurrency=1"), tour.name("items")',
+    ),
+    Sabotage(
+        "recycling",
+        "processes for 4 tasks, 2 tasks each",
+        "tour/lessons/workers.py",
+        "--max-tasks-per-child=2",
+        "--max-tasks-per-child=9",
+    ),
+    Sabotage(
+        "getting-results",
+        "error at once",
+        "tour/lessons/results.py",
+        "promise.get(timeout=1)",
+        "promise.get(timeout=9)",
+    ),
+    Sabotage(
+        "cost-of-results", "results stored", "tour/lessons/results.py", "ignore_result=ignore)", "ignore_result=False)"
+    ),
+    Sabotage("eta", "started after", "tour/lessons/limits.py", "countdown=1.5", "countdown=0"),
+    Sabotage(
+        "ids",
+        "sent with the customer's id",
+        "tour/lessons/serialisation.py",
+        '"New Street", "EX"',
+        '"Old Street", "EX"',
+    ),
+)

@@ -1,0 +1,275 @@
+"""The guided tour on the loaded stack: every lesson holds, nothing is left behind; and each lesson can fail."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stack import inside as run
+from stack.inside import Inside
+from stack.poll import poll_until
+from stack.sabotages import SABOTAGES, Sabotage
+from stack.stack import PROJECT, ROOT, Stack
+from stack.web import Prometheus
+from tour.lessons import LESSONS
+
+TOUR_TAKES = 300  # s, promised in README.md
+APP = ROOT / "services/celery"
+
+
+def command(stack: Stack, *arguments: str, tty: bool = False, app: Path | None = None, **environment: str) -> list[str]:
+    """What `make tour` runs; `app` in place of the image's code."""
+    options = [f"--env={name}={value}" for name, value in environment.items()]
+    options += [] if tty else ["--no-TTY"]
+    options += [f"--volume={app}:/app:ro"] if app else []
+    return [*stack.compose_command, "run", "--rm", "--no-deps", *options, "client", "python", "client.py", *arguments]
+
+
+def tour(stack: Stack, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A tour to its end."""
+    return subprocess.run(
+        command(stack, *arguments, **options), capture_output=True, text=True, timeout=2 * TOUR_TAKES, check=False
+    )
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A tour that was taken while the producer's load went on."""
+
+    steps: list[dict[str, Any]]
+    text: str
+    exit_code: int
+    seconds: float
+    published: float  # by the producer meanwhile
+    workers: tuple[dict[str, int], dict[str, int]]  # first processes of the workers' containers, before and after
+
+
+@pytest.fixture(scope="module")
+def taken(stack: Stack) -> Taken:
+    """The whole tour."""
+
+    def workers() -> dict[str, int]:
+        found = [*stack.containers("worker-high"), *stack.containers("worker-low"), *stack.containers("beat")]
+        return {container.name: container.state.pid or 0 for container in found}
+
+    def published() -> float:
+        return stack.prometheus.value('sum(celery_published_total{job="producer"})')
+
+    stack.prometheus.wait_scraped("producer")
+    before, sent, begun = workers(), published(), time.monotonic()
+    done = tour(stack, "--json", GRAFANA_ADDRESS="127.0.0.1:1")
+    seconds = time.monotonic() - begun
+    steps = json.loads(done.stdout) if done.stdout else []
+    return Taken(steps, done.stderr, done.returncode, seconds, published() - sent, (before, workers()))
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_the_lesson_holds(name: str, taken: Taken, stack: Stack) -> None:
+    steps = [step for step in taken.steps if step["lesson"] == name]
+    assert [step["step"] for step in steps] == [step.title for step in LESSONS[name].steps], taken.text[-3000:]
+    for step in steps:
+        assert not step["error"], step
+        assert all(finding["holds"] for finding in step["findings"].values()), step
+        if "flower" in stack.enabled:
+            assert not step["unavailable"], step
+        if step["unavailable"]:
+            pytest.skip(f"{step['step']}: {step['unavailable']}")
+
+
+def test_the_tour_ends_well_with_a_table_of_all_lessons_within_its_time(taken: Taken) -> None:
+    assert taken.exit_code == 0
+    summary = taken.text[taken.text.rindex("Outcome") :]
+    for name in LESSONS:
+        assert re.search(rf"^{name} +.* (ok|in part) +[\d.]+ s *$", summary, re.MULTILINE), name
+    assert taken.seconds < TOUR_TAKES
+
+
+def test_the_load_went_on_and_no_worker_was_disturbed(taken: Taken, prometheus: Prometheus) -> None:
+    assert taken.published > taken.seconds, "the producer sends some five messages a second"
+    assert taken.workers[0] == taken.workers[1]
+    assert not prometheus.query('ALERTS{alertstate="firing"}')
+
+
+def left_behind(inside: Inside) -> list[str]:
+    """Keys of both Redis that a tour has made."""
+    password = (ROOT / "secrets/redis_exporter_password").read_text().strip()
+    found = [key for host in ("redis", "redis-results") for key in inside.call(run.keys, host, "exporter", password)]
+    return [key for key in found if "tour" in key]
+
+
+def test_the_tour_leaves_nothing_behind(taken: Taken, inside: Inside) -> None:
+    assert taken.exit_code == 0
+    assert left_behind(inside) == []
+
+
+def test_one_lesson_as_plain_text(stack: Stack) -> None:
+    done = tour(stack, "chords")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    for line in (
+        r"1/2 The callback gets the results once all are there",
+        r"    return chord\(squares\(numbers\), total\.s\(\)\)",  # the code that runs
+        r" \d\.\d\d s  workflows\.total +[0-9a-f]{8} SUCCESS  low@\w+ +30",  # what happened, when and where
+        r"✓ result: 30 · backend",
+        r"→ A chord is a group with a callback",
+    ):
+        assert re.search(line, done.stdout), line
+
+
+def test_a_page_of_lessons(stack: Stack) -> None:
+    done = tour(stack, "signatures")
+    assert done.returncode == 0, done.stdout
+    assert re.findall(r"^(\S+) +Signatures +\d +ok", done.stdout, re.MULTILINE) == [
+        "partials",
+        "signature-options",
+        "links",
+    ]
+
+
+def test_an_unknown_lesson_is_an_error_that_names_the_known_ones(stack: Stack) -> None:
+    done = tour(stack, "cords")
+    assert done.returncode == 2
+    assert "LESSON: no lesson 'cords'; choose of: calling, " in done.stderr
+
+
+def test_pause_needs_a_terminal(stack: Stack) -> None:
+    done = tour(stack, "chords", PAUSE="1")
+    assert done.returncode == 2
+    assert "PAUSE=1 needs a terminal" in done.stderr
+
+
+class Terminal:
+    """A command in a terminal."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._main, side = pty.openpty()
+        self.process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, start_new_session=True)
+        os.close(side)
+        os.set_blocking(self._main, False)
+        self.text = ""
+
+    def read(self) -> str:
+        """All that was printed so far."""
+        try:
+            while chunk := os.read(self._main, 65536):
+                self.text += chunk.decode(errors="replace")
+        except OSError:  # nothing more for now, or the command has ended
+            pass
+        return self.text
+
+    def type(self, text: str) -> None:
+        """Type on the keyboard."""
+        os.write(self._main, text.encode())
+
+    def wait(self, timeout: float) -> int:
+        """The exit code, once it has ended."""
+        poll_until(lambda: self.read() is not None and self.process.poll() is not None, "the tour to end", timeout)
+        return self.process.wait()
+
+
+@contextmanager
+def terminal(command: list[str]) -> Iterator[Terminal]:
+    """A command in a terminal, ended afterwards."""
+    terminal = Terminal(command)
+    try:
+        yield terminal
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        print(terminal.read())  # pytest shows it when the test fails
+
+
+def wait_for(screen: Terminal, text: str, times: int) -> None:
+    """Wait until something was printed so many times."""
+    poll_until(lambda: screen.read().count(text) == times, f"{text!r} printed {times} times", 30)
+
+
+def test_pause_waits_for_enter_before_each_step(stack: Stack) -> None:
+    with terminal(command(stack, "chords", tty=True, PAUSE="1")) as screen:
+        for number in (1, 2):
+            wait_for(screen, "Enter runs it", number)
+            assert screen.text.count("→") < number
+            screen.type("\n")
+        assert screen.wait(30) == 0
+        assert "\x1b[" in screen.text, "colours in a terminal"
+
+
+def test_ctrl_c_leaves_nothing_behind(stack: Stack, inside: Inside) -> None:
+    with terminal(command(stack, "stopping", tty=True)) as screen:
+        poll_until(lambda: "STARTED" in screen.read(), "a task that runs at a worker of the lesson's own", 30)
+        screen.type("\x03")
+        poll_until(lambda: "cleaning up" in screen.read(), "the tour to notice", 10)
+        screen.type("\x03")  # a second one does not make it leave something
+        assert screen.wait(30) == 130
+    assert left_behind(inside) == []
+
+
+@pytest.mark.disruptive
+def test_a_missing_service_is_named_with_what_to_do(stack: Stack) -> None:
+    with stack.stopped("worker-low"):
+        done = tour(stack, "chords")
+        assert done.returncode == 1
+        assert "no worker consumes the queue `low`: make up, or make scale LOW=1" in done.stderr
+    with stack.stopped("redis"):
+        done = tour(stack, "chords")
+        assert done.returncode == 1
+        assert re.search(r"tour: redis does not answer .*: make logs S=redis", done.stderr)
+
+
+@pytest.fixture(scope="module")
+def sabotaged(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """A tour of the sabotaged lessons with the sabotaged code, at a worker that has it as well."""
+    app = tmp_path_factory.mktemp("sabotaged") / "app"
+    shutil.copytree(APP, app)
+    for sabotage in SABOTAGES:
+        file = app / sabotage.file
+        text = file.read_text()
+        assert text.count(sabotage.old) == 1, sabotage
+        file.write_text(text.replace(sabotage.old, sabotage.new))
+    subprocess.run(["chmod", "-R", "a+rX", app], check=True)
+    name = f"{PROJECT}-sabotaged"
+    worker = ["client", "celery", "-A", "celery_app", "worker", "-Q", "high,low", "-n", "low@%h", "--concurrency=2"]
+    with stack.stopped("worker-high", "worker-low", "producer", "beat"):
+        subprocess.run(
+            [
+                *stack.compose_command,
+                "run",
+                "--rm",
+                "--no-deps",
+                "--detach",
+                "--name",
+                name,
+                f"--volume={app}:/app:ro",
+                *worker,
+            ],
+            check=True,
+            capture_output=True,
+        )
+        try:
+            poll_until(lambda: stack.inside.call(run.inspect, "ping"), "the sabotaged worker to answer", 40)
+            done = tour(stack, "--json", *(sabotage.lesson for sabotage in SABOTAGES), app=app)
+        finally:
+            stack.docker.container.kill(name)
+    assert done.returncode == 1, done.stderr[-3000:]
+    return list(json.loads(done.stdout))
+
+
+@pytest.mark.disruptive
+@pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.lesson)
+def test_the_lesson_fails_when_what_it_shows_is_not_so(sabotage: Sabotage, sabotaged: list[dict[str, Any]]) -> None:
+    steps = [step for step in sabotaged if step["lesson"] == sabotage.lesson]
+    wrong = {name for step in steps for name, finding in step["findings"].items() if not finding["holds"]}
+    if sabotage.finding:
+        assert sabotage.finding in wrong, steps
+    else:
+        assert "waited 30 s in vain" in steps[-1]["error"], steps
