@@ -34,13 +34,13 @@ SABOTAGES = (
     Sabotage("six-states", "states", SETTINGS, '"task_track_started": True', '"task_track_started": False'),
     Sabotage(
         "no-pickle",
-        "printed by the bomb",
+        "",
         SETTINGS,
         '"accept_content": ["json"]',
         '"accept_content": ["json", "pickle"]',
     ),
     Sabotage("keeping-results", "name", SETTINGS, '"result_extended": True', '"result_extended": False'),
-    Sabotage("logging", "state", SETTINGS, '"task_ignore_result": True', '"task_ignore_result": False'),
+    Sabotage("logging", "state", "tasks/basic.py", "@app.task(ignore_result=True)", "@app.task(ignore_result=False)"),
     Sabotage("arguments", "error", "tasks/basic.py", "@checked\ndef add(", "def add("),
     Sabotage(
         "beat-entries", "hours between them", "scheduler.py", "return ZoneInfo(self.zone)", 'return ZoneInfo("UTC")'
@@ -58,7 +58,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "replace",
-        "tasks that were started",
+        "",
         "tasks/workflows.py",
         "raise self.replace(chain(power.s(x, exponent - 1), times.s(x)))",
         "return x**exponent",
@@ -139,7 +139,7 @@ SABOTAGES = (
     Sabotage(
         "cost-of-results", "results stored", "tour/lessons/results.py", "ignore_result=ignore)", "ignore_result=False)"
     ),
-    Sabotage("eta", "started after", "tour/lessons/limits.py", "countdown=1.5", "countdown=0"),
+    Sabotage("eta", "started after", "tour/lessons/limits.py", "countdown=1.5", "countdown=0.5"),
     Sabotage(
         "ids",
         "sent with the customer's id",

@@ -69,7 +69,7 @@ SERVICES = (
     Celery(
         name="client",
         networks={"broker", "results"},
-        memory=512,
+        memory=1024,
         pids=128,
         port=None,
         scraped=False,

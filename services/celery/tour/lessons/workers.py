@@ -144,8 +144,8 @@ def _processes(tour: Tour, promises: list[AsyncResult]) -> Seen[int]:
     covers=("max_tasks_per_child", "max_memory_per_child"),
     expect={
         "processes for 4 tasks, 2 tasks each": 2,
-        "processes for 2 tasks that keep 100 MB, limit 150": 2,
-        "the same, limit 500": 1,
+        "processes for 2 tasks that keep 60 MB, limit 110": 2,
+        "the same, limit 400": 1,
     },
     learn="Recycling makes a leak bearable until it is found: the process is replaced after its task, never in "
     "the middle.",
@@ -155,12 +155,12 @@ def recycle(tour: Tour) -> Evidence:
         worker = tour.worker("--concurrency=1", "--include=tasks.processes", option)
         return [processes.hoard.apply_async((megabytes,), queue=worker.queue) for _ in range(tasks)]
 
-    by_number, by_memory = send("--max-tasks-per-child=2", 4, 0), send("--max-memory-per-child=150000", 2, 100)
-    never = send("--max-memory-per-child=500000", 2, 100)
+    by_number, by_memory = send("--max-tasks-per-child=2", 4, 0), send("--max-memory-per-child=110000", 2, 60)
+    never = send("--max-memory-per-child=400000", 2, 60)
     return {
         "processes for 4 tasks, 2 tasks each": _processes(tour, by_number),
-        "processes for 2 tasks that keep 100 MB, limit 150": _processes(tour, by_memory),
-        "the same, limit 500": _processes(tour, never),
+        "processes for 2 tasks that keep 60 MB, limit 110": _processes(tour, by_memory),
+        "the same, limit 400": _processes(tour, never),
     }
 
 
