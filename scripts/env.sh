@@ -8,6 +8,13 @@ if [ ! -f .env ]; then
     cp .env.example .env
     echo "env: made .env from .env.example"
 fi
+# Knobs that a newer .env.example has and this .env has not: added with their defaults, the rest stays as it is.
+while IFS= read -r line; do
+    if ! grep -q "^${line%%=*}=" .env; then
+        echo "$line" >>.env
+        echo "env: added to .env: $line (.env.example explains it)"
+    fi
+done < <(grep -E '^[A-Z_]+=' .env.example)
 
 # The folder is closed and the files are not: a container reads a secret with the host's mode, under a uid of its own.
 mkdir -p secrets

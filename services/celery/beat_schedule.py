@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import timing
 from scheduler import every
 from settings import HIGH, LOW
 
@@ -17,6 +18,7 @@ ENTRIES = {
     "canary-high": entry("tasks.maintenance.canary", 15, HIGH, 5),
     "canary-low": entry("tasks.maintenance.canary", 15, LOW, 5),
     "reconcile": entry("tasks.maintenance.reconcile", 30, LOW, 1),  # mends what is stuck: ahead of what is stuck
+    "republish": entry("tasks.maintenance.republish", timing.OUTBOX_INTERVAL, HIGH, 1),
     "report": entry("tasks.maintenance.report", 60, LOW, 3),
     "expire": entry("tasks.maintenance.expire", 600, LOW, 7),
 }

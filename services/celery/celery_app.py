@@ -5,12 +5,14 @@ from typing import Any
 
 import celery
 from celery import Celery, signals
+from celery.exceptions import Reject
 from kombu import Connection
 
 import timing
 from beat_schedule import ENTRIES
+from delivery.outbox import PUBLISH_ERRORS
+from delivery.request import Request
 from metrics.publishing import PUBLISH_FAILURES, PUBLISHED
-from metrics.tasks import Request
 from settings import CELERY
 from tasks.arguments import ArgumentError
 from worker import STEPS
@@ -22,6 +24,7 @@ class Task(celery.Task):
     Request = Request
     max_retries = 3
     default_retry_delay = 5  # s; Celery's 3 minutes would outlast the visibility timeout
+    outbox = False  # True: a unit of work that must happen, see delivery/outbox.py
     dont_autoretry_for = (ArgumentError,)
     throws = (ArgumentError,)  # the caller's mistake: no traceback in the worker's log
 
@@ -31,7 +34,12 @@ class Task(celery.Task):
         if eta is None:
             delay = self.default_retry_delay if countdown is None else countdown
             countdown = max(timing.MIN_RETRY_DELAY, delay)
-        return super().retry(*args, eta=eta, countdown=countdown, **options)
+        try:
+            return super().retry(*args, eta=eta, countdown=countdown, **options)
+        except Reject as error:
+            if isinstance(error.reason, PUBLISH_ERRORS):  # Celery would drop the message: it stays, and runs again
+                raise Reject(error.reason, requeue=True) from error
+            raise
 
 
 class App(Celery):
@@ -55,7 +63,7 @@ class App(Celery):
             raise
 
 
-app = App("celery_app", task_cls=Task)
+app = App("celery_app", task_cls=Task, amqp="delivery.outbox:AMQP")
 app.conf.update(CELERY, beat_schedule=ENTRIES)
 app.autodiscover_tasks(["tasks"], related_name="shared")
 app.steps["worker"].update(STEPS)

@@ -20,6 +20,7 @@ from redis import RedisError
 
 import timing
 from celery_app import app
+from delivery.checks import refuse_dangerous_settings
 from metrics.exposition import registry, serve
 from profiles import Profile, ProfileError, Sending, load_profiles, seconds
 from settings import PRIORITIES, broker_client, priority_lists, settings
@@ -286,6 +287,7 @@ def main(arguments: list[str]) -> int:
     except ProfileError as error:
         print(error, file=sys.stderr)
         return 2
+    refuse_dangerous_settings(app.conf)
     producer = Producer(profile)
     # In a thread, because a name lookup cannot be interrupted: where the redis container is gone it takes Docker 10 s.
     thread = Thread(target=producer.run, daemon=True)

@@ -12,6 +12,7 @@ from celery import beat, signals
 from celery.schedules import crontab, schedule
 from prometheus_client import Gauge
 
+from delivery.checks import refuse_dangerous_settings
 from metrics.exposition import registry, serve
 from settings import settings
 
@@ -104,7 +105,8 @@ class Scheduler(beat.PersistentScheduler):
 
 
 @signals.beat_init.connect
-def serve_metrics(**_: Any) -> None:
-    """Of a beat with a process of its own; what `worker --beat` starts is served by its worker."""
+def check_settings_and_serve_metrics(sender: Any, **_: Any) -> None:
+    """Of a beat with a process of its own; what `worker --beat` starts is checked and served by its worker."""
     if current_process().name == "MainProcess":
+        refuse_dangerous_settings(sender.app.conf)
         serve(settings.metrics_port, registry())

@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     corpus_dir: Path = Path("/corpus")
     max_document_bytes: int = Field(1_048_576, gt=0)
     max_queue_depth: int = Field(20_000, gt=0)
+    redis_memory_limit: str = Field("", pattern=r"^(\d+[kmgKMG]?[bB]?)?$")  # of Redis' container; empty: not known
+    max_message_bytes: int = Field(1_048_576, gt=0)
     run_dir: Path = Path("/run/celery")
     state_dir: Path = Path("/run/celery")  # beat's schedule; a volume in beat's own container
     metrics_port: int = Field(9540, ge=0, le=65535)
@@ -136,7 +138,9 @@ CELERY: dict[str, object] = {
         "health_check_interval": timing.HEALTH_CHECK_INTERVAL,
         "socket_keepalive": True,
         "client_name": "celery-client",  # worker.py gives each worker a name of its own
+        "max_message_bytes": settings.max_message_bytes,
     },
+    "worker_consumer": "delivery.consumer:Consumer",  # Celery's falls over malformed messages, and over them again
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,  # the default gives up after 100 tries and exits
     "broker_pool_limit": 10,

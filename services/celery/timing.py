@@ -31,7 +31,22 @@ PUBLISH_SOCKET_TIMEOUT = 3
 # Results are for whoever waits for them; nobody waits longer.
 RESULT_TTL = 3600
 
+# The outbox: a unit that has not ended this long after its publish or its last start is published again, unless its
+# queue has not come to it yet. Longer than a killed worker's message takes to come back.
+OUTBOX_BOUND = 95
+OUTBOX_RECHECK = 15  # how soon one that waits in its queue is looked at again
+OUTBOX_INTERVAL = 10  # how often beat has it looked at
+
+# A message of a task that no worker knows goes back to its queue for so long (a deploy?), then it is a dead letter.
+UNKNOWN_TASK_PATIENCE = 120
+UNKNOWN_TASK_DELAY = 5
+
 # Liveness of our own processes: a loop that still turns touches its heartbeat file, a worker renews its entry in Redis.
 HEARTBEAT_INTERVAL = 2
 REGISTRY_INTERVAL = 5
 BEAT_MAX_LOOP = 5
+
+# A worker that hangs or takes no messages ends itself. Longer than a soft shutdown, a slow Redis, a full queue's start.
+WATCHDOG_INTERVAL = 2
+HUNG_AFTER = 60
+DEAF_AFTER = 30

@@ -15,6 +15,8 @@ from prometheus_client.registry import Collector
 from redis import RedisError
 
 import timing
+from delivery.checks import refuse_dangerous_settings
+from delivery.watchdog import Watchdog
 from metrics.exposition import registry, serve
 from settings import CELERY, broker_client, settings
 
@@ -39,6 +41,12 @@ def name_connections(sender: str, conf: Any, options: dict[str, Any], **_: Any) 
     conf.broker_transport_options["client_name"] = f"celery-worker:{sender}:{','.join(sorted(names))}"
     if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         os.makedirs(folder, exist_ok=True)
+
+
+@signals.celeryd_init.connect
+def check_settings(conf: Any, **_: Any) -> None:
+    """Raises SystemExit before anything is taken from a queue."""
+    refuse_dangerous_settings(conf)
 
 
 class Heartbeat(bootsteps.StartStopStep):
@@ -114,4 +122,4 @@ class Metrics(bootsteps.StartStopStep):
         serve(settings.metrics_port, served)
 
 
-STEPS = (Heartbeat, Registration, Metrics)
+STEPS = (Heartbeat, Registration, Metrics, Watchdog)

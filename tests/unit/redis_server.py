@@ -34,7 +34,7 @@ def redis_image() -> str:
 
 
 class RedisServer:
-    """Empty, without persistence; its default user may do anything."""
+    """Empty; its default user may do anything. With an AOF: our programs refuse a Redis that has none."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -42,7 +42,7 @@ class RedisServer:
         self.client = redis.Redis(port=self.port, socket_timeout=30)
         self._container = _docker(
             *("run", "--detach", "--label", "celery-stack.unit-test", "--publish", f"127.0.0.1:{self.port}:6379"),
-            *(redis_image(), "redis-server", "--save", "", "--protected-mode", "no"),
+            *(redis_image(), "redis-server", "--save", "", "--appendonly", "yes", "--protected-mode", "no"),
         )
         self._await_ping()
 
@@ -60,6 +60,7 @@ class RedisServer:
         finally:
             _docker("start", self._container)
             self._await_ping()
+            self.client.flushall()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from celery.utils.log import get_task_logger
 
 import timing
 from celery_app import app
+from delivery import outbox
 from delivery.periodic import PeriodicTask
 from settings import HIGH, LOW, broker_client, results_client
 from tasks import inverted_index, search
@@ -64,6 +65,12 @@ def expire() -> dict[str, Any]:
         "documents": inverted_index.remove_unused_documents(results_client(), DOCUMENTS_A_CALL),
         "workers": forgotten,
     }
+
+
+@app.task(base=PeriodicTask, ignore_result=False)
+def republish() -> dict[str, int]:
+    """Publish again units of work that have not ended; see delivery/outbox.py."""
+    return outbox.republish(app)
 
 
 @app.task(base=PeriodicTask, ignore_result=False)

@@ -12,7 +12,7 @@ from celery_app import app
 from settings import broker_client, priority_lists, results_client
 from tasks.notes import key
 from tour import events, sources, waiting
-from tour.app import PREFIX, private_queue, unacked_keys
+from tour.app import PREFIX, private_keys, private_queue
 from tour.backend import Backend
 from tour.broker import Broker
 from tour.events import Events
@@ -148,4 +148,4 @@ class Tour:
             results.delete(name)
         for queue in self.events.queues:
             bindings = [f"_kombu.binding.{queue}", f"_kombu.binding_permanent.{queue}"]
-            broker.delete(*priority_lists(queue), *unacked_keys(queue).values(), *bindings)
+            broker.delete(*priority_lists(queue), *private_keys(queue).values(), *bindings)

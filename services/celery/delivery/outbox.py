@@ -1,0 +1,241 @@
+"""The outbox: a unit of work that must happen is written down first, then published, and again until it has ended.
+
+A task with `outbox = True` is such a unit, however it is called. Its message goes to the outbox in redis-results in one
+atomic write, then to the broker. A publish that fails, hangs, or whose message is lost later (a broker that crashed or
+was emptied, a worker killed between pop and bookkeeping) is repeated with the same task id by `republish`, which beat
+sends. A unit ends when its task succeeds, fails for good, is revoked, or becomes a dead letter. It may run twice, so
+its effect goes with delivery.once.
+
+    outbox:units        hash: task id -> JSON, see `Unit`
+    outbox:due          sorted set: task id by when to look at it next (epoch s)
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from celery import Task, signals, states
+from celery.app import amqp
+from kombu.exceptions import OperationalError
+from kombu.utils.json import dumps, loads
+from redis import RedisError
+
+import timing
+from metrics.delivery import OUTBOX_REPUBLISHED, OUTBOX_WRITTEN
+from settings import PRIORITIES, broker_client, priority_lists, results_client
+
+logger = logging.getLogger(__name__)
+
+UNITS, DUE = "outbox:units", "outbox:due"
+
+# Publishing failed, or nobody knows: the message may be in its queue all the same.
+PUBLISH_ERRORS = (OperationalError, RedisError, OSError)
+# What belongs to one publish, and not to the unit.
+OF_ONE_PUBLISH = ("exchange", "routing_key", "declare", "event_dispatcher", "retry", "retry_policy", "exchange_type")
+BATCH = 100  # units a look
+TIME_BUDGET = 5  # s that one call of `republish` goes on
+
+# The units that are due, each put off so that no other call takes it.
+# KEYS: units, due. ARGV: now, when to look again, how many at most.
+CLAIM = """
+local claimed = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])) do
+    local unit = redis.call('HGET', KEYS[1], id)
+    if unit then
+        redis.call('ZADD', KEYS[2], ARGV[2], id)
+        claimed[#claimed + 1] = unit
+    else
+        redis.call('ZREM', KEYS[2], id)
+    end
+end
+return claimed
+"""
+
+# Replaces a unit that has not ended. KEYS: units. ARGV: id, unit.
+REPLACE = "if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end"
+
+
+class DelayTooLongError(ValueError):
+    """A countdown, ETA or retry delay beyond timing.MAX_DELAY; the message was not published."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of work: all that publishing it takes, and when it was published last (epoch s)."""
+
+    name: str
+    queue: str
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    body: Any
+    options: dict[str, Any]
+    published: float
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return str(self.headers["id"])
+
+    @property
+    def list_name(self) -> str:
+        """The Redis list that its message waits in."""
+        priority = self.options.get("priority", 0) or 0
+        return priority_lists(self.queue)[max(0, min(int(priority), PRIORITIES - 1))]
+
+    def next_look(self) -> float:
+        """When it should have ended, if nothing went wrong."""
+        return max(self.published, _epoch(self.headers.get("eta"))) + timing.OUTBOX_BOUND
+
+    def write(self) -> None:
+        """Write it down, in place of an earlier message of the same task (a retry). Raises RedisError."""
+        with results_client().pipeline(transaction=True) as pipe:
+            pipe.hset(UNITS, self.id, dumps(asdict(self)))
+            pipe.zadd(DUE, {self.id: self.next_look()})
+            pipe.execute()
+        OUTBOX_WRITTEN.labels(self.name).inc()
+
+
+def _epoch(eta: str | None) -> float:
+    return datetime.fromisoformat(eta).timestamp() if eta else 0.0
+
+
+class AMQP(amqp.AMQP):
+    """Celery's way to publish, by way of the outbox for tasks that ask for it.
+
+    `apply_async(later=True)` writes such a task down and leaves the publishing to the reconciler: for a caller that may
+    not wait for a broker that is away or frozen.
+    """
+
+    def _create_task_sender(self) -> Callable[..., Any]:
+        send = self.send_once = super()._create_task_sender()
+
+        def send_task_message(producer: Any, name: str, message: Any, later: bool = False, **options: Any) -> Any:
+            refuse_long_delay(name, message.headers.get("eta"))
+            if not getattr(self.app.tasks.get(name), "outbox", False):
+                if later:
+                    raise ValueError(f"later: {name} has no outbox; give it outbox=True, or publish it now")
+                return send(producer, name, message, **options)
+            self._unit(name, message, options).write()
+            if later:
+                return None
+            try:
+                return send(producer, name, message, **{**options, "retry": False})
+            except PUBLISH_ERRORS as error:
+                logger.warning("%s[%s] not published (%s): the outbox has it", name, message.headers["id"], error)
+                return None
+
+        return send_task_message
+
+    def _unit(self, name: str, message: Any, options: dict[str, Any]) -> Unit:
+        queue = options.get("queue") or self.default_queue
+        kept = {key: value for key, value in options.items() if key not in OF_ONE_PUBLISH and key != "queue"}
+        return Unit(
+            name=name,
+            queue=queue if isinstance(queue, str) else queue.name,
+            headers=message.headers,
+            properties=message.properties,
+            body=message.body,
+            options=kept,
+            published=time.time(),
+        )
+
+
+def refuse_long_delay(name: str, eta: str | None) -> None:
+    """Raises DelayTooLongError: a message that is due later than the visibility timeout is delivered again before."""
+    delay = _epoch(eta) - time.time()
+    if delay > timing.MAX_DELAY:
+        raise DelayTooLongError(
+            f"{name}: due in {delay:.0f} s; on Redis a countdown, ETA or retry delay is {timing.MAX_DELAY} s at most "
+            "(timing.MAX_DELAY). What is later is for beat, or for a table that a periodic task looks into."
+        )
+
+
+# --- The life of a unit ---
+
+
+@signals.task_prerun.connect
+def started(task: Task, task_id: str, **_: Any) -> None:
+    """Its message was not lost: give it time to end."""
+    if getattr(task, "outbox", False) and not task.request.is_eager:
+        try:
+            results_client().zadd(DUE, {task_id: time.time() + timing.OUTBOX_BOUND}, xx=True)
+        except RedisError as error:
+            logger.warning("outbox: start of %s not noted: %s", task_id, error)
+
+
+@signals.task_postrun.connect
+def finished(task: Task, task_id: str, state: str | None, **_: Any) -> None:
+    """It succeeded, failed for good, or has nothing more to do."""
+    if getattr(task, "outbox", False) and state in (states.SUCCESS, states.FAILURE, states.IGNORED):
+        ended(task_id)
+
+
+def ended(task_id: str) -> None:
+    """A task has ended; what is not in the outbox is left alone. Without Redis it stays there, and runs once more."""
+    if not task_id:
+        return
+    try:
+        with results_client().pipeline(transaction=True) as pipe:
+            pipe.hdel(UNITS, task_id)
+            pipe.zrem(DUE, task_id)
+            pipe.execute()
+    except RedisError as error:
+        logger.warning("outbox: end of %s not noted: %s", task_id, error)
+
+
+# --- The reconciler ---
+
+
+def republish(app: Any) -> dict[str, int]:
+    """Publish again what has not ended and does not wait in its queue. Bounded in time and in what it reads.
+
+    Returns {"published", "waiting"}: how many were published, and how many wait in a queue that has not come to them.
+    """
+    results, deadline = results_client(), time.monotonic() + TIME_BUDGET
+    claim, replace = results.register_script(CLAIM), results.register_script(REPLACE)
+    published = waiting = 0
+    while time.monotonic() < deadline:
+        now = time.time()
+        claimed = [Unit(**loads(unit)) for unit in claim([UNITS, DUE], [now, now + timing.OUTBOX_BOUND, BATCH])]
+        heads = _heads({unit.list_name for unit in claimed})
+        for unit in claimed:
+            head = heads[unit.list_name]
+            if head is not None and head <= unit.published + timing.PUBLISH_SOCKET_TIMEOUT:
+                results.zadd(DUE, {unit.id: now + timing.OUTBOX_RECHECK}, xx=True)
+                waiting += 1
+                continue
+            _publish(app, unit)
+            replace([UNITS], [unit.id, dumps({**asdict(unit), "published": time.time()})])
+            published += 1
+        if len(claimed) < BATCH:
+            break
+    return {"published": published, "waiting": waiting}
+
+
+def _publish(app: Any, unit: Unit) -> None:
+    """Send a unit's message with its own id. Raises OperationalError; the unit is looked at again all the same."""
+    message = amqp.task_message(unit.headers, unit.properties, tuple(unit.body), None)
+    with app.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
+        app.amqp.send_once(producer, unit.name, message, queue=unit.queue, **unit.options)
+    OUTBOX_REPUBLISHED.labels(unit.name, unit.queue).inc()
+    logger.warning("%s[%s] published again after %.0f s", unit.name, unit.id, time.time() - unit.published)
+
+
+def _heads(lists: set[str]) -> dict[str, float | None]:
+    """When the message that is next in each list was published; None where none waits, or nobody knows."""
+    names = sorted(lists)
+    with broker_client().pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.lindex(name, -1)
+        return {name: _published_at(head) for name, head in zip(names, pipe.execute(), strict=True)}
+
+
+def _published_at(message: str | None) -> float | None:
+    try:
+        stamp = loads(message)["headers"]["published_at"] if message else None
+    except (ValueError, TypeError, KeyError):
+        return None
+    return stamp if isinstance(stamp, int | float) else None
