@@ -152,7 +152,7 @@ CELERY: dict[str, object] = {
     "task_retry_on_worker_lost": True,  # a task that always kills its child would come back for ever
     "task_time_limit": timing.HARD_TIME_LIMIT,
     "task_soft_time_limit": timing.SOFT_TIME_LIMIT,
-    # One message ahead for each slot: more would sit with a busy worker while another is idle, and wait for the
+    # As many messages as slots, those that run included: none waits in a busy worker while another is idle, or for the
     # visibility timeout when it is killed. Throughput is the same with 64.
     "worker_prefetch_multiplier": 1,
     # Losing Redis for a moment must not cancel running tasks: with True, 4 of 8 were lost.

@@ -18,7 +18,7 @@ ROOT = Path("/proc/1/root")  # the container's files, through its first process
 
 
 def processes() -> list[dict[str, Any]]:
-    """The container's processes, without this one: user, effective capabilities, no-new-privileges."""
+    """The container's processes, without this one: user, capabilities, no-new-privileges."""
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal() or folder.name == str(os.getpid()):
@@ -26,12 +26,15 @@ def processes() -> list[dict[str, Any]]:
         with contextlib.suppress(OSError):
             lines = (line.split(":", 1) for line in (folder / "status").read_text().splitlines())
             status = {name: value.split() for name, value in lines}
+            if status["Name"][0].startswith("runc:["):
+                continue  # the engine's own, root until it becomes the program of a health check
             found.append(
                 {
                     "pid": int(folder.name),
                     "name": status["Name"][0],
                     "users": sorted({int(user) for user in status["Uid"]}),
-                    "capabilities": int(status["CapEff"][0], 16) | int(status["CapPrm"][0], 16),
+                    # The bounding set, too: without root the others are empty, whatever the engine grants.
+                    "capabilities": sum(int(status[name][0], 16) for name in ("CapEff", "CapPrm", "CapBnd")),
                     "no_new_privileges": status["NoNewPrivs"] == ["1"],
                 }
             )

@@ -1,12 +1,14 @@
 """Programs and Redis killed under load: they come back by themselves, and every task is done."""
 
+import json
+
 import pytest
 
 import timing
 from stack import inside as run
 from stack.inside import Inside
 from stack.poll import poll_until
-from stack.stack import Stack
+from stack.stack import Stack, service_of
 
 pytestmark = pytest.mark.disruptive
 
@@ -45,6 +47,33 @@ def test_a_killed_worker_comes_back_and_its_tasks_are_run_again(stack: Stack, in
     wait_done(inside, ids)
 
 
+def test_a_message_past_its_visibility_timeout_goes_back_at_the_next_look(stack: Stack, inside: Inside) -> None:
+    with stack.stopped("worker-low"):
+        (task,) = inside.call(run.publish, "tasks.basic.add", [[1, 2]], priority=0)
+        for within in (30, 4 * timing.RESTORE_INTERVAL):  # the first ends with a look: the next is an interval away
+            message = json.loads(inside.call(run.broker, "RPOP", "low"))
+            inside.call(run.broker, "HSET", "unacked", "overdue", json.dumps([message, "low", "low"]))
+            inside.call(run.broker, "ZADD", "unacked_index", 1, "overdue")
+            poll_until(lambda: inside.call(run.broker, "LLEN", "low"), "the message back in its queue", within)
+    poll_until(lambda: inside.call(run.states, [task]) == ["SUCCESS"], "the task done", 30)
+
+
+def test_a_task_whose_process_is_killed_runs_again_and_is_given_up_in_the_end(stack: Stack, inside: Inside) -> None:
+    (task,) = inside.call(run.publish, "tasks.basic.sleep", [[40]], priority=0)
+    killed: set[int] = set()
+
+    def process() -> int:
+        active = inside.call(run.inspect, "active")
+        running = [request for requests in active.values() for request in requests if request["id"] == task]
+        return 0 if running[0]["worker_pid"] in killed else running[0]["worker_pid"]
+
+    for _ in range(4):  # the first try and 3 retries
+        pid = poll_until(process, "the task in a process that was not killed", 30)
+        stack.docker.container.execute(stack.container("worker-low"), ["bash", "-c", f"kill -9 {pid}"])
+        killed.add(pid)
+    poll_until(lambda: inside.call(run.states, [task]) == ["FAILURE"], "the task given up", 30)
+
+
 def test_a_killed_broker_keeps_its_messages(stack: Stack, inside: Inside) -> None:
     ids = inside.call(run.publish, "tasks.basic.sleep", [[0.25]] * 120)
     wait_running(inside, ids)
@@ -54,11 +83,16 @@ def test_a_killed_broker_keeps_its_messages(stack: Stack, inside: Inside) -> Non
 
 
 def test_a_broker_that_is_restarted_keeps_its_messages(stack: Stack, inside: Inside) -> None:
+    def restarts() -> dict[str, int | None]:
+        return {c.name: c.restart_count for c in stack.containers() if service_of(c) != "redis"}
+
+    before = restarts()
     ids = inside.call(run.publish, "tasks.basic.sleep", [[0.25]] * 120)
     wait_running(inside, ids)
     stack.compose.restart("redis")
     stack.wait_healthy()
     wait_done(inside, ids)
+    assert restarts() == before, "who loses the broker waits for it, and does not exit"
 
 
 def test_results_are_kept_and_tasks_wait_while_the_results_redis_is_killed(stack: Stack, inside: Inside) -> None:

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 
+import timing
 from stack import inside as run
 from stack.inside import Inside
 from stack.poll import poll_until
@@ -37,14 +38,33 @@ def test_it_stops_by_itself_within_its_grace_and_starts_again(service: Service, 
     begun = time.monotonic()
     stack.compose.stop(service.name)  # SIGTERM, and SIGKILL after its grace in compose.yaml
     took = time.monotonic() - begun
-    state = stack.container(service.name).state
+    container = stack.container(service.name)
+    state = container.state
     try:
+        # Asked from the engine: by an attempt each service would have to hang, for its whole grace.
+        assert (container.config.stop_timeout or 10) == service.grace
         assert state.exit_code in service.stop_codes
         assert not state.oom_killed
         assert took < service.grace
     finally:
         stack.compose.start(service.name)
         stack.wait_healthy()
+
+
+def test_a_stopping_worker_ends_what_is_short_and_gives_back_what_is_long(stack: Stack, inside: Inside) -> None:
+    def runs(task: str) -> bool:
+        active = inside.call(run.inspect, "active")
+        return task in [request["id"] for requests in active.values() for request in requests]
+
+    (long,) = inside.call(run.publish, "tasks.basic.sleep", [[40]], priority=0)
+    poll_until(lambda: inside.call(run.states, [long]) == ["STARTED"], "the long task running", 30)
+    (short,) = inside.call(run.publish, "tasks.basic.sleep", [[timing.SOFT_SHUTDOWN - 2]], priority=0)
+    poll_until(lambda: inside.call(run.states, [short]) == ["STARTED"], "the short task running beside it", 30)
+    with stack.stopped("worker-low"):
+        assert inside.call(run.states, [short]) == ["SUCCESS"]
+    poll_until(lambda: runs(long), "the long task running again, long before its visibility timeout", 30)
+    inside.call(run.revoke, long, terminate=True)
+    poll_until(lambda: inside.call(run.states, [long]) == ["REVOKED"], "the long task revoked", 30)
 
 
 def test_the_whole_stack_stopped_and_started_keeps_its_backlog_and_all_data(stack: Stack, inside: Inside) -> None:
@@ -64,6 +84,7 @@ def test_the_whole_stack_stopped_and_started_keeps_its_backlog_and_all_data(stac
     stack.wait_healthy()
 
     assert "PENDING" in poll_until(lambda: inside.call(run.states, ids), "Redis to answer", 10), "no backlog was left"
+    stack.prometheus.wait_scraped("worker-.+")  # every one: none from before the stop is left
     assert inside.call(run.broker, "GET", "low-kept") == mark
     assert inside.call(run.broker, "HGET", "low-kept-hash", "mark") == mark
     assert inside.call(run.results_redis, "GET", "run:kept") == mark

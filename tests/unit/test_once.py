@@ -61,6 +61,7 @@ def test_a_full_redis_refuses_effect_and_marker_alike(client: Redis) -> None:
 def test_another_run_that_finishes_in_between_wins(client: Redis) -> None:
     def overtaken(pipe: Pipeline) -> str:
         other = Redis(connection_pool=client.connection_pool)
+        assert not client.exists("once:a"), "started over without a look at the marker"
         assert once(other, "once:a", add_one).first
         pipe.incr("effect")
         return "second"

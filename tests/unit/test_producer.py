@@ -140,10 +140,13 @@ def test_the_command_line_overrides_the_environment_and_that_the_file(monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profile", "stedy"], "no 'stedy' in profiles.toml; choose one of steady, flood, bursts, failures, idle"),
+        (
+            ["--profile", "stedy", "--for", "1s"],
+            "no 'stedy' in profiles.toml; choose one of steady, flood, bursts, failures, idle",
+        ),
         (["--for", "60"], "FOR: must be a number and s, m or h, like 60s, 5m or 1h; it is '60'"),
         (["--for", "0s"], "FOR: must be a number and s, m or h, like 60s, 5m or 1h; it is '0s'"),
-        (["--seed", "x"], "SEED: must be an integer; it is 'x'"),
+        (["--seed", "x", "--for", "1s"], "SEED: must be an integer; it is 'x'"),
     ],
 )
 def test_a_mistake_in_an_option_exits_with_2(
