@@ -54,6 +54,10 @@ inspect: .env ## What each worker runs, and what it has taken ahead
 celery: .env ## Any celery command: make celery ARGS="inspect stats"
 	@$(CLIENT) celery -A celery_app $(or $(ARGS),status)
 
+.PHONY: dlq
+dlq: .env ## Dead letters: make dlq [ARGS="show ID"|"requeue …"|"drop …"|--help]
+	@$(CLIENT) python -m delivery.dlq $(or $(ARGS),list)
+
 .PHONY: shell
 shell: .env ## A shell beside the workers, with the app and its tasks
 	@$(CLIENT) bash

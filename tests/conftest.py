@@ -1,6 +1,59 @@
-"""Tests import the services' code on the host: it must find settings there, and reach nobody's Redis."""
+"""Tests import the services' code on the host, and share one stack for the whole run.
+
+The stack is up before the first test that needs it, and removed with its volumes after the last; KEEP=1 keeps it.
+"""
 
 import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
-# Port 1 on loopback: nothing listens. The login in the URL stands for the containers' secret files.
+# The code must find settings on the host, and reach nobody's Redis: nothing listens on port 1 of loopback. The
+# login in the URL stands for the containers' secret files.
 os.environ["REDIS_BROKER_URL"] = os.environ["REDIS_RESULTS_URL"] = "redis://nobody:nothing@127.0.0.1:1/0"
+
+import pytest
+
+from stack.stack import PROJECT, Stack, defaults, running
+
+HERE = Path(__file__).parent
+
+
+def needs_the_stack(item: pytest.Item) -> bool:
+    """Whether a test drives the stack."""
+    return item.path.parent in (HERE / "stack", HERE / "faults")
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """The stack, up and healthy. A test that disturbs it leaves it healthy."""
+    os.environ.update(defaults())  # a variable of the process wins over .env
+    stack = Stack()
+    try:
+        try:
+            stack.up()
+        except Exception as error:
+            pytest.exit(f"the stack did not come up: {error}\n{stack.report()}", returncode=1)  # no test could run
+        yield stack
+    finally:
+        if os.environ.get("KEEP") == "1":
+            print(f"\nKEEP=1: the stack is still up; remove it: docker compose -p {PROJECT} down --volumes")
+        else:
+            stack.down()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests first, then what only looks at the stack, then what disturbs it."""
+    items.sort(key=lambda item: (needs_the_stack(item), item.get_closest_marker("disruptive") is not None))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and running and needs_the_stack(item):
+        try:
+            report.sections.append(("state of the stack", running[-1].report()))
+        except Exception as error:
+            report.sections.append(("state of the stack", f"unknown: {error!r}"))
+    return report

@@ -10,7 +10,7 @@ from kombu import Connection
 
 import timing
 from beat_schedule import ENTRIES
-from delivery.outbox import PUBLISH_ERRORS
+from delivery.publishing import PUBLISH_ERRORS
 from delivery.request import Request
 from metrics.publishing import PUBLISH_FAILURES, PUBLISHED
 from settings import CELERY
@@ -63,7 +63,7 @@ class App(Celery):
             raise
 
 
-app = App("celery_app", task_cls=Task, amqp="delivery.outbox:AMQP")
+app = App("celery_app", task_cls=Task, amqp="delivery.publishing:AMQP")
 app.conf.update(CELERY, beat_schedule=ENTRIES)
 app.autodiscover_tasks(["tasks"], related_name="shared")
 app.steps["worker"].update(STEPS)

@@ -188,6 +188,7 @@ CELERY: dict[str, object] = {
         "tasks.workflows",
         "tasks.advanced",
         "tasks.practices",
+        "tasks.ledger",
         "tasks.search",
         "tasks.maintenance",
     ],

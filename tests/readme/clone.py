@@ -23,7 +23,9 @@ class Clone:
         ).stdout
         subprocess.run(["tar", "-C", folder, "-x"], input=self._tar(files), check=True)
         knobs = re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
-        clean = {name: value for name, value in os.environ.items() if name not in knobs}  # whatever other tests set
+        # Whatever other tests set, or the make that runs them: a make below another one prints the folders it enters.
+        ours = {*knobs, "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+        clean = {name: value for name, value in os.environ.items() if name not in ours}
         # As a user sets them who has other things on this machine: a name of its own, free ports.
         ports = {name: "0" for name in knobs if name.endswith("_PORT")}
         self.environment = {**clean, **ports, "COMPOSE_PROJECT_NAME": PROJECT}

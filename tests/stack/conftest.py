@@ -1,37 +1,13 @@
-"""One stack for the whole run: up before the first test, removed with its volumes after the last; KEEP=1 keeps it."""
+"""What stack tests are given."""
 
-import os
-from collections.abc import Generator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from stack.inside import Inside
 from stack.services import SERVICES, Service
-from stack.stack import PROJECT, Stack
+from stack.stack import Stack
 from stack.web import Prometheus
-
-HERE = Path(__file__).parent
-running: list[Stack] = []
-
-
-@pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
-    """The stack, up and healthy. A test that disturbs it leaves it healthy."""
-    stack = Stack()
-    running.append(stack)
-    try:
-        try:
-            stack.up()
-        except Exception as error:
-            pytest.exit(f"the stack did not come up: {error}\n{stack.report()}", returncode=1)  # no test could run
-        yield stack
-    finally:
-        running.clear()
-        if os.environ.get("KEEP") == "1":
-            print(f"\nKEEP=1: the stack is still up; remove it: docker compose -p {PROJECT} down --volumes")
-        else:
-            stack.down()
 
 
 @pytest.fixture
@@ -62,21 +38,3 @@ def service(request: pytest.FixtureRequest, stack: Stack) -> Service:
     if promised.name not in stack.enabled:
         pytest.skip(f"{promised.name}: its profile is not in COMPOSE_PROFILES (.env)")
     return promised
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests first, then what only looks at the stack, then what disturbs it."""
-    items.sort(key=lambda item: (HERE in item.path.parents, item.get_closest_marker("disruptive") is not None))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if report.failed and running and HERE in item.path.parents:
-        try:
-            report.sections.append(("state of the stack", running[0].report()))
-        except Exception as error:
-            report.sections.append(("state of the stack", f"unknown: {error!r}"))
-    return report

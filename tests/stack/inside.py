@@ -113,6 +113,46 @@ def publish_pickle(folder: str) -> None:
         )
 
 
+def submit(task: str, units: list[str], arguments: list[Any], options: Json) -> None:
+    """Publish units of work (tasks/ledger.py), each with its name as id and first argument."""
+    for unit in units:
+        app().tasks[task].apply_async((unit, *arguments), task_id=unit, **options)
+
+
+def submit_chords(units: list[str], members: int, seconds: float) -> list[str]:
+    """Publish chords of units; names of all that they consist of."""
+    ledger, chord = importlib.import_module("tasks.ledger"), importlib.import_module("celery").chord
+    names = []
+    for unit in units:
+        header = [f"{unit}.{member}" for member in range(members)]
+        chord(
+            [ledger.apply.s(name, seconds).set(task_id=name) for name in header],
+            ledger.join.s(unit).set(task_id=unit),
+        ).apply_async()
+        names += [unit, *header]
+    return names
+
+
+def push_malformed(queue: str) -> int:
+    """Each kind of malformed message, to the front of a queue. Returns how many."""
+    limit = importlib.import_module("settings").settings.max_message_bytes
+    kinds = importlib.import_module("malformed").kinds(limit)
+    for raw in kinds.values():
+        broker("RPUSH", queue, raw)
+    return len(kinds)
+
+
+def dead_letters() -> list[Json]:
+    """Dead letters without their payloads."""
+    entries = importlib.import_module("settings").broker_client().xrange("dead-letters")
+    return [{name: value for name, value in fields.items() if name != "payload"} for _, fields in entries]
+
+
+def control(command: str, nodes: list[str]) -> None:
+    """A command of `celery control` for some workers."""
+    getattr(app().control, command)(destination=nodes)
+
+
 def refused(task: str, **options: Any) -> str:
     """The name of the exception that publishing raises."""
     try:

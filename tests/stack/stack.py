@@ -1,7 +1,6 @@
 """The stack under test: a compose project of its own, driven from outside as a user would."""
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -39,12 +38,17 @@ def service_of(container: Container) -> str:
     return (container.config.labels or {})["com.docker.compose.service"]
 
 
+running: list["Stack"] = []  # what `up` has started and `down` not yet removed
+
+
 class Stack:
     """Compose for one project, and the addresses of what it runs."""
 
-    def __init__(self) -> None:
-        os.environ.update(defaults())  # a variable of the process wins over .env
-        self.docker = DockerClient(compose_files=[ROOT / "compose.yaml"], compose_project_name=PROJECT)
+    def __init__(self, project: str = PROJECT, *more_files: Path) -> None:
+        """`more_files` are Compose files that change something of compose.yaml."""
+        self.project = project
+        self.files: list[str | Path] = [ROOT / "compose.yaml", *more_files]
+        self.docker = DockerClient(compose_files=self.files, compose_project_name=project)
         self.compose = self.docker.compose
         self.prometheus = Prometheus(lambda: self.url("prometheus"))
 
@@ -53,31 +57,33 @@ class Stack:
     def up(self) -> None:
         """Start from nothing, wait until everything is healthy."""
         self.down()
+        running.append(self)
         self.compose.up(detach=True, quiet=True)
         self.wait_healthy()
 
     def down(self) -> None:
         """Remove everything, data too."""
+        if self in running:
+            running.remove(self)
         if "inside" in self.__dict__:
             self.inside.close()
             del self.inside
-        everything = DockerClient(
-            compose_files=[ROOT / "compose.yaml"], compose_project_name=PROJECT, compose_profiles=["*"]
-        )
+        everything = DockerClient(compose_files=self.files, compose_project_name=self.project, compose_profiles=["*"])
         everything.compose.down(volumes=True, remove_orphans=True, quiet=True)
 
     @cached_property
     def inside(self) -> Inside:
         """A client container that runs functions of stack/inside.py."""
-        source = ROOT / "tests/stack/inside.py"
-        run = ["run", "--rm", "--no-deps", "--no-TTY", "--interactive", "--volume", f"{source}:/inside.py:ro"]
-        command = [*self.compose_command, *run, "--env", "PYTHONPATH=/app", "client", "python", "/inside.py"]
-        return Inside(command)
+        run = ["run", "--rm", "--no-deps", "--no-TTY", "--interactive", "--env", "PYTHONPATH=/app"]
+        for program in (ROOT / "tests/stack/inside.py", ROOT / "tests/faults/malformed.py"):
+            run += ["--volume", f"{program}:/{program.name}:ro"]
+        return Inside([*self.compose_command, *run, "client", "python", "/inside.py"])
 
     @property
     def compose_command(self) -> list[str]:
         """`docker compose` for this project."""
-        return ["docker", "compose", "--project-name", PROJECT, "--file", str(ROOT / "compose.yaml")]
+        files = [part for file in self.files for part in ("--file", str(file))]
+        return ["docker", "compose", "--project-name", self.project, *files]
 
     # --- Services and containers ---
 
@@ -93,7 +99,10 @@ class Stack:
 
     def containers(self, service: str = "") -> list[Container]:
         """Containers of a service, or of all, whatever their state; without one-off ones."""
-        filters = [("label", f"com.docker.compose.project={PROJECT}"), ("label", "com.docker.compose.oneoff=False")]
+        filters = [
+            ("label", f"com.docker.compose.project={self.project}"),
+            ("label", "com.docker.compose.oneoff=False"),
+        ]
         if service:
             filters.append(("label", f"com.docker.compose.service={service}"))
         return self.docker.container.list(all=True, filters=filters)  # type: ignore[arg-type]
@@ -102,7 +111,7 @@ class Stack:
         """The one container of a service. The client's is that of `inside`."""
         if service == "client":
             self.inside.call(inside.backlog)  # it has started
-            project, name = f"com.docker.compose.project={PROJECT}", "com.docker.compose.service=client"
+            project, name = f"com.docker.compose.project={self.project}", "com.docker.compose.service=client"
             found = self.docker.container.list(filters=[("label", project), ("label", name)])
         else:
             found = self.containers(service)

@@ -51,7 +51,7 @@ def test_a_wrong_argument_fails_at_once(inside: Inside) -> None:
     (task,) = inside.call(run.publish, "tasks.basic.add", [["one", 1]])
     wait_for_state(inside, task, "FAILURE")
     (result,) = inside.call(run.results, [task])
-    assert "x: a number" in result["result"]
+    assert "x: should be a valid number; it is 'one'" in result["result"]
 
 
 def test_a_task_that_is_revoked_before_it_runs_never_runs(inside: Inside) -> None:

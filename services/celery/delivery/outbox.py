@@ -13,13 +13,11 @@ its effect goes with delivery.once.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from celery import Task, signals, states
-from celery.app import amqp
-from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps, loads
 from redis import RedisError
 
@@ -31,10 +29,6 @@ logger = logging.getLogger(__name__)
 
 UNITS, DUE = "outbox:units", "outbox:due"
 
-# Publishing failed, or nobody knows: the message may be in its queue all the same.
-PUBLISH_ERRORS = (OperationalError, RedisError, OSError)
-# What belongs to one publish, and not to the unit.
-OF_ONE_PUBLISH = ("exchange", "routing_key", "declare", "event_dispatcher", "retry", "retry_policy", "exchange_type")
 BATCH = 100  # units a look
 TIME_BUDGET = 5  # s that one call of `republish` goes on
 
@@ -56,10 +50,6 @@ return claimed
 
 # Replaces a unit that has not ended. KEYS: units. ARGV: id, unit.
 REPLACE = "if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end"
-
-
-class DelayTooLongError(ValueError):
-    """A countdown, ETA or retry delay beyond timing.MAX_DELAY; the message was not published."""
 
 
 @dataclass(frozen=True)
@@ -87,70 +77,34 @@ class Unit:
 
     def next_look(self) -> float:
         """When it should have ended, if nothing went wrong."""
-        return max(self.published, _epoch(self.headers.get("eta"))) + timing.OUTBOX_BOUND
+        return max(self.published, epoch(self.headers.get("eta"))) + timing.OUTBOX_BOUND
 
     def write(self) -> None:
         """Write it down, in place of an earlier message of the same task (a retry). Raises RedisError."""
         with results_client().pipeline(transaction=True) as pipe:
-            pipe.hset(UNITS, self.id, dumps(asdict(self)))
+            pipe.hset(UNITS, self.id, dumps(vars(self)))
             pipe.zadd(DUE, {self.id: self.next_look()})
             pipe.execute()
         OUTBOX_WRITTEN.labels(self.name).inc()
 
 
-def _epoch(eta: str | None) -> float:
+def epoch(eta: str | None) -> float:
+    """A message's ETA in epoch seconds; 0 when it has none."""
     return datetime.fromisoformat(eta).timestamp() if eta else 0.0
 
 
-class AMQP(amqp.AMQP):
-    """Celery's way to publish, by way of the outbox for tasks that ask for it.
+def wait_until_on_disk() -> None:
+    """Wait until what was written to the outbox outlives a loss of power: up to a second (AOF everysec).
 
-    `apply_async(later=True)` writes such a task down and leaves the publishing to the reconciler: for a caller that may
-    not wait for a broker that is away or frozen.
+    For whoever must not promise before: after a unit, or after a batch of them. Raises TimeoutError.
     """
-
-    def _create_task_sender(self) -> Callable[..., Any]:
-        send = self.send_once = super()._create_task_sender()
-
-        def send_task_message(producer: Any, name: str, message: Any, later: bool = False, **options: Any) -> Any:
-            refuse_long_delay(name, message.headers.get("eta"))
-            if not getattr(self.app.tasks.get(name), "outbox", False):
-                if later:
-                    raise ValueError(f"later: {name} has no outbox; give it outbox=True, or publish it now")
-                return send(producer, name, message, **options)
-            self._unit(name, message, options).write()
-            if later:
-                return None
-            try:
-                return send(producer, name, message, **{**options, "retry": False})
-            except PUBLISH_ERRORS as error:
-                logger.warning("%s[%s] not published (%s): the outbox has it", name, message.headers["id"], error)
-                return None
-
-        return send_task_message
-
-    def _unit(self, name: str, message: Any, options: dict[str, Any]) -> Unit:
-        queue = options.get("queue") or self.default_queue
-        kept = {key: value for key, value in options.items() if key not in OF_ONE_PUBLISH and key != "queue"}
-        return Unit(
-            name=name,
-            queue=queue if isinstance(queue, str) else queue.name,
-            headers=message.headers,
-            properties=message.properties,
-            body=message.body,
-            options=kept,
-            published=time.time(),
-        )
-
-
-def refuse_long_delay(name: str, eta: str | None) -> None:
-    """Raises DelayTooLongError: a message that is due later than the visibility timeout is delivered again before."""
-    delay = _epoch(eta) - time.time()
-    if delay > timing.MAX_DELAY:
-        raise DelayTooLongError(
-            f"{name}: due in {delay:.0f} s; on Redis a countdown, ETA or retry delay is {timing.MAX_DELAY} s at most "
-            "(timing.MAX_DELAY). What is later is for beat, or for a table that a periodic task looks into."
-        )
+    timeout = timing.PUBLISH_SOCKET_TIMEOUT - 1
+    with results_client().pipeline(transaction=False) as pipe:
+        pipe.set("outbox:barrier", "1")  # WAITAOF waits for its own connection's writes, and these come in order
+        pipe.execute_command("WAITAOF", 1, 0, timeout * 1000)
+        _, (written, _) = pipe.execute()
+    if not written:
+        raise TimeoutError(f"redis-results has not written to its disk for {timeout} s")
 
 
 # --- The life of a unit ---
@@ -189,10 +143,11 @@ def ended(task_id: str) -> None:
 # --- The reconciler ---
 
 
-def republish(app: Any) -> dict[str, int]:
+def republish(publish: Callable[[Unit], None]) -> dict[str, int]:
     """Publish again what has not ended and does not wait in its queue. Bounded in time and in what it reads.
 
     Returns {"published", "waiting"}: how many were published, and how many wait in a queue that has not come to them.
+    Raises what `publish` raises; the unit is looked at again all the same.
     """
     results, deadline = results_client(), time.monotonic() + TIME_BUDGET
     claim, replace = results.register_script(CLAIM), results.register_script(REPLACE)
@@ -207,21 +162,14 @@ def republish(app: Any) -> dict[str, int]:
                 results.zadd(DUE, {unit.id: now + timing.OUTBOX_RECHECK}, xx=True)
                 waiting += 1
                 continue
-            _publish(app, unit)
-            replace([UNITS], [unit.id, dumps({**asdict(unit), "published": time.time()})])
+            publish(unit)
+            OUTBOX_REPUBLISHED.labels(unit.name, unit.queue).inc()
+            logger.warning("%s[%s] published again after %.0f s", unit.name, unit.id, now - unit.published)
+            replace([UNITS], [unit.id, dumps({**vars(unit), "published": time.time()})])
             published += 1
         if len(claimed) < BATCH:
             break
     return {"published": published, "waiting": waiting}
-
-
-def _publish(app: Any, unit: Unit) -> None:
-    """Send a unit's message with its own id. Raises OperationalError; the unit is looked at again all the same."""
-    message = amqp.task_message(unit.headers, unit.properties, tuple(unit.body), None)
-    with app.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
-        app.amqp.send_once(producer, unit.name, message, queue=unit.queue, **unit.options)
-    OUTBOX_REPUBLISHED.labels(unit.name, unit.queue).inc()
-    logger.warning("%s[%s] published again after %.0f s", unit.name, unit.id, time.time() - unit.published)
 
 
 def _heads(lists: set[str]) -> dict[str, float | None]:

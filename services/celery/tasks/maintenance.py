@@ -70,7 +70,7 @@ def expire() -> dict[str, Any]:
 @app.task(base=PeriodicTask, ignore_result=False)
 def republish() -> dict[str, int]:
     """Publish again units of work that have not ended; see delivery/outbox.py."""
-    return outbox.republish(app)
+    return outbox.republish(app.amqp.send_unit)
 
 
 @app.task(base=PeriodicTask, ignore_result=False)

@@ -9,6 +9,7 @@ from uuid import uuid4
 from celery.result import AsyncResult, GroupResult
 
 from celery_app import app
+from delivery import dead_letters, dlq
 from settings import broker_client, priority_lists, results_client
 from tasks.notes import key
 from tour import events, sources, waiting
@@ -149,3 +150,6 @@ class Tour:
         for queue in self.events.queues:
             bindings = [f"_kombu.binding.{queue}", f"_kombu.binding_permanent.{queue}"]
             broker.delete(*priority_lists(queue), *private_keys(queue).values(), *bindings)
+        for letter in dlq.dead_letters(dlq.client()):
+            if letter.task_id in self.events.ours:
+                broker.xdel(dead_letters.KEY, letter.id)

@@ -80,11 +80,11 @@ by_hand = CONCEPT.lesson("manual-retry", "Deciding in the task when to try again
     covers=("manual retry with countdown", "max_retries"),
     expect={
         "tries": 2,
-        "what happened": {"sent": 2, "received": 2, "started": 2, "retried": 1, "failed": 1},
+        "what happened": {"sent": 2, "received": 2, "started": 2, "retried": 1, "rejected": 1, "failed": 1},
         "error at last": matching("AwayError: .* does not answer"),
     },
-    learn="When the retries are used up the task fails with the error that it gave to `retry`, not with one "
-    "about retries.",
+    learn="When the retries are used up the task fails with the error it gave to `retry`; here its message "
+    "goes to the dead letters: `make dlq`.",
 )
 def retry(tour: Tour) -> Evidence:
     name = tour.name("service")
@@ -116,7 +116,8 @@ def ignore(tour: Tour) -> Evidence:
     shows=(advanced.refuse,),
     covers=("Reject",),
     expect={"state": "FAILURE", "error": matching("Reject"), "left in the queue": 0, "not acknowledged": 0},
-    learn="Reject without requeue takes a message out of the queue for good; with `requeue=True` it goes back into it.",
+    learn="Reject without requeue takes a message out of its queue, here into the dead letters (`make dlq`); "
+    "with `requeue=True` it goes back.",
 )
 def reject(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=1")

@@ -1,0 +1,104 @@
+"""How the app publishes: by way of the outbox for tasks that ask for it, and never what comes back before it is due."""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from celery.app import amqp
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+import timing
+from delivery.outbox import Unit, epoch
+
+logger = logging.getLogger(__name__)
+
+# Publishing failed, or nobody knows: the message may be in its queue all the same.
+PUBLISH_ERRORS = (OperationalError, RedisError, OSError)
+# Options that belong to one publish, and not to what is published.
+OF_ONE_PUBLISH = (
+    "queue",
+    "exchange",
+    "exchange_type",
+    "routing_key",
+    "declare",
+    "event_dispatcher",
+    "retry",
+    "retry_policy",
+)
+
+
+class DelayTooLongError(ValueError):
+    """A countdown, ETA or retry delay beyond timing.MAX_DELAY; the message was not published."""
+
+
+class Connection(amqp.Connection):
+    """Looks every second whether a broker that is away is back; kombu's waits grow to 30 s."""
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        return super().ensure_connection(*args, **{"interval_start": 1, "interval_step": 0, **kwargs})
+
+
+class AMQP(amqp.AMQP):
+    """Celery's way to publish, by way of the outbox for tasks with `outbox = True`.
+
+    `apply_async(later=True)` writes such a task down and leaves the publishing to the reconciler: for a caller that may
+    not wait for a broker that is away or frozen.
+    """
+
+    Connection = Connection
+
+    @cached_property
+    def send_once(self) -> Callable[..., Any]:
+        """Celery's own way to publish a task."""
+        return super()._create_task_sender()  # type: ignore[no-any-return]
+
+    def _create_task_sender(self) -> Callable[..., Any]:
+        send = self.send_once
+
+        def send_task_message(producer: Any, name: str, message: Any, later: bool = False, **options: Any) -> Any:
+            refuse_long_delay(name, message.headers.get("eta"))
+            if not getattr(self.app.tasks.get(name), "outbox", False):
+                if later:
+                    raise ValueError(f"later: {name} has no outbox; give it outbox=True, or publish it now")
+                return send(producer, name, message, **options)
+            self._unit(name, message, options).write()
+            if later:
+                return None
+            try:
+                return send(producer, name, message, **{**options, "retry": False})
+            except PUBLISH_ERRORS as error:
+                logger.warning("%s[%s] not published (%s): the outbox has it", name, message.headers["id"], error)
+                return None
+
+        return send_task_message
+
+    def send_unit(self, unit: Unit) -> None:
+        """Publish a unit's message with its own id. Raises kombu's OperationalError."""
+        message = amqp.task_message(unit.headers, unit.properties, tuple(unit.body), None)
+        with self.app.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
+            self.send_once(producer, unit.name, message, queue=unit.queue, **unit.options)
+
+    def _unit(self, name: str, message: Any, options: dict[str, Any]) -> Unit:
+        queue = options.get("queue") or self.default_queue
+        return Unit(
+            name=name,
+            queue=queue if isinstance(queue, str) else queue.name,
+            headers=message.headers,
+            properties=message.properties,
+            body=message.body,
+            options={key: value for key, value in options.items() if key not in OF_ONE_PUBLISH},
+            published=time.time(),
+        )
+
+
+def refuse_long_delay(name: str, eta: str | None) -> None:
+    """Raises DelayTooLongError: a message that is due later than the visibility timeout is delivered again before."""
+    delay = epoch(eta) - time.time()
+    if delay > timing.MAX_DELAY:
+        raise DelayTooLongError(
+            f"{name}: due in {delay:.0f} s; on Redis a countdown, ETA or retry delay is {timing.MAX_DELAY} s at most "
+            "(timing.MAX_DELAY). What is later is for beat, or for a table that a periodic task looks into."
+        )

@@ -1,0 +1,70 @@
+"""Units of work that are counted one by one: what fault tests submit, `make chaos` too.
+
+ledger:runs         list of "unit time": each run that was begun
+ledger:effects      list of "unit time": each effect that was applied
+ledger:done:<unit>  done marker
+"""
+
+import time
+from typing import Annotated
+
+from celery.exceptions import SoftTimeLimitExceeded
+from pydantic import Field
+from redis.client import Pipeline
+from redis.exceptions import RedisError
+
+from celery_app import Task, app
+from delivery.once import once
+from settings import results_client
+from tasks.arguments import Name, Seconds, checked
+
+RUNS, EFFECTS = "ledger:runs", "ledger:effects"
+KEPT_FOR = 3600  # s, a done marker
+
+Megabytes = Annotated[int, Field(ge=0, le=2000)]
+
+
+@app.task(
+    outbox=True,
+    bind=True,
+    autoretry_for=(RedisError,),  # redis-results is away, or full
+    retry_backoff=1,
+    retry_backoff_max=15,
+    max_retries=20,
+)
+@checked
+def apply(self: Task, unit: Name, seconds: Seconds = 0, megabytes: Megabytes = 0) -> None:
+    """Take a while, and a lot of memory at the first run; then apply the effect of a unit, once."""
+    client = results_client()
+    runs = client.rpush(RUNS, f"{unit} {time.time()}")
+    if megabytes and not self.request.retries:
+        _ballast = b"x" * (megabytes << 20)
+    time.sleep(seconds)
+
+    def effect(pipe: Pipeline) -> int:
+        pipe.rpush(EFFECTS, f"{unit} {time.time()}")
+        return int(runs)
+
+    once(client, f"ledger:done:{unit}", effect, ttl=KEPT_FOR)
+
+
+@app.task(outbox=True, bind=True, max_retries=0)
+@checked
+def overrun(self: Task, unit: Name, seconds: Seconds) -> None:
+    """Take longer than the limits of the call, and do not listen: its effect never comes."""
+    client = results_client()
+    client.rpush(RUNS, f"{unit} {time.time()}")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            time.sleep(end - time.monotonic())
+        except SoftTimeLimitExceeded:
+            continue
+    client.rpush(EFFECTS, f"{unit} {time.time()}")
+
+
+@app.task(outbox=True)
+@checked
+def join(_results: list[None], unit: Name) -> None:
+    """The callback of a chord of units: a unit itself."""
+    apply.run(unit)

@@ -1,0 +1,255 @@
+"""Where faults happen: a stack under a load of units, and the ledger that judges it."""
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+from python_on_whales import Container
+
+import timing
+from faults.injections import Injection
+from faults.ledger import Applied, Submitted, Verdict
+from stack import inside as run
+from stack.poll import poll_until
+from stack.stack import ROOT, Stack
+
+RATE = 20  # units a second; two workers with two slots each do some 30 of this mix
+WORKERS = 2
+# A unit that was lost is published again by the reconciler, and may then be with a worker that is killed.
+DRAINED_WITHIN = timing.OUTBOX_BOUND + timing.OUTBOX_RECHECK + timing.OUTBOX_INTERVAL + timing.VISIBILITY_TIMEOUT + 40
+PUBLISH_TAKES = 4 * (timing.PUBLISH_CONNECT_TIMEOUT + timing.PUBLISH_SOCKET_TIMEOUT)  # s, with its retries, at most
+CELERY = ("worker-high", "worker-low", "beat", "producer", "client")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A fault: how it is brought about, how long it lasts, what must hold besides that nothing is lost or doubled."""
+
+    name: str
+    what: str  # happens, in a sentence
+    watch: str  # where it shows
+    inject: Injection
+    lasts: float = 0  # s until it is undone
+    redelivered: float | None = None  # s within which units that were running are applied
+    recovered: float | None = None  # s after it is over within which units are applied again
+    blocked: float = PUBLISH_TAKES
+    check: Callable[["Arena", Verdict], None] | None = None  # what else must be so
+    admin: bool = False  # takes rights that only the fault tests' Redis gives
+    small_disk: bool = False
+    durable: bool = False  # a unit counts as accepted once it is on the disk
+    quick: bool = False  # part of `make test`
+
+
+@dataclass
+class Arena:
+    """One row being made: the stack, the names of its units, what was submitted besides the publisher's."""
+
+    stack: Stack
+    prefix: str = field(default_factory=lambda: f"u{uuid4().hex[:6]}")
+    besides: Submitted = field(default_factory=Submitted)
+
+    def submit(self, task: str, count: int, *arguments: object, **options: object) -> list[str]:
+        """Submit units by hand; their names."""
+        units = self.submit_doomed(task, count, *arguments, **options)
+        self.accept(units)
+        return units
+
+    def submit_doomed(self, task: str, count: int, *arguments: object, **options: object) -> list[str]:
+        """Submit units whose effect must never come; their names."""
+        units = [f"{self.prefix}-{task.rpartition('.')[2]}{number}" for number in range(count)]
+        self.stack.inside.call(run.submit, task, units, list(arguments), options)
+        return units
+
+    def accept(self, units: list[str]) -> None:
+        """Units that were submitted by hand count as the publisher's do."""
+        for book in (self.besides.begun, self.besides.accepted):
+            book.update(dict.fromkeys(units, time.time()))
+
+    def applied(self) -> Applied:
+        """What the ledger has of this row."""
+        return Applied.read(self.stack.inside, self.prefix)
+
+    def dead_letters(self) -> list[dict[str, str]]:
+        """All of them, payloads left out."""
+        entries = self.stack.inside.call(run.dead_letters)
+        return [dict(entry) for entry in entries]
+
+    def low_workers(self) -> list[Container]:
+        """The containers of worker-low."""
+        return self.stack.containers("worker-low")
+
+    def publisher(self) -> list[Container]:
+        """The publisher's container, while it runs."""
+        return self.stack.docker.container.list(filters=[("name", f"^{self.stack.project}-publisher$")])
+
+
+class Publisher:
+    """A client container that publishes units (faults/publisher.py), and its log on the host."""
+
+    def __init__(self, arena: Arena, durable: bool) -> None:
+        self._arena = arena
+        self._folder = Path(tempfile.mkdtemp(prefix="faults-"))
+        self._folder.chmod(0o777)  # the container's user writes to it
+        name, program = f"{arena.stack.project}-publisher", ROOT / "tests/faults/publisher.py"
+        options = ["--name", name, f"--volume={self._folder}:/log", f"--volume={program}:/publisher.py:ro"]
+        command = ["python", "/publisher.py", arena.prefix, str(RATE), "/log/log", *(["--durable"] if durable else [])]
+        compose = [*arena.stack.compose_command, "run", "--rm", "--no-deps", "--detach", "--env=PYTHONPATH=/app"]
+        subprocess.run([*compose, *options, "client", *command], check=True, capture_output=True, text=True)
+
+    def submitted(self) -> Submitted:
+        """All that was submitted in this row so far."""
+        found = Submitted.read(self._folder / "log")
+        found.begun.update(self._arena.besides.begun)
+        found.accepted.update(self._arena.besides.accepted)
+        return found
+
+    def stop(self) -> None:
+        """No more units; what was begun is still brought to an end."""
+        for container in self._arena.publisher():
+            container.kill("SIGTERM")
+        poll_until(lambda: not self._arena.publisher(), "the publisher to end", 120)
+
+    def remove(self) -> None:
+        """Whatever is left of it."""
+        for container in self._arena.publisher():
+            container.kill()
+        poll_until(lambda: not self._arena.publisher(), "the publisher to be gone", 30)
+        shutil.rmtree(self._folder)
+
+
+@contextmanager
+def load(arena: Arena, durable: bool = False) -> Iterator[Publisher]:
+    """Units are published meanwhile."""
+    publisher = Publisher(arena, durable)
+    try:
+        yield publisher
+    finally:
+        publisher.remove()
+
+
+# --- One row ---
+
+
+def run_fault(stack: Stack, fault: Fault) -> Verdict:
+    """Bring a fault about under load, and judge. `wrong` of the verdict says what did not hold."""
+    prepare(stack)
+    arena = Arena(stack)
+    with load(arena, fault.durable) as publisher:
+        verdict = at_the_right_moment(arena, publisher, fault)
+        begun = time.time()
+        with fault.inject(arena):
+            time.sleep(fault.lasts)
+        over = time.time()
+        time.sleep(5)  # of ordinary load
+        publisher.stop()
+        stopped = time.time()
+        drain(arena, publisher)
+        verdict.judge(publisher.submitted(), arena.applied(), begun, over, stopped)
+    verdict.dead = len(arena.dead_letters())
+    hold(fault, verdict)
+    if fault.check:
+        fault.check(arena, verdict)
+    return verdict
+
+
+def prepare(stack: Stack) -> None:
+    """Two low workers, nothing in the queues, an empty ledger, no dead letters."""
+    stack.scale(worker_low=WORKERS)
+    stack.wait_healthy()
+    stack.wait_idle()
+    stack.inside.call(run.results_redis, "DEL", "ledger:runs", "ledger:effects")
+    stack.inside.call(run.broker, "DEL", "dead-letters")
+
+
+def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Verdict:
+    """Wait until units are executing, held by workers and being published, all at once; the three counts."""
+
+    def moment() -> Verdict | None:
+        executing = len(arena.applied().executing())
+        taken = int(arena.stack.inside.call(run.broker, "HLEN", "unacked"))
+        published = publisher.submitted().published_since(time.time() - 1)
+        if executing and taken > executing and published:
+            return Verdict(fault.name, executing, taken - executing, published)
+        return None
+
+    found = poll_until(moment, "units executing, held and published at once", 60, interval=0.05)
+    assert found is not None
+    return found
+
+
+def drain(arena: Arena, publisher: Publisher) -> None:
+    """Wait until every accepted unit is applied and nothing is left, or until that is in vain."""
+    deadline = time.monotonic() + DRAINED_WITHIN
+    while time.monotonic() < deadline:
+        left = publisher.submitted().accepted.keys() - {unit for unit, _ in arena.applied().effects}
+        if not left and not arena.stack.inside.call(run.backlog):
+            return
+        time.sleep(1)
+
+
+def hold(fault: Fault, verdict: Verdict) -> None:
+    """What must hold in every row, and the bounds of this one."""
+    bounds: dict[str, tuple[float, float | None]] = {
+        "units lost": (verdict.lost, 0),
+        "effects applied twice": (verdict.twice, 0),
+        "s until redelivered": (verdict.redelivered, fault.redelivered),
+        "s until back at work": (verdict.recovered, fault.recovered),
+        "s that a publish took": (verdict.blocked, fault.blocked),
+    }
+    for what, (seen, most) in bounds.items():
+        if most is not None and seen > most:
+            verdict.wrong.append(f"{seen:g} {what}, at most {most:g}")
+
+
+# --- A stack of the tests' own ---
+
+
+@contextmanager
+def changed(code: dict[str, list[tuple[str, str]]] | None = None, small_disk: bool = False) -> Iterator[Path]:
+    """A Compose file that gives both Redis an administrator and, if asked, changes the code or the broker's disk.
+
+    `code`: for each file below services/celery, texts and what to put in their place.
+    """
+    with tempfile.TemporaryDirectory(prefix="faults-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        services: dict[str, dict[str, Any]] = {}
+        volumes: dict[str, Any] = {}
+        for service, acl in (("redis", "broker"), ("redis-results", "results")):
+            file = folder / f"{acl}.acl"
+            file.write_text((ROOT / f"secrets/redis_{acl}.acl").read_text() + "user admin on >admin ~* &* +@all\n")
+            file.chmod(0o444)
+            command = [
+                "/etc/redis/redis.conf",
+                "--maxmemory",
+                "${REDIS_MAXMEMORY}",
+                "--aclfile",
+                "/etc/redis/tests.acl",
+            ]
+            services[service] = {"command": command, "volumes": [f"{file}:/etc/redis/tests.acl:ro"]}
+        if small_disk:
+            services["redis"]["volumes"].append("small-disk:/data")
+            options = {"type": "tmpfs", "device": "tmpfs", "o": "size=16m,uid=999,gid=999"}
+            volumes["small-disk"] = {"driver": "local", "driver_opts": options}
+        if code:
+            app = folder / "app"
+            shutil.copytree(ROOT / "services/celery", app, ignore=shutil.ignore_patterns("__pycache__"))
+            for path, changes in code.items():
+                text = (app / path).read_text()
+                for old, new in changes:
+                    assert text.count(old) == 1, f"{path} does not have once: {old}"
+                    text = text.replace(old, new)
+                (app / path).write_text(text)
+            subprocess.run(["chmod", "-R", "a+rX", app], check=True)
+            services.update({service: {"volumes": [f"{app}:/app:ro"]} for service in CELERY})
+        compose = folder / "compose.yaml"
+        compose.write_text(yaml.safe_dump({"services": services, "volumes": volumes}))
+        yield compose

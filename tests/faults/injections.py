@@ -1,0 +1,318 @@
+"""How faults are brought about on running containers, from outside: each is a context manager that undoes it."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from python_on_whales import Container
+
+from stack import inside as run
+from stack.poll import poll_until
+from stack.stack import Stack
+
+if TYPE_CHECKING:
+    from faults.arena import Arena
+
+Injection = Callable[["Arena"], AbstractContextManager[None]]
+
+
+def helper(stack: Stack, program: str, *arguments: str, **options: Any) -> str:
+    """What a Python program prints that runs as root beside the containers, in the namespaces that `options` say."""
+    output = stack.docker.run(
+        stack.celery_image, ["-c", program, *arguments], entrypoint="python3", user="root", remove=True, **options
+    )
+    return str(output).strip()
+
+
+# --- Processes ---
+
+
+def send_signal(stack: Stack, number: int, *containers: Container) -> None:
+    """A signal to the containers' first programs, by host PID: the engine must not take it for the user's wish."""
+    pids = [str(container.state.pid) for container in containers]
+    program = f"import os, sys\nfor pid in sys.argv[1:]: os.kill(int(pid), {number:d})"
+    helper(stack, program, *pids, pid="host", networks=["none"])
+
+
+def send_to_program(stack: Stack, container: Container, number: int) -> None:
+    """A signal to what the container's init has started."""
+    children = "open('/proc/1/task/1/children').read().split()"
+    program = f"import os; os.kill(int({children}[0]), {number:d})"
+    stack.docker.container.execute(container, ["python3", "-c", program])
+
+
+@contextmanager
+def killed(arena: "Arena", *services: str) -> Iterator[None]:
+    """All containers of services killed at once; the engine starts them again by itself."""
+    stack = arena.stack
+    containers = [container for service in services for container in stack.containers(service)]
+    restarts = {container.id: container.restart_count or 0 for container in containers}
+    send_signal(stack, signal.SIGKILL, *containers)
+    yield
+
+    def restarted() -> bool:
+        now = {container.id: container for service in services for container in stack.containers(service)}
+        return all((now[key].restart_count or 0) > count and now[key].state.running for key, count in restarts.items())
+
+    poll_until(restarted, f"{', '.join(services)} restarted by the engine", 40)
+    stack.wait_healthy()
+
+
+@contextmanager
+def one_killed(arena: "Arena", service: str) -> Iterator[None]:
+    """One container of a service killed; the others go on."""
+    send_signal(arena.stack, signal.SIGKILL, arena.stack.containers(service)[0])
+    yield
+    arena.stack.wait_healthy()
+
+
+@contextmanager
+def frozen(arena: "Arena", *services: str) -> Iterator[None]:
+    """All processes of services frozen."""
+    arena.stack.compose.pause(list(services))
+    try:
+        yield
+    finally:
+        arena.stack.compose.unpause(list(services))
+    arena.stack.wait_healthy()
+
+
+@contextmanager
+def stopped(arena: "Arena", *services: str) -> Iterator[None]:
+    """Services stopped in order, and started again."""
+    with arena.stack.stopped(*services):
+        yield
+    arena.stack.wait_healthy()
+
+
+@contextmanager
+def restarted(arena: "Arena", *services: str) -> Iterator[None]:
+    """Services restarted in order."""
+    arena.stack.compose.restart(list(services))
+    yield
+    arena.stack.wait_healthy()
+
+
+@contextmanager
+def children_killed(arena: "Arena") -> Iterator[None]:
+    """One pool process after another killed, while it runs a unit."""
+    # By now it may be another's turn, or nobody's.
+    program = "import contextlib, os, sys\nwith contextlib.suppress(OSError): os.kill(int(sys.argv[1]), 9)"
+    for _ in range(5):
+        active = arena.stack.inside.call(run.inspect, "active")
+        busy = {node: task["worker_pid"] for node, tasks in active.items() for task in tasks if task["worker_pid"]}
+        for container in arena.low_workers():
+            if pid := busy.get(f"low@{container.config.hostname}"):
+                arena.stack.docker.container.execute(container, ["python3", "-c", program, str(pid)])
+    yield
+
+
+@contextmanager
+def out_of_memory(arena: "Arena") -> Iterator[None]:
+    """Units that take more memory, at their first run, than the container has: the kernel kills their process."""
+    arena.submit("tasks.ledger.apply", 4, 0, 700)
+    yield
+
+
+@contextmanager
+def told(arena: "Arena", command: str) -> Iterator[None]:
+    """Every low worker told by remote control."""
+    nodes = [f"low@{container.config.hostname}" for container in arena.low_workers()]
+    arena.stack.inside.call(run.control, command, nodes)
+    yield
+    arena.stack.wait_healthy()
+
+
+@contextmanager
+def cold_stop(arena: "Arena") -> Iterator[None]:
+    """SIGQUIT twice: the second cuts a soft stop short. The engine starts them again."""
+    for _ in range(2):
+        for container in arena.low_workers():
+            send_to_program(arena.stack, container, signal.SIGQUIT)
+        time.sleep(1)  # two signals at once are one
+    yield
+    arena.stack.wait_healthy()
+
+
+@contextmanager
+def scaled(arena: "Arena") -> Iterator[None]:
+    """Workers scaled up and down again."""
+    for replicas in (4, 1, 3, 2):
+        arena.stack.scale(worker_low=replicas)
+        arena.stack.wait_healthy("worker-low")
+    yield
+
+
+@contextmanager
+def second_beat(arena: "Arena") -> Iterator[None]:
+    """One more beat, with the same schedule."""
+    name = f"{arena.stack.project}-second-beat"
+    command = [*arena.stack.compose_command, "run", "--rm", "--no-deps", "--detach", "--name", name]
+    beat = ["client", "celery", "-A", "celery_app", "beat", "--pidfile="]
+    subprocess.run([*command, *beat], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        arena.stack.docker.container.kill(name)
+
+
+@contextmanager
+def publisher_killed(arena: "Arena") -> Iterator[None]:
+    """The publisher killed between two publishes, or in one."""
+    arena.stack.docker.container.kill(f"{arena.stack.project}-publisher")
+    yield
+
+
+# --- Units of their own ---
+
+
+@contextmanager
+def chord_members_killed(arena: "Arena") -> Iterator[None]:
+    """Chords of units, and a worker killed while it runs their members."""
+    units = [f"{arena.prefix}-chord{number}" for number in range(8)]
+    arena.accept(arena.stack.inside.call(run.submit_chords, units, 6, 0.5))
+    poll_until(lambda: any("-chord" in unit for unit in arena.applied().executing()), "members running", 30)
+    with one_killed(arena, "worker-low"):
+        yield
+
+
+@contextmanager
+def delayed_over_a_restart(arena: "Arena") -> Iterator[None]:
+    """Units that are due in 15 s, and both their workers and the broker restarted before."""
+    arena.submit("tasks.ledger.apply", 40, countdown=15)
+    with restarted(arena, "worker-low", "redis"):
+        yield
+
+
+@contextmanager
+def overrunning(arena: "Arena") -> Iterator[None]:
+    """Tasks that take longer than their limits and do not listen."""
+    arena.submit_doomed("tasks.ledger.overrun", 6, 8, soft_time_limit=1, time_limit=2)
+    yield
+
+
+@contextmanager
+def malformed_messages(arena: "Arena") -> Iterator[None]:
+    """Each kind of faults/malformed.py, to the front of the queue."""
+    arena.stack.inside.call(run.push_malformed, "low")
+    yield
+
+
+# --- Networks ---
+
+# In a container's network namespace: the index of the other end, on the host, of the interface with an address.
+OTHER_END = """
+import fcntl, socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    for _, name in socket.if_nameindex():
+        try:
+            address = socket.inet_ntoa(fcntl.ioctl(s, 0x8915, struct.pack("256s", name.encode()))[20:24])
+        except OSError:
+            continue
+        if address == sys.argv[1]:
+            print(open(f"/sys/class/net/{name}/iflink").read())
+"""
+
+# On the host: interfaces up or down, as if a cable were plugged in or pulled. SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP.
+CABLES = """
+import fcntl, socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    for index, name in socket.if_nameindex():
+        if str(index) in sys.argv[2:]:
+            flags = struct.unpack("16sH14s", fcntl.ioctl(s, 0x8913, struct.pack("16sH14s", name.encode(), 0, b"")))[1]
+            flags = flags | 1 if sys.argv[1] == "up" else flags & ~1
+            fcntl.ioctl(s, 0x8914, struct.pack("16sH14s", name.encode(), flags, b""))
+"""
+
+
+@contextmanager
+def cut_off(arena: "Arena", network: str, *containers: Container) -> Iterator[None]:
+    """Containers whose packets on a network vanish, both ways: a pulled cable, not a refused connection."""
+    ends = []
+    for container in containers:
+        address = (container.network_settings.networks or {})[f"{arena.stack.project}_{network}"].ip_address
+        ends.append(helper(arena.stack, OTHER_END, str(address), networks=[f"container:{container.id}"]))
+    host: dict[str, Any] = {"networks": ["host"], "cap_add": ["NET_ADMIN"]}
+    helper(arena.stack, CABLES, "down", *ends, **host)
+    try:
+        yield
+    finally:
+        helper(arena.stack, CABLES, "up", *ends, **host)
+
+
+# --- Redis, as its administrator, whom only the fault tests' Redis has (arena.changed) ---
+
+
+def redis_cli(stack: Stack, service: str, *command: str) -> str:
+    """What a command prints."""
+    login = ["redis-cli", "--user", "admin", "--pass", "admin", "--no-auth-warning"]
+    return str(stack.docker.container.execute(stack.container(service), [*login, *command]))
+
+
+@contextmanager
+def clients_killed(arena: "Arena") -> Iterator[None]:
+    """Every connection to the broker closed, ten times."""
+    for _ in range(10):
+        redis_cli(arena.stack, "redis", "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        redis_cli(arena.stack, "redis", "CLIENT", "KILL", "TYPE", "pubsub")
+    yield
+
+
+@contextmanager
+def full(arena: "Arena", service: str) -> Iterator[None]:
+    """A Redis that takes no more writes, because maxmemory is reached."""
+    before = redis_cli(arena.stack, service, "CONFIG", "GET", "maxmemory").split()[-1]
+    redis_cli(arena.stack, service, "CONFIG", "SET", "maxmemory", "1mb")
+    try:
+        yield
+    finally:
+        redis_cli(arena.stack, service, "CONFIG", "SET", "maxmemory", before)
+
+
+@contextmanager
+def emptied(arena: "Arena") -> Iterator[None]:
+    """A broker that has lost everything."""
+    redis_cli(arena.stack, "redis", "FLUSHALL")
+    yield
+
+
+@contextmanager
+def disk_full(arena: "Arena") -> Iterator[None]:
+    """A broker that cannot write its AOF: its disk, a small tmpfs in this row, is full."""
+    redis = arena.stack.container("redis")
+    fill = "dd if=/dev/zero of=/data/ballast bs=64k 2>/dev/null; true"
+    arena.stack.docker.container.execute(redis, ["sh", "-c", fill])
+    try:
+        yield
+    finally:
+        arena.stack.docker.container.execute(redis, ["rm", "-f", "/data/ballast"])
+
+
+@contextmanager
+def power_lost(arena: "Arena", service: str) -> Iterator[None]:
+    """Redis is killed, and what it had written since its last fsync is gone, as when a machine loses its power."""
+    stack = arena.stack
+    volume = next(str(mount.name) for mount in stack.container(service).mounts if str(mount.destination) == "/data")
+    # What is on the disk when WAITAOF returns; the next fsync is a second away.
+    redis_cli(stack, service, "WAITAOF", "1", "0", "5000")
+    size = helper(stack, SIZE, volumes=[(volume, "/data")], networks=["none"])
+    time.sleep(0.5)
+    stack.compose.kill(service)
+    helper(stack, TRUNCATE, size, volumes=[(volume, "/data")], networks=["none"])
+    stack.compose.start(service)
+    yield
+    stack.wait_healthy()
+
+
+SIZE = """
+import glob, os
+print(os.path.getsize(max(glob.glob("/data/appendonlydir/*.incr.aof"), key=os.path.getmtime)))
+"""
+TRUNCATE = """
+import glob, os, sys
+file = max(glob.glob("/data/appendonlydir/*.incr.aof"), key=os.path.getmtime)
+os.truncate(file, min(int(sys.argv[1]), os.path.getsize(file)))
+"""

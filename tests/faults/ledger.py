@@ -1,0 +1,98 @@
+"""The ledger: every unit of work that was submitted, against every effect that was applied."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from stack import inside as run
+from stack.inside import Inside
+
+
+@dataclass
+class Submitted:
+    """What the publisher's log says."""
+
+    begun: dict[str, float] = field(default_factory=dict)  # unit: epoch s
+    accepted: dict[str, float] = field(default_factory=dict)
+    raised: int = 0  # calls
+    blocked: float = 0.0  # s, the longest call
+
+    @classmethod
+    def read(cls, log: Path) -> "Submitted":
+        """From a log that may still grow."""
+        found = cls()
+        lines = log.read_text().splitlines() if log.exists() else []
+        for kind, unit, time, *rest in (line.split() for line in lines):
+            match kind:
+                case "begun":
+                    found.begun[unit] = float(time)
+                case "accepted":
+                    found.accepted[unit] = float(time)
+                    found.blocked = max(found.blocked, float(rest[0]))
+                case "raised":
+                    found.raised += 1
+                    found.blocked = max(found.blocked, float(rest[0]))
+        return found
+
+    def published_since(self, time: float) -> int:
+        """Units accepted since then."""
+        return sum(at >= time for at in self.accepted.values())
+
+
+@dataclass
+class Applied:
+    """What the tasks have written down."""
+
+    runs: list[tuple[str, float]]  # (unit, epoch s)
+    effects: list[tuple[str, float]]
+
+    @classmethod
+    def read(cls, inside: Inside, prefix: str) -> "Applied":
+        """Of the units with this prefix."""
+
+        def lines(key: str) -> list[tuple[str, float]]:
+            found = (line.rsplit(" ", 1) for line in inside.call(run.results_redis, "LRANGE", key, 0, -1))
+            return [(unit, float(time)) for unit, time in found if unit.startswith(f"{prefix}-")]
+
+        return cls(lines("ledger:runs"), lines("ledger:effects"))
+
+    def executing(self) -> set[str]:
+        """Units that have begun and not been applied."""
+        return {unit for unit, _ in self.runs} - {unit for unit, _ in self.effects}
+
+
+@dataclass
+class Verdict:
+    """One row of the table."""
+
+    fault: str
+    executing: int  # at the moment of the fault
+    held: int  # taken by a worker and not running
+    published: int  # in the second before
+    submitted: int = 0
+    raised: int = 0  # publishes that raised
+    lost: int = 0
+    twice: int = 0  # effects applied more than once
+    again: int = 0  # runs beyond the first
+    dead: int = 0  # dead letters
+    gap: float = 0.0  # s, the longest without an effect while units were published
+    redelivered: float = 0.0  # s from the fault until the last unit that was running then was applied
+    recovered: float = 0.0  # s from the end of the fault until the first new effect
+    blocked: float = 0.0  # s, the longest that a publish took
+    wrong: list[str] = field(default_factory=list)  # what did not hold
+
+    def judge(self, submitted: Submitted, applied: Applied, begun: float, over: float, stopped: float) -> None:
+        """Fill in what the ledger says: fault from `begun` to `over`, units published until `stopped` (epoch s)."""
+        effects, runs = Counter(unit for unit, _ in applied.effects), Counter(unit for unit, _ in applied.runs)
+        first = dict(reversed(applied.effects))
+        self.submitted, self.raised = len(submitted.begun), submitted.raised
+        self.lost = len(submitted.accepted.keys() - effects.keys())
+        self.twice = sum(count > 1 for count in effects.values())
+        self.again = sum(count - 1 for count in runs.values())
+        times = sorted(time for time in first.values() if time <= stopped)
+        self.gap = max((later - earlier for earlier, later in pairwise(times)), default=0.0)
+        running = {unit for unit, time in applied.runs if time <= begun and first.get(unit, begun + 1) > begun}
+        self.redelivered = max((first[unit] - begun for unit in running if unit in first), default=0.0)
+        self.recovered = min((time - over for time in times if time >= over), default=float("inf"))
+        self.blocked = submitted.blocked

@@ -1,0 +1,114 @@
+"""Publishes units of work until it is told to stop: the program of a client container of its own.
+
+Each step is a line in a log on a mounted folder, so that what was begun is known even when this program is killed:
+
+    begun UNIT TIME
+    accepted UNIT TIME SECONDS     the call has returned
+    raised UNIT TIME SECONDS ERROR     and is repeated with the same id
+"""
+
+import argparse
+import itertools
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+from celery import chord
+
+from celery_app import app
+from delivery import outbox
+from tasks import ledger
+
+THREADS = 4
+CHORD_MEMBERS = 4
+REPEAT_AFTER = 0.5  # s
+GIVES_UP_AFTER = 60  # s after it was told to stop
+
+stopping = threading.Event()
+
+
+class Log:
+    """Lines of a file that outlives this process."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+
+    def write(self, *words: object) -> None:
+        """One line, in one write."""
+        os.write(self._file, (" ".join(map(str, words)) + "\n").encode())
+
+
+def publish(unit: str, number: int) -> list[str]:
+    """Publish a unit: most are short, some long, some due later, some a chord, some left to the reconciler.
+
+    Returns the units that it consists of.
+    """
+    options: dict[str, Any] = {"task_id": unit}
+    if number % 97 == 50:
+        members = [f"{unit}.{member}" for member in range(CHORD_MEMBERS)]
+        header = [ledger.apply.s(member, 0.05).set(task_id=member) for member in members]
+        chord(header, ledger.join.s(unit).set(task_id=unit)).apply_async()
+        return [unit, *members]
+    if number % 53 == 20:
+        options["later"] = True
+    if number % 20 == 7:
+        options["countdown"] = 6
+    seconds = 2.0 if number % 40 == 13 else 0.3 if number % 8 == 3 else 0.02
+    ledger.apply.apply_async((unit, seconds), **options)
+    return [unit]
+
+
+def run(thread: int, prefix: str, rate: float, durable: bool, log: Log) -> None:
+    """Publish one unit after another, each until it is accepted; with `durable` until it is on the disk."""
+    due = time.monotonic()
+    for count in itertools.count():
+        if stopping.wait(max(0.0, due - time.monotonic())):
+            return
+        due = max(due + 1 / rate, time.monotonic() - 1)  # a stall is not followed by a burst of all it missed
+        number = count * THREADS + thread
+        unit = f"{prefix}-{number}"
+        log.write("begun", unit, time.time())
+        give_up = float("inf")
+        while time.monotonic() < give_up:
+            began = time.monotonic()
+            try:
+                units = publish(unit, number)
+                if durable:
+                    outbox.wait_until_on_disk()
+            except Exception as error:
+                log.write("raised", unit, time.time(), time.monotonic() - began, type(error).__name__)
+                if stopping.is_set():
+                    give_up = min(give_up, time.monotonic() + GIVES_UP_AFTER)
+                time.sleep(REPEAT_AFTER)
+            else:
+                took = time.monotonic() - began
+                for each in units:
+                    log.write("accepted", each, time.time(), took)
+                break
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("prefix")
+    parser.add_argument("rate", type=float, help="units a second")
+    parser.add_argument("log")
+    parser.add_argument("--durable", action="store_true", help="wait for the disk after each")
+    options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    app.loader.import_default_modules()
+    log = Log(options.log)
+    threads = [
+        threading.Thread(target=run, args=(thread, options.prefix, options.rate / THREADS, options.durable, log))
+        for thread in range(THREADS)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()

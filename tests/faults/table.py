@@ -1,0 +1,295 @@
+"""The faults, one row each: `make test-faults`, `make soak` and `make chaos` take them from here."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import timing
+from faults import injections as how
+from faults import malformed
+from faults.arena import Arena, Fault
+from faults.ledger import Verdict
+
+# Promised in services/celery/timing.py: a killed worker's messages run elsewhere within 95 s. A unit of this load takes
+# 2 s at most, and waits for its turn.
+KILLED = timing.VISIBILITY_TIMEOUT + timing.RESTORE_INTERVAL + 4 + 10
+BACK_AT_WORK = 5  # s after Redis is back
+
+
+@contextmanager
+def worker_cut_off(arena: Arena) -> Iterator[None]:
+    with how.cut_off(arena, "broker", *arena.low_workers()):
+        yield
+
+
+@contextmanager
+def publisher_cut_off(arena: Arena) -> Iterator[None]:
+    with how.cut_off(arena, "broker", *arena.publisher()):
+        yield
+
+
+def every_malformed_message_is_dead_or_a_failure(arena: Arena, verdict: Verdict) -> None:
+    """Nine of ten are dead letters; the rest can be read, and their tasks fail."""
+    kinds = len(malformed.kinds(1))
+    if verdict.dead < 0.75 * kinds:
+        verdict.wrong.append(f"{verdict.dead} dead letters of {kinds} malformed messages")
+
+
+def overruns_are_dead_letters(arena: Arena, verdict: Verdict) -> None:
+    """Each once, none applied, none run again."""
+    found = [letter for letter in arena.dead_letters() if letter["task"] == "tasks.ledger.overrun"]
+    if [letter["reason"] for letter in found] != ["hard time limit"] * 6:
+        verdict.wrong.append(f"dead letters of the overruns: {found}")
+    applied = arena.applied()
+    if any("-overrun" in unit for unit, _ in applied.effects):
+        verdict.wrong.append("an overrun was applied")
+    runs = [unit for unit, _ in applied.runs if "-overrun" in unit]
+    if len(runs) != len(set(runs)):
+        verdict.wrong.append("an overrun was run again")
+
+
+def hung_workers_have_ended_themselves(arena: Arena, verdict: Verdict) -> None:
+    """By the watchdog, and the engine has started them again."""
+    said = str(arena.stack.compose.logs("worker-low"))
+    if "watchdog: this worker ends itself: its event loop" not in said:
+        verdict.wrong.append("no watchdog has spoken")
+
+
+FAULTS = (
+    Fault(
+        name="child-kill",
+        what="Pool processes are killed with SIGKILL while they run a unit.",
+        watch="Overview, Failed runs: worker_lost; the tasks run again after 5 s.",
+        inject=how.children_killed,
+        redelivered=30,
+    ),
+    Fault(
+        name="child-oom",
+        what="Units take more memory than their container has; the kernel kills their process.",
+        watch="Overview, Failed runs, and the restarts of worker-low (none: only the process dies).",
+        inject=how.out_of_memory,
+        redelivered=60,
+    ),
+    Fault(
+        name="worker-kill",
+        what="A worker container is killed by its host PID; its messages come back after the visibility timeout.",
+        watch="Overview, Consumers of low: down and up again; Unacknowledged stays up for 90 s.",
+        inject=lambda arena: how.one_killed(arena, "worker-low"),
+        redelivered=KILLED,
+        quick=True,
+    ),
+    Fault(
+        name="workers-kill",
+        what="Every worker is killed at once.",
+        watch="Overview, Consumers: 0; Backlog grows until they are back.",
+        inject=lambda arena: how.killed(arena, "worker-low", "worker-high"),
+        redelivered=KILLED,
+    ),
+    Fault(
+        name="worker-freeze",
+        what="Every low worker is frozen (SIGSTOP) for 20 s and goes on.",
+        watch="Overview, Targets down, Backlog; nothing is run twice.",
+        inject=lambda arena: how.frozen(arena, "worker-low"),
+        lasts=20,
+        redelivered=30,
+    ),
+    Fault(
+        name="warm-stop",
+        what="The low workers are told to shut down by remote control; the engine starts them again.",
+        watch="Overview, Consumers of low.",
+        inject=lambda arena: how.told(arena, "shutdown"),
+        redelivered=15,
+    ),
+    Fault(
+        name="soft-stop",
+        what="The low workers are stopped as a deploy does (SIGTERM), and started 5 s later.",
+        watch="Overview, Backlog; what could not end within 6 s runs again at once.",
+        inject=lambda arena: how.stopped(arena, "worker-low"),
+        lasts=5,
+        redelivered=40,
+        quick=True,
+    ),
+    Fault(
+        name="cold-stop",
+        what="The low workers get SIGQUIT twice: they give everything back and leave at once.",
+        watch="Overview, Consumers of low.",
+        inject=how.cold_stop,
+        redelivered=40,
+    ),
+    Fault(
+        name="scale",
+        what="Low workers are scaled to 4, 1, 3 and 2 under load.",
+        watch="Overview, Consumers of low, Slots.",
+        inject=how.scaled,
+        redelivered=40,
+    ),
+    Fault(
+        name="redis-kill",
+        what="The broker is killed; the engine starts it again, it reads its AOF.",
+        watch="Overview, Redis; workers and producer reconnect by themselves.",
+        inject=lambda arena: how.killed(arena, "redis"),
+        recovered=BACK_AT_WORK,
+        redelivered=KILLED,
+        quick=True,
+    ),
+    Fault(
+        name="redis-restart",
+        what="The broker is restarted in order.",
+        watch="Overview, Redis.",
+        inject=lambda arena: how.restarted(arena, "redis"),
+        recovered=BACK_AT_WORK,
+        redelivered=KILLED,
+    ),
+    Fault(
+        name="redis-pause",
+        what="The broker is frozen for 15 s: it takes connections and answers nothing.",
+        watch="Overview, Redis, Publish failures; publishers give up after 3 s a try.",
+        inject=lambda arena: how.frozen(arena, "redis"),
+        lasts=15,
+        recovered=BACK_AT_WORK,
+        redelivered=KILLED,
+        quick=True,
+    ),
+    Fault(
+        name="worker-cut",
+        what="The low workers' packets to and from the broker vanish for 20 s.",
+        watch="Overview, Backlog of low; they go on where they were.",
+        inject=worker_cut_off,
+        lasts=20,
+        redelivered=KILLED,
+    ),
+    Fault(
+        name="publisher-cut",
+        what="The publisher's packets to and from the broker vanish for 20 s; the outbox takes its units.",
+        watch="Overview, Arrival.",
+        inject=publisher_cut_off,
+        lasts=20,
+        redelivered=15,
+    ),
+    Fault(
+        name="worker-hung",
+        what="The low workers' packets to and from the broker vanish for 100 s: they hang, and end themselves.",
+        watch="Overview, Consumers of low; make logs S=worker-low has the watchdog's word.",
+        inject=worker_cut_off,
+        lasts=100,
+        redelivered=KILLED + 30,
+        check=hung_workers_have_ended_themselves,
+    ),
+    Fault(
+        name="clients-kill",
+        what="Every connection to the broker is closed, ten times.",
+        watch="Overview, Redis, Connections.",
+        inject=how.clients_killed,
+        recovered=BACK_AT_WORK,
+        redelivered=KILLED,
+        admin=True,
+    ),
+    Fault(
+        name="redis-full",
+        what="The broker has reached maxmemory under a backlog, for 10 s, and refuses writes.",
+        watch="Overview, Redis memory; the outbox takes the units.",
+        inject=lambda arena: how.full(arena, "redis"),
+        lasts=10,
+        recovered=30,
+        redelivered=KILLED,
+        admin=True,
+    ),
+    Fault(
+        name="results-away",
+        what="redis-results is stopped for 15 s: no result, no effect, no unit can be written.",
+        watch="Overview, Redis; tasks retry, publishers are told.",
+        inject=lambda arena: how.stopped(arena, "redis-results"),
+        lasts=15,
+        redelivered=KILLED,
+        quick=True,
+    ),
+    Fault(
+        name="broker-power",
+        what="The broker loses its power, and with it what came after its last fsync.",
+        watch="Overview, Redis; lost messages are published again after 95 s.",
+        inject=lambda arena: how.power_lost(arena, "redis"),
+        redelivered=KILLED + 30,
+        admin=True,
+    ),
+    Fault(
+        name="results-power",
+        what="redis-results loses its power: results, effects and units after its last fsync are gone.",
+        watch="Overview, Redis.",
+        inject=lambda arena: how.power_lost(arena, "redis-results"),
+        redelivered=KILLED + 30,
+        admin=True,
+        durable=True,
+    ),
+    Fault(
+        name="broker-emptied",
+        what="The broker has lost everything (FLUSHALL).",
+        watch="Overview, Backlog: 0; the reconciler publishes what has not ended.",
+        inject=how.emptied,
+        redelivered=KILLED + 30,
+        admin=True,
+    ),
+    Fault(
+        name="disk-full",
+        what="The broker's disk is full for 10 s: it cannot write its AOF, and refuses writes.",
+        watch="Overview, Redis.",
+        inject=how.disk_full,
+        lasts=10,
+        recovered=30,
+        redelivered=KILLED,
+        admin=True,
+        small_disk=True,
+    ),
+    Fault(
+        name="beat-kill",
+        what="Beat is killed; the engine starts it again, it remembers what it sent.",
+        watch="Overview, Beat.",
+        inject=lambda arena: how.killed(arena, "beat"),
+        redelivered=15,
+    ),
+    Fault(
+        name="two-beats",
+        what="A second beat runs for 25 s with the same schedule.",
+        watch="Overview, Arrival: periodic tasks come twice and run once.",
+        inject=how.second_beat,
+        lasts=25,
+        redelivered=15,
+    ),
+    Fault(
+        name="producer-kill",
+        what="The publisher is killed in the middle of its work.",
+        watch="Overview, Arrival.",
+        inject=how.publisher_killed,
+        redelivered=15,
+    ),
+    Fault(
+        name="malformed",
+        what=f"{len(malformed.kinds(1))} kinds of malformed message arrive.",
+        watch="Overview; make dlq lists them.",
+        inject=how.malformed_messages,
+        redelivered=15,
+        check=every_malformed_message_is_dead_or_a_failure,
+        quick=True,
+    ),
+    Fault(
+        name="chord-kill",
+        what="A worker is killed while it runs members of chords.",
+        watch="Overview; the callbacks come after the visibility timeout.",
+        inject=how.chord_members_killed,
+        redelivered=KILLED + 10,
+    ),
+    Fault(
+        name="eta-restart",
+        what="Workers and broker are restarted while units wait for their time.",
+        watch="Overview, Prefetched.",
+        inject=how.delayed_over_a_restart,
+        recovered=None,
+        redelivered=KILLED + 15,
+    ),
+    Fault(
+        name="overrun",
+        what="Tasks take longer than their limits and do not listen.",
+        watch="Overview, Failed runs; make dlq lists them as 'hard time limit'.",
+        inject=how.overrunning,
+        redelivered=15,
+        check=overruns_are_dead_letters,
+    ),
+)

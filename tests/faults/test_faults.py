@@ -1,0 +1,21 @@
+"""Each fault of the table, brought about on the real stack under load: nothing lost, nothing applied twice."""
+
+import os
+
+import pytest
+
+from faults.arena import Fault, run_fault
+from faults.ledger import Verdict
+from faults.table import FAULTS
+from stack.stack import Stack
+
+ALL = os.environ.get("FAULTS") == "all"
+
+pytestmark = pytest.mark.disruptive
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if ALL or fault.quick], ids=lambda fault: fault.name)
+def test_nothing_is_lost_and_nothing_applied_twice(fault: Fault, arena_stack: Stack, book: list[Verdict]) -> None:
+    verdict = run_fault(arena_stack, fault)
+    book.append(verdict)
+    assert not verdict.wrong, verdict
