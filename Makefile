@@ -5,6 +5,7 @@ COMPOSE := docker compose
 # --no-deps: after an edit of .env it would recreate Redis, which only `make up` may do.
 RUN := $(COMPOSE) run --rm --no-deps
 CLIENT := $(RUN) client
+FAULTS := PYTHONPATH=tests:services/celery .venv/bin/python -m
 
 ##@ Run the stack
 
@@ -46,6 +47,10 @@ scale: .env ## Worker containers per queue: make scale [HIGH=2] [LOW=4]; kept in
 load: .env ## More traffic, beside the producer: make load PROFILE=flood [FOR=60s]
 	@$(RUN) --use-aliases -e PROFILE='$(or $(PROFILE),flood)' -e FOR='$(or $(FOR),60s)' producer
 
+.PHONY: chaos
+chaos: .env venv ## A fault on the running stack, for you to watch: make chaos FAULT=worker-kill; without FAULT: the list
+	@$(FAULTS) faults.chaos '$(FAULT)'
+
 .PHONY: inspect
 inspect: .env ## What each worker runs, and what it has taken ahead
 	@$(CLIENT) bash -c 'celery -A celery_app inspect active; celery -A celery_app inspect reserved'
@@ -75,6 +80,14 @@ test-unit: images venv lint ## The quick half: lint, types, unit tests, rules, g
 .PHONY: test-stack
 test-stack: build venv ## The other half; one file: make test-stack T=tests/stack/test_scale.py, KEEP=1 leaves the stack up
 	@.venv/bin/pytest $(or $(T),tests/stack)
+
+.PHONY: test-faults
+test-faults: build venv ## Every fault, some 70 minutes; WITHOUT=outbox|…|all: a protection off, its row must go red
+	@FAULTS=all WITHOUT='$(WITHOUT)' .venv/bin/pytest tests/faults
+
+.PHONY: soak
+soak: build venv ## Random faults under load on a stack of its own, then the ledger: make soak [FOR=30m] [SEED=7]
+	@$(FAULTS) faults.soak '$(or $(FOR),30m)' '$(or $(SEED),7)'
 
 .PHONY: lint
 lint: venv ## Style and types of Python, shell scripts and Dockerfiles
@@ -126,4 +139,4 @@ venv: # The checks' own Python environment, .venv
 
 .PHONY: help
 help: ## This list
-	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile

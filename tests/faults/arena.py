@@ -1,12 +1,13 @@
 """Where faults happen: a stack under a load of units, and the ledger that judges it."""
 
+import itertools
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,14 +16,14 @@ import yaml
 from python_on_whales import Container
 
 import timing
+from faults import malformed
 from faults.injections import Injection
 from faults.ledger import Applied, Submitted, Verdict
 from stack import inside as run
 from stack.poll import poll_until
 from stack.stack import ROOT, Stack
 
-RATE = 20  # units a second; two workers with two slots each do some 30 of this mix
-WORKERS = 2
+RATE = 10  # units a second for each low worker; one with two slots does some 15 of this mix
 # A unit that was lost is published again by the reconciler, and may then be with a worker that is killed.
 DRAINED_WITHIN = timing.OUTBOX_BOUND + timing.OUTBOX_RECHECK + timing.OUTBOX_INTERVAL + timing.VISIBILITY_TIMEOUT + 40
 PUBLISH_TAKES = 4 * (timing.PUBLISH_CONNECT_TIMEOUT + timing.PUBLISH_SOCKET_TIMEOUT)  # s, with its retries, at most
@@ -48,39 +49,57 @@ class Fault:
     quick: bool = False  # part of `make test`
 
 
-@dataclass
 class Arena:
-    """One row being made: the stack, the names of its units, what was submitted besides the publisher's."""
+    """A stack under load: the names of its units, what was submitted besides the publisher's, what came of it."""
 
-    stack: Stack
-    prefix: str = field(default_factory=lambda: f"u{uuid4().hex[:6]}")
-    besides: Submitted = field(default_factory=Submitted)
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.prefix = f"u{uuid4().hex[:6]}"
+        self.besides = Submitted()
+        self._numbers = itertools.count()
+        self._earlier = stack.inside.call(run.last_dead_letter)
 
-    def submit(self, task: str, count: int, *arguments: object, **options: object) -> list[str]:
-        """Submit units by hand; their names."""
-        units = self.submit_doomed(task, count, *arguments, **options)
-        self.accept(units)
-        return units
+    # --- Units ---
 
-    def submit_doomed(self, task: str, count: int, *arguments: object, **options: object) -> list[str]:
-        """Submit units whose effect must never come; their names."""
-        units = [f"{self.prefix}-{task.rpartition('.')[2]}{number}" for number in range(count)]
+    def submit(self, task: str, count: int, *arguments: object, **options: object) -> None:
+        """Submit units by hand."""
+        units = self.names(task.rpartition(".")[2], count)
         self.stack.inside.call(run.submit, task, units, list(arguments), options)
-        return units
+        self.accept(units)
+
+    def submit_doomed(self, task: str, count: int, *arguments: object, **options: object) -> None:
+        """Submit units whose effect must never come."""
+        self.stack.inside.call(run.submit, task, self.names("doomed", count), list(arguments), options)
+
+    def names(self, kind: str, count: int) -> list[str]:
+        """New names of units."""
+        return [f"{self.prefix}-{kind}{number}" for number in itertools.islice(self._numbers, count)]
 
     def accept(self, units: list[str]) -> None:
         """Units that were submitted by hand count as the publisher's do."""
         for book in (self.besides.begun, self.besides.accepted):
             book.update(dict.fromkeys(units, time.time()))
 
+    # --- What came of them ---
+
     def applied(self) -> Applied:
-        """What the ledger has of this row."""
+        """What the ledger has of this load."""
         return Applied.read(self.stack.inside, self.prefix)
 
     def dead_letters(self) -> list[dict[str, str]]:
-        """All of them, payloads left out."""
-        entries = self.stack.inside.call(run.dead_letters)
-        return [dict(entry) for entry in entries]
+        """Those that came of this load."""
+        return [
+            letter
+            for letter in self.stack.inside.call(run.dead_letters, self._earlier)
+            if letter["id"].startswith((self.prefix, malformed.ID)) or not letter["id"]
+        ]
+
+    def clean(self) -> None:
+        """Remove what the load has left in Redis."""
+        self.stack.inside.call(run.drop_dead_letters, [letter["entry"] for letter in self.dead_letters()])
+        self.stack.inside.call(run.results_redis, "DEL", "ledger:runs", "ledger:effects")
+
+    # --- Containers ---
 
     def low_workers(self) -> list[Container]:
         """The containers of worker-low."""
@@ -95,17 +114,26 @@ class Publisher:
     """A client container that publishes units (faults/publisher.py), and its log on the host."""
 
     def __init__(self, arena: Arena, durable: bool) -> None:
-        self._arena = arena
+        self._arena, self._durable = arena, durable
         self._folder = Path(tempfile.mkdtemp(prefix="faults-"))
         self._folder.chmod(0o777)  # the container's user writes to it
+        self._starts = 0
+        self.start()
+
+    def start(self) -> None:
+        """Begin, or go on after it was killed."""
+        arena, first = self._arena, self._starts * 1_000_000
+        self._starts += 1
+        rate = RATE * len(arena.low_workers())
         name, program = f"{arena.stack.project}-publisher", ROOT / "tests/faults/publisher.py"
         options = ["--name", name, f"--volume={self._folder}:/log", f"--volume={program}:/publisher.py:ro"]
-        command = ["python", "/publisher.py", arena.prefix, str(RATE), "/log/log", *(["--durable"] if durable else [])]
+        command = ["python", "/publisher.py", arena.prefix, str(rate), "/log/log", f"--first={first}"]
         compose = [*arena.stack.compose_command, "run", "--rm", "--no-deps", "--detach", "--env=PYTHONPATH=/app"]
-        subprocess.run([*compose, *options, "client", *command], check=True, capture_output=True, text=True)
+        durable = ["--durable"] if self._durable else []
+        subprocess.run([*compose, *options, "client", *command, *durable], check=True, capture_output=True, text=True)
 
     def submitted(self) -> Submitted:
-        """All that was submitted in this row so far."""
+        """All that was submitted so far."""
         found = Submitted.read(self._folder / "log")
         found.begun.update(self._arena.besides.begun)
         found.accepted.update(self._arena.besides.accepted)
@@ -140,33 +168,42 @@ def load(arena: Arena, durable: bool = False) -> Iterator[Publisher]:
 
 def run_fault(stack: Stack, fault: Fault) -> Verdict:
     """Bring a fault about under load, and judge. `wrong` of the verdict says what did not hold."""
-    prepare(stack)
     arena = Arena(stack)
-    with load(arena, fault.durable) as publisher:
-        verdict = at_the_right_moment(arena, publisher, fault)
-        begun = time.time()
-        with fault.inject(arena):
-            time.sleep(fault.lasts)
-        over = time.time()
-        time.sleep(5)  # of ordinary load
-        publisher.stop()
-        stopped = time.time()
-        drain(arena, publisher)
-        verdict.judge(publisher.submitted(), arena.applied(), begun, over, stopped)
-    verdict.dead = len(arena.dead_letters())
-    hold(fault, verdict)
-    if fault.check:
-        fault.check(arena, verdict)
+    try:
+        with load(arena, fault.durable) as publisher:
+            verdict = at_the_right_moment(arena, publisher, fault)
+            begun = time.time()
+            say(f"now: {fault.what}")
+            with fault.inject(arena):
+                time.sleep(fault.lasts)
+            over = time.time()
+            say("over: all runs again")
+            time.sleep(5)  # of ordinary load
+            publisher.stop()
+            stopped = time.time()
+            say("no more units; those that are under way come to their end")
+            drain(arena, publisher)
+            verdict.judge(publisher.submitted(), arena.applied(), begun, over, stopped)
+        verdict.dead = len(arena.dead_letters())
+        hold(fault, verdict)
+        if fault.check:
+            fault.check(arena, verdict)
+    finally:
+        arena.clean()
+    say(verdict.sentence())
     return verdict
 
 
+def say(text: str) -> None:
+    """A line for whoever watches."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+
 def prepare(stack: Stack) -> None:
-    """Two low workers, nothing in the queues, an empty ledger, no dead letters."""
-    stack.scale(worker_low=WORKERS)
+    """Two low workers, nothing in the queues."""
+    stack.scale(worker_low=2)
     stack.wait_healthy()
     stack.wait_idle()
-    stack.inside.call(run.results_redis, "DEL", "ledger:runs", "ledger:effects")
-    stack.inside.call(run.broker, "DEL", "dead-letters")
 
 
 def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Verdict:
@@ -182,6 +219,7 @@ def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Ver
 
     found = poll_until(moment, "units executing, held and published at once", 60, interval=0.05)
     assert found is not None
+    say(f"units: {found.executing} executing, {found.held} held, {found.published} published in the last second")
     return found
 
 
@@ -210,6 +248,18 @@ def hold(fault: Fault, verdict: Verdict) -> None:
 
 
 # --- A stack of the tests' own ---
+
+
+@contextmanager
+def on_a_small_disk(stack: Stack) -> Iterator[None]:
+    """The broker, emptied, on a disk of 16 MB meanwhile."""
+    with changed(small_disk=True) as file:
+        Stack(stack.project, file).compose.up(["redis"], detach=True, quiet=True)
+        try:
+            yield
+        finally:
+            stack.compose.up(["redis"], detach=True, quiet=True)
+            stack.wait_healthy()
 
 
 @contextmanager

@@ -9,9 +9,14 @@ import pytest
 from faults import report
 from faults.arena import changed
 from faults.ledger import Verdict
+from faults.report import Unprotected
 from stack.stack import PROJECT, Stack, defaults
 
+# WITHOUT=outbox: not the table, but the proof that it can fail.
+collect_ignore = ["test_faults.py" if os.environ.get("WITHOUT") else "test_protections.py"]
+
 verdicts: list[Verdict] = []
+without: list[Unprotected] = []
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +42,20 @@ def book() -> list[Verdict]:
     return verdicts
 
 
+@pytest.fixture
+def unprotected() -> list[Unprotected]:
+    """Where rows go that were made without a protection."""
+    return without
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The fault table, before pytest's own count."""
+    """The tables, before pytest's own count."""
     if verdicts:
         terminalreporter.section("faults")
         terminalreporter.write_line(report.table(verdicts))
         file = Path(os.environ.get("FAULTS_JSON", "faults.json"))
         report.write(verdicts, file)
         terminalreporter.write_line(f"written to {file}")
+    if without:
+        terminalreporter.section("without a protection")
+        terminalreporter.write_line(report.protections(without))

@@ -72,11 +72,13 @@ def one_killed(arena: "Arena", service: str) -> Iterator[None]:
 @contextmanager
 def frozen(arena: "Arena", *services: str) -> Iterator[None]:
     """All processes of services frozen."""
-    arena.stack.compose.pause(list(services))
     try:
+        arena.stack.compose.pause(list(services))
         yield
     finally:
-        arena.stack.compose.unpause(list(services))
+        for container in (each for service in services for each in arena.stack.containers(service)):
+            if container.state.paused:
+                container.unpause()
     arena.stack.wait_healthy()
 
 
@@ -140,10 +142,15 @@ def cold_stop(arena: "Arena") -> Iterator[None]:
 @contextmanager
 def scaled(arena: "Arena") -> Iterator[None]:
     """Workers scaled up and down again."""
-    for replicas in (4, 1, 3, 2):
-        arena.stack.scale(worker_low=replicas)
+    before = len(arena.low_workers())
+    try:
+        for replicas in (4, 1, 3):
+            arena.stack.scale(worker_low=replicas)
+            arena.stack.wait_healthy("worker-low")
+        yield
+    finally:
+        arena.stack.scale(worker_low=before)
         arena.stack.wait_healthy("worker-low")
-    yield
 
 
 @contextmanager
@@ -172,7 +179,7 @@ def publisher_killed(arena: "Arena") -> Iterator[None]:
 @contextmanager
 def chord_members_killed(arena: "Arena") -> Iterator[None]:
     """Chords of units, and a worker killed while it runs their members."""
-    units = [f"{arena.prefix}-chord{number}" for number in range(8)]
+    units = arena.names("chord", 8)
     arena.accept(arena.stack.inside.call(run.submit_chords, units, 6, 0.5))
     poll_until(lambda: any("-chord" in unit for unit in arena.applied().executing()), "members running", 30)
     with one_killed(arena, "worker-low"):
@@ -236,8 +243,8 @@ def cut_off(arena: "Arena", network: str, *containers: Container) -> Iterator[No
         address = (container.network_settings.networks or {})[f"{arena.stack.project}_{network}"].ip_address
         ends.append(helper(arena.stack, OTHER_END, str(address), networks=[f"container:{container.id}"]))
     host: dict[str, Any] = {"networks": ["host"], "cap_add": ["NET_ADMIN"]}
-    helper(arena.stack, CABLES, "down", *ends, **host)
     try:
+        helper(arena.stack, CABLES, "down", *ends, **host)
         yield
     finally:
         helper(arena.stack, CABLES, "up", *ends, **host)
@@ -265,8 +272,8 @@ def clients_killed(arena: "Arena") -> Iterator[None]:
 def full(arena: "Arena", service: str) -> Iterator[None]:
     """A Redis that takes no more writes, because maxmemory is reached."""
     before = redis_cli(arena.stack, service, "CONFIG", "GET", "maxmemory").split()[-1]
-    redis_cli(arena.stack, service, "CONFIG", "SET", "maxmemory", "1mb")
     try:
+        redis_cli(arena.stack, service, "CONFIG", "SET", "maxmemory", "1mb")
         yield
     finally:
         redis_cli(arena.stack, service, "CONFIG", "SET", "maxmemory", before)
@@ -284,8 +291,8 @@ def disk_full(arena: "Arena") -> Iterator[None]:
     """A broker that cannot write its AOF: its disk, a small tmpfs in this row, is full."""
     redis = arena.stack.container("redis")
     fill = "dd if=/dev/zero of=/data/ballast bs=64k 2>/dev/null; true"
-    arena.stack.docker.container.execute(redis, ["sh", "-c", fill])
     try:
+        arena.stack.docker.container.execute(redis, ["sh", "-c", fill])
         yield
     finally:
         arena.stack.docker.container.execute(redis, ["rm", "-f", "/data/ballast"])
@@ -300,9 +307,11 @@ def power_lost(arena: "Arena", service: str) -> Iterator[None]:
     redis_cli(stack, service, "WAITAOF", "1", "0", "5000")
     size = helper(stack, SIZE, volumes=[(volume, "/data")], networks=["none"])
     time.sleep(0.5)
-    stack.compose.kill(service)
-    helper(stack, TRUNCATE, size, volumes=[(volume, "/data")], networks=["none"])
-    stack.compose.start(service)
+    try:
+        stack.compose.kill(service)
+        helper(stack, TRUNCATE, size, volumes=[(volume, "/data")], networks=["none"])
+    finally:
+        stack.compose.start(service)
     yield
     stack.wait_healthy()
 

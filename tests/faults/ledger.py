@@ -96,3 +96,12 @@ class Verdict:
         self.redelivered = max((first[unit] - begun for unit in running if unit in first), default=0.0)
         self.recovered = min((time - over for time in times if time >= over), default=float("inf"))
         self.blocked = submitted.blocked
+
+    def sentence(self) -> str:
+        """What came of it, for whoever watched."""
+        figures = (
+            f"{self.submitted} units submitted, {self.lost} lost, {self.twice} applied twice, {self.again} run again, "
+            f"{self.dead} dead letters; back at work after {self.recovered:.1f} s, what was running done after "
+            f"{self.redelivered:.1f} s, longest publish {self.blocked:.1f} s"
+        )
+        return "; ".join([figures, *(f"WRONG: {each}" for each in self.wrong)])

@@ -8,12 +8,14 @@ import json
 from typing import Any
 from uuid import uuid4
 
+ID = "malformed-"  # what the tasks' ids begin with
+
 
 def message(
     body: object = ((1, 1), {}, {}), headers: Any = None, raw_body: str | None = None, **more: Any
 ) -> dict[str, Any]:
     """A good message of tasks.basic.add for queue `low`, with changes."""
-    task_id = str(uuid4())
+    task_id = f"{ID}{uuid4()}"
     return {
         "body": base64.b64encode(json.dumps(body).encode()).decode() if raw_body is None else raw_body,
         "content-type": "application/json",

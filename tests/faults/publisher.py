@@ -13,6 +13,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from celery import chord
@@ -22,6 +24,7 @@ from delivery import outbox
 from tasks import ledger
 
 THREADS = 4
+THREADS_THAT_WAIT = 32  # for the disk: each gets a unit there in a second
 CHORD_MEMBERS = 4
 REPEAT_AFTER = 0.5  # s
 GIVES_UP_AFTER = 60  # s after it was told to stop
@@ -60,14 +63,13 @@ def publish(unit: str, number: int) -> list[str]:
     return [unit]
 
 
-def run(thread: int, prefix: str, rate: float, durable: bool, log: Log) -> None:
+def run(numbers: Iterator[int], prefix: str, rate: float, durable: bool, log: Log) -> None:
     """Publish one unit after another, each until it is accepted; with `durable` until it is on the disk."""
     due = time.monotonic()
-    for count in itertools.count():
+    for number in numbers:
         if stopping.wait(max(0.0, due - time.monotonic())):
             return
         due = max(due + 1 / rate, time.monotonic() - 1)  # a stall is not followed by a burst of all it missed
-        number = count * THREADS + thread
         unit = f"{prefix}-{number}"
         log.write("begun", unit, time.time())
         give_up = float("inf")
@@ -94,15 +96,18 @@ def main() -> None:
     parser.add_argument("prefix")
     parser.add_argument("rate", type=float, help="units a second")
     parser.add_argument("log")
+    parser.add_argument("--first", type=int, default=0, help="number of the first unit")
     parser.add_argument("--durable", action="store_true", help="wait for the disk after each")
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     app.loader.import_default_modules()
     log = Log(options.log)
+    count = THREADS_THAT_WAIT if options.durable else THREADS
+    publish_all = partial(run, prefix=options.prefix, rate=options.rate / count, durable=options.durable, log=log)
     threads = [
-        threading.Thread(target=run, args=(thread, options.prefix, options.rate / THREADS, options.durable, log))
-        for thread in range(THREADS)
+        threading.Thread(target=publish_all, args=(itertools.count(options.first + thread, count),))
+        for thread in range(count)
     ]
     for thread in threads:
         thread.start()

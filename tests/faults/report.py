@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from faults.ledger import Verdict
+from faults.protections import Protection
 
 COLUMNS = (
     ("fault", "fault"),
@@ -30,12 +31,31 @@ def cell(value: object) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
+@dataclass(frozen=True)
+class Unprotected:
+    """A row that was made with a protection switched off."""
+
+    protection: Protection
+    verdict: Verdict
+
+
 def table(verdicts: Iterable[Verdict]) -> str:
-    """A Markdown table, one row a fault."""
+    """The fault table, in Markdown."""
     rows = [[cell(getattr(verdict, name)) for name, _ in COLUMNS] for verdict in verdicts]
-    head = [title for _, title in COLUMNS]
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---", *["--:"] * (len(head) - 1)], *rows)]
-    return "\n".join(lines)
+    return _markdown([title for _, title in COLUMNS], ["---", *["--:"] * (len(COLUMNS) - 1)], rows)
+
+
+def protections(made: Iterable[Unprotected]) -> str:
+    """What went wrong without each protection, in Markdown."""
+    rows = [
+        [each.protection.name, each.protection.what, each.verdict.fault, "; ".join(each.verdict.wrong) or "nothing"]
+        for each in made
+    ]
+    return _markdown(["without", "it is", "fault", "then"], ["---"] * 4, rows)
+
+
+def _markdown(head: list[str], line: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, line, *rows))
 
 
 def write(verdicts: Iterable[Verdict], file: Path) -> None:

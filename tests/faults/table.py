@@ -40,9 +40,9 @@ def overruns_are_dead_letters(arena: Arena, verdict: Verdict) -> None:
     if [letter["reason"] for letter in found] != ["hard time limit"] * 6:
         verdict.wrong.append(f"dead letters of the overruns: {found}")
     applied = arena.applied()
-    if any("-overrun" in unit for unit, _ in applied.effects):
+    if any("-doomed" in unit for unit, _ in applied.effects):
         verdict.wrong.append("an overrun was applied")
-    runs = [unit for unit, _ in applied.runs if "-overrun" in unit]
+    runs = [unit for unit, _ in applied.runs if "-doomed" in unit]
     if len(runs) != len(set(runs)):
         verdict.wrong.append("an overrun was run again")
 

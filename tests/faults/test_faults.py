@@ -1,10 +1,11 @@
 """Each fault of the table, brought about on the real stack under load: nothing lost, nothing applied twice."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 
-from faults.arena import Fault, run_fault
+from faults.arena import Fault, on_a_small_disk, prepare, run_fault
 from faults.ledger import Verdict
 from faults.table import FAULTS
 from stack.stack import Stack
@@ -16,6 +17,8 @@ pytestmark = pytest.mark.disruptive
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if ALL or fault.quick], ids=lambda fault: fault.name)
 def test_nothing_is_lost_and_nothing_applied_twice(fault: Fault, arena_stack: Stack, book: list[Verdict]) -> None:
-    verdict = run_fault(arena_stack, fault)
+    with on_a_small_disk(arena_stack) if fault.small_disk else nullcontext():
+        prepare(arena_stack)
+        verdict = run_fault(arena_stack, fault)
     book.append(verdict)
     assert not verdict.wrong, verdict

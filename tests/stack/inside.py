@@ -142,10 +142,26 @@ def push_malformed(queue: str) -> int:
     return len(kinds)
 
 
-def dead_letters() -> list[Json]:
-    """Dead letters without their payloads."""
-    entries = importlib.import_module("settings").broker_client().xrange("dead-letters")
-    return [{name: value for name, value in fields.items() if name != "payload"} for _, fields in entries]
+def last_dead_letter() -> str:
+    """Stream id of the newest dead letter; "0" where there is none."""
+    newest = importlib.import_module("settings").broker_client().xrevrange("dead-letters", count=1)
+    return str(newest[0][0]) if newest else "0"
+
+
+def dead_letters(after: str = "0") -> list[Json]:
+    """Dead letters without their payloads, newer than this stream id."""
+    dlq = importlib.import_module("delivery.dlq")
+    letters = dlq.dead_letters(dlq.client(), f"({after}")
+    return [
+        {"entry": each.id, "reason": each.reason, "queue": each.queue, "task": each.task, "id": each.task_id}
+        for each in letters
+    ]
+
+
+def drop_dead_letters(entries: list[str]) -> None:
+    """Take these out of the stream."""
+    if entries:
+        broker("XDEL", "dead-letters", *entries)
 
 
 def control(command: str, nodes: list[str]) -> None:

@@ -159,8 +159,8 @@ class Stack:
     @contextmanager
     def stopped(self, *services: str) -> Iterator[None]:
         """Services stopped meanwhile, healthy again afterwards."""
-        self.compose.stop(list(services))
         try:
+            self.compose.stop(list(services))
             yield
         finally:
             self.compose.start(list(services))

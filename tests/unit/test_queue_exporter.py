@@ -64,6 +64,7 @@ def consumers(queue: str) -> Sample:
 
 UP = sample("celery_broker_up")
 UNACKED = sample("celery_unacked_messages")
+DEAD_LETTERS = sample("celery_dead_letters")
 DURATION = sample("celery_queue_exporter_scrape_duration_seconds")
 
 
@@ -207,6 +208,14 @@ def test_waiting_and_unacked_equal_a_full_count(exporter: Exporter, redis_server
         assert exporter.scrape()[UNACKED] == 0
 
 
+def test_dead_letters_are_counted(exporter: Exporter, redis_server: RedisServer) -> None:
+    assert exporter.scrape()[DEAD_LETTERS] == 0
+    first, _ = (redis_server.client.xadd("dead-letters", {"reason": "malformed"}) for _ in range(2))
+    assert exporter.scrape()[DEAD_LETTERS] == 2
+    redis_server.client.xdel("dead-letters", first)
+    assert exporter.scrape()[DEAD_LETTERS] == 1
+
+
 def test_defaults_are_those_of_kombu(start: Start, redis_server: RedisServer) -> None:
     """A Celery and an exporter that were told nothing agree on the lists of the priorities."""
     app = celery_app(redis_server.url)
@@ -256,7 +265,7 @@ def test_cost_does_not_grow_with_depth(start: Start, environment: dict[str, str]
     (trips, commands, received), (deep_trips, deep_commands, deep_received) = costs
     assert trips == deep_trips == 1
     assert commands == deep_commands
-    assert set(commands) == {f"cmdstat_{name}" for name in ("llen", "lindex", "hlen", "hgetall", "client|list")}
+    assert set(commands) == {f"cmdstat_{name}" for name in ("llen", "lindex", "hlen", "xlen", "hgetall", "client|list")}
     assert deep_received == pytest.approx(received, rel=0.05)  # a few more digits
 
 
@@ -623,17 +632,17 @@ def test_only_unreadable_figures_are_left_out(
 ) -> None:
     """A key of the wrong type and a missing right: the log names them, the rest stands."""
     redis_server.client.set("high:3", "no list")
-    redis_server.client.execute_command("ACL", "SETUSER", "exporter", "-client|list", "-hlen")
+    redis_server.client.execute_command("ACL", "SETUSER", "exporter", "-client|list", "-hlen", "-xlen")
     redis_server.client.lpush("low", raw_message())
     for _ in range(3):
         scraped = exporter.scrape()
     assert scraped[UP] == 1
     assert scraped[waiting("low", 0)] == 1
     assert scraped[waiting("high", 4)] == 0
-    left_out = {waiting("high", 3), age("high"), UNACKED, consumers("high"), consumers("low")}
+    left_out = {waiting("high", 3), age("high"), UNACKED, DEAD_LETTERS, consumers("high"), consumers("low")}
     assert not left_out & set(scraped)
     (line,) = [line for line in exporter.log() if " broker " in line]
-    for cause in ("LLEN high:3: WRONGTYPE", "HLEN unacked: ", "CLIENT LIST: "):
+    for cause in ("LLEN high:3: WRONGTYPE", "HLEN unacked: ", "XLEN dead-letters: ", "CLIENT LIST: "):
         assert cause in line
 
 

@@ -266,6 +266,28 @@ def below() -> list[Builder[Panel]]:
     ]
 
 
+def delivery() -> list[Builder[Panel]]:
+    """What took another way than its queue's."""
+    return [
+        graph(
+            "Dead letters",
+            "Messages that were rejected for good and are kept: `make dlq` lists them with their reasons.",
+            [("max(celery_dead_letters)", "dead letters")],
+            "none",
+        ).override_by_name("dead letters", [fixed("red")]),
+        graph(
+            "Published again",
+            "Units of work that were written to the outbox, and those that it published again because their message "
+            "was lost: a fault somewhere, of which nobody felt more than a delay.",
+            [
+                ("sum(rate(celery_outbox_written_total[1m])) * 60 or 0 * count(up)", "written"),
+                ("sum(rate(celery_outbox_republished_total[1m])) * 60 or 0 * count(up)", "published again"),
+            ],
+            PER_MINUTE,
+        ).override_by_name("published again", [fixed("red")]),
+    ]
+
+
 def waits(queue: str) -> timeseries.Panel:
     """Wait quantiles of a queue, on a logarithmic scale: idle and flooded are four orders of magnitude apart."""
     panel = graph(
@@ -330,6 +352,7 @@ def overview() -> Dashboard:
         ("", GRAPH_HEIGHT, work()),
         ("", GRAPH_HEIGHT, parts()),
         ("Details", GRAPH_HEIGHT, below()),
+        ("", GRAPH_HEIGHT, delivery()),
     ):
         if row:
             dashboard.with_row(Row(row).id(panel_id).grid_pos(GridPos(x=0, y=y, w=WIDTH, h=1)))

@@ -22,6 +22,8 @@ from .settings import SettingError, Settings
 BROKER_TIMEOUT = 2.0
 # HASH of worker registrations: node name → JSON with `heartbeat`, epoch seconds.
 REGISTRY_KEY = "celery-workers"
+# STREAM of messages that were rejected for good.
+DEAD_LETTERS_KEY = "dead-letters"
 # A line of CLIENT LIST that belongs to a worker: celery-worker:<nodename>:<queue>[,<queue>], in some database.
 # Redis allows no spaces in a connection's name, so a name cannot imitate another field.
 WORKER_CONNECTION = re.compile(rb" name=celery-worker:([^: ]+):(\S+) .* db=(\d+) ")
@@ -37,6 +39,7 @@ class Reading:
     waiting: Mapping[PriorityList, int]
     oldest_age: Mapping[str, float]  # queue → seconds
     unacked: int | None
+    dead_letters: int | None
     consumers: Mapping[str, int] | None  # queue → workers
     heartbeats: Mapping[str, float]  # node name → epoch seconds
     problems: frozenset[str]
@@ -56,6 +59,7 @@ class Broker:
         self._commands: list[tuple[str | int, ...]] = [
             *(command for key in self._lists.values() for command in (("LLEN", key), ("LINDEX", key, -1))),
             ("HLEN", settings.unacked_key),
+            ("XLEN", DEAD_LETTERS_KEY),
             ("HGETALL", REGISTRY_KEY),
             # As two words it escapes redis-py's parser, which would build a dict of thirty fields for each connection.
             ("CLIENT", "LIST"),
@@ -109,9 +113,9 @@ class Broker:
 
         if all(_is_error(reply) for reply in replies):  # such as a replica without its master, or no right to anything
             raise replies[0]
-        waiting = _answered(zip(self._lists, replies[0:-3:2], strict=True))
-        heads = _answered(zip(self._lists, replies[1:-3:2], strict=True))
-        unacked, registry, clients = (None if _is_error(reply) else reply for reply in replies[-3:])
+        waiting = _answered(zip(self._lists, replies[0:-4:2], strict=True))
+        heads = _answered(zip(self._lists, replies[1:-4:2], strict=True))
+        unacked, dead_letters, registry, clients = (None if _is_error(reply) else reply for reply in replies[-4:])
         heartbeats, problems = _heartbeats(registry or {})
         for command, reply in zip(self._commands, replies, strict=True):
             if _is_error(reply):
@@ -120,6 +124,7 @@ class Broker:
             waiting=waiting,
             oldest_age=self._oldest(self._ages.ages(heads, now)),
             unacked=unacked,
+            dead_letters=dead_letters,
             consumers=None if clients is None else self._consumers(clients),
             heartbeats=heartbeats,
             problems=frozenset(problems),

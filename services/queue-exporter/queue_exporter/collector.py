@@ -79,6 +79,11 @@ def _metrics(reading: Reading) -> Iterator[Metric]:
             "celery_unacked_messages", "Messages delivered to workers and not yet acknowledged.", reading.unacked
         )
 
+    if reading.dead_letters is not None:
+        yield GaugeMetricFamily(
+            "celery_dead_letters", "Messages that were rejected for good and are kept.", reading.dead_letters
+        )
+
     if reading.consumers is not None:
         consumers = GaugeMetricFamily(
             "celery_queue_consumers", "Workers connected to the broker that consume a queue.", labels=["queue"]

@@ -1,0 +1,83 @@
+"""`make soak FOR=30m SEED=7`: one random fault after another on a stack of its own, under load; then the ledger judges.
+
+The seed decides which faults come and how long the pauses between them are. Units count as accepted once they are on
+the disk, since the broker and redis-results lose their power, too.
+"""
+
+import os
+import re
+import sys
+import time
+from collections import Counter
+from random import Random
+
+from faults.arena import Arena, Fault, Publisher, at_the_right_moment, changed, drain, load, prepare, say
+from faults.ledger import Verdict
+from faults.table import FAULTS
+from stack.stack import PROJECT, Stack, defaults
+
+PAUSE = (5.0, 20.0)  # s between two faults
+CHOICES = [fault for fault in FAULTS if not fault.small_disk]
+
+
+def seconds(text: str) -> float:
+    """Of `90s`, `30m` or `2h`. Raises SystemExit."""
+    match = re.fullmatch(r"(\d+)([smh])", text)
+    if not match:
+        raise SystemExit(f"FOR: a number with s, m or h, such as 30m; it is {text!r}")
+    return int(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
+
+
+def soak(stack: Stack, lasts: float, seed: int) -> tuple[Verdict, Counter[str]]:
+    """Faults for so long; the verdict on all units, and how often each fault came."""
+    random, counts, arena = Random(seed), Counter[str](), Arena(stack)
+    began = time.time()
+    with load(arena, durable=True) as publisher:
+        while time.time() < began + lasts:
+            time.sleep(random.uniform(*PAUSE))
+            fault = random.choice(CHOICES)
+            one(arena, publisher, fault)
+            counts[fault.name] += 1
+        over = time.time()
+        publisher.stop()
+        say("no more units; those that are under way come to their end")
+        drain(arena, publisher)
+        verdict = Verdict("soak", 0, 0, 0)
+        verdict.judge(publisher.submitted(), arena.applied(), began, over, over)
+    verdict.dead = len(arena.dead_letters())
+    return verdict, counts
+
+
+def one(arena: Arena, publisher: Publisher, fault: Fault) -> None:
+    """A fault, and what it has ended is there again."""
+    if not arena.publisher():
+        publisher.start()
+    at_the_right_moment(arena, publisher, fault)
+    say(f"{fault.name}: {fault.what}")
+    with fault.inject(arena):
+        time.sleep(fault.lasts)
+
+
+def main(arguments: list[str]) -> int:
+    """Run it; exit code 1 when a unit was lost or applied twice."""
+    lasts, seed = seconds(arguments[0]), int(arguments[1])
+    os.environ.update(defaults())
+    print(f"soak: FOR={arguments[0]} SEED={seed}")
+    with changed() as file:
+        stack = Stack(PROJECT, file)
+        try:
+            stack.up()
+            prepare(stack)
+            verdict, counts = soak(stack, lasts, seed)
+        finally:
+            stack.down()
+    print(f"\n{sum(counts.values())} faults: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
+    print(f"{verdict.submitted} units submitted, {verdict.again} run again, {verdict.dead} dead letters")
+    print(f"{verdict.raised} publishes raised, the longest took {verdict.blocked:.1f} s")
+    print(f"{verdict.gap:.1f} s the longest time without an effect")
+    print(f"lost {verdict.lost}, applied twice {verdict.twice}")
+    return 1 if verdict.lost or verdict.twice else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
