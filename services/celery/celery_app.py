@@ -54,6 +54,13 @@ class App(Celery):
         }
         return super().connection_for_write(url, **kwargs)
 
+    def _get_backend(self) -> Any:
+        """Celery's result backend, that publishing leaves alone: Celery subscribes to a result when it publishes its
+        task, and without redis-results that publish hangs for 20 s and fails. Whoever waits subscribes then."""
+        backend = super()._get_backend()
+        backend.on_task_call = lambda producer, task_id: {}
+        return backend
+
     def send_task(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Publish; every way to publish (delay, canvas, retry, beat) ends here. Raises kombu's OperationalError."""
         try:

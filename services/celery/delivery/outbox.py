@@ -22,7 +22,7 @@ from kombu.utils.json import dumps, loads
 from redis import RedisError
 
 import timing
-from metrics.delivery import OUTBOX_REPUBLISHED, OUTBOX_WRITTEN
+from metrics.delivery import OUTBOX_REPUBLISHED
 from settings import PRIORITIES, broker_client, priority_lists, results_client
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Unit:
     properties: dict[str, Any]
     body: Any
     options: dict[str, Any]
-    published: float
+    published: float = 0.0  # 0: not yet, as far as anybody knows
 
     @property
     def id(self) -> str:
@@ -76,8 +76,8 @@ class Unit:
         return priority_lists(self.queue)[max(0, min(int(priority), PRIORITIES - 1))]
 
     def next_look(self) -> float:
-        """When it should have ended, if nothing went wrong."""
-        return max(self.published, epoch(self.headers.get("eta"))) + timing.OUTBOX_BOUND
+        """When it should have ended, if nothing went wrong; at once where it is not published."""
+        return max(self.published, epoch(self.headers.get("eta"))) + timing.OUTBOX_BOUND if self.published else 0.0
 
     def write(self) -> None:
         """Write it down, in place of an earlier message of the same task (a retry). Raises RedisError."""
@@ -85,7 +85,6 @@ class Unit:
             pipe.hset(UNITS, self.id, dumps(vars(self)))
             pipe.zadd(DUE, {self.id: self.next_look()})
             pipe.execute()
-        OUTBOX_WRITTEN.labels(self.name).inc()
 
 
 def epoch(eta: str | None) -> float:
@@ -163,8 +162,9 @@ def republish(publish: Callable[[Unit], None]) -> dict[str, int]:
                 waiting += 1
                 continue
             publish(unit)
-            OUTBOX_REPUBLISHED.labels(unit.name, unit.queue).inc()
-            logger.warning("%s[%s] published again after %.0f s", unit.name, unit.id, now - unit.published)
+            if unit.published:
+                OUTBOX_REPUBLISHED.labels(unit.name, unit.queue).inc()
+                logger.warning("%s[%s] published again after %.0f s", unit.name, unit.id, now - unit.published)
             replace([UNITS], [unit.id, dumps({**vars(unit), "published": time.time()})])
             published += 1
         if len(claimed) < BATCH:

@@ -3,6 +3,8 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +14,7 @@ from redis import RedisError
 
 import timing
 from delivery.outbox import Unit, epoch
+from metrics.delivery import OUTBOX_WRITTEN
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +67,17 @@ class AMQP(amqp.AMQP):
                 if later:
                     raise ValueError(f"later: {name} has no outbox; give it outbox=True, or publish it now")
                 return send(producer, name, message, **options)
-            self._unit(name, message, options).write()
+            unit = self._unit(name, message, options, published=0.0 if later else time.time())
+            unit.write()
+            OUTBOX_WRITTEN.labels(name).inc()
             if later:
                 return None
             try:
                 return send(producer, name, message, **{**options, "retry": False})
             except PUBLISH_ERRORS as error:
                 logger.warning("%s[%s] not published (%s): the outbox has it", name, message.headers["id"], error)
+                with suppress(RedisError):  # it is there; this is to have it published soon
+                    replace(unit, published=0.0).write()
                 return None
 
         return send_task_message
@@ -81,7 +88,7 @@ class AMQP(amqp.AMQP):
         with self.app.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
             self.send_once(producer, unit.name, message, queue=unit.queue, **unit.options)
 
-    def _unit(self, name: str, message: Any, options: dict[str, Any]) -> Unit:
+    def _unit(self, name: str, message: Any, options: dict[str, Any], published: float) -> Unit:
         queue = options.get("queue") or self.default_queue
         return Unit(
             name=name,
@@ -90,7 +97,7 @@ class AMQP(amqp.AMQP):
             properties=message.properties,
             body=message.body,
             options={key: value for key, value in options.items() if key not in OF_ONE_PUBLISH},
-            published=time.time(),
+            published=published,
         )
 
 

@@ -1,0 +1,230 @@
+"""The outbox: a unit is written before it is published, and published again until it has ended."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery, states
+from kombu.exceptions import OperationalError
+from redis import ConnectionError as RedisAwayError
+from redis import Redis
+
+import timing
+from celery_app import app
+from delivery import outbox
+from delivery.outbox import DUE, UNITS, Unit
+from delivery.publishing import DelayTooLongError
+from settings import priority_lists
+from tasks import basic, ledger
+from unit.redis_server import RedisServer
+
+LONG_AGO = timing.OUTBOX_BOUND + 60
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Both Redis in one; the app's own broker URL leads nowhere."""
+    client = Redis.from_url(redis_server.url, decode_responses=True)
+    monkeypatch.setattr(outbox, "results_client", lambda: client)
+    monkeypatch.setattr(outbox, "broker_client", lambda: client)
+    return client
+
+
+@pytest.fixture
+def producer(redis_server: RedisServer) -> Iterator[Any]:
+    """Publishes to the unit tests' Redis."""
+    with app.connection_for_write(redis_server.url) as connection, app.amqp.Producer(connection) as producer:
+        yield producer
+
+
+def unit(redis: Any, task_id: str) -> dict[str, Any]:
+    return dict(json.loads(redis.hget(UNITS, task_id)))
+
+
+def due_in(redis: Any, task_id: str) -> float:
+    return float(redis.zscore(DUE, task_id)) - time.time()
+
+
+def make_old(redis: Any, task_id: str) -> None:
+    """As if it had been published long ago, and its time to be looked at had come."""
+    redis.hset(UNITS, task_id, json.dumps({**unit(redis, task_id), "published": time.time() - LONG_AGO}))
+    redis.zadd(DUE, {task_id: time.time() - 1})
+
+
+def republished(redis: Any) -> list[str]:
+    """Ids of the units that the reconciler publishes now."""
+    found: list[str] = []
+    outbox.republish(lambda each: found.append(each.id))
+    return found
+
+
+# --- Publishing ---
+
+
+def test_a_unit_is_written_and_published(redis: Any, producer: Any) -> None:
+    ledger.apply.apply_async(("a",), task_id="a", priority=3, producer=producer)
+    (message,) = redis.lrange(priority_lists("low")[3], 0, -1)
+    assert json.loads(message)["headers"]["id"] == "a"
+    assert unit(redis, "a")["headers"]["task"] == "tasks.ledger.apply"
+    assert due_in(redis, "a") == pytest.approx(timing.OUTBOX_BOUND, abs=10)
+
+
+def test_a_task_without_outbox_is_only_published(redis: Any, producer: Any) -> None:
+    basic.add.apply_async((1, 2), producer=producer)
+    assert redis.llen(priority_lists("low")[5]) == 1
+    assert not redis.exists(UNITS)
+
+
+def test_a_publish_that_fails_is_the_reconcilers_to_repeat(redis: Any) -> None:
+    assert ledger.apply.apply_async(("a",), task_id="a").id == "a"  # nothing listens at the app's broker
+    assert republished(redis) == ["a"]
+    assert republished(redis) == [], "it has been published now"
+    assert due_in(redis, "a") == pytest.approx(timing.OUTBOX_BOUND, abs=10)
+
+
+def test_without_the_outbox_the_caller_gets_the_error(redis: Any) -> None:
+    with pytest.raises(OperationalError):
+        basic.add.apply_async((1, 2), retry=False)
+
+
+def test_later_asks_no_broker(redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("asked the broker")
+
+    monkeypatch.setattr(Celery, "connection_for_write", never)
+    ledger.apply.apply_async(("a",), task_id="a", later=True)
+    assert republished(redis) == ["a"]
+
+
+def test_later_needs_the_outbox() -> None:
+    with pytest.raises(ValueError, match=r"later: tasks.basic.add has no outbox; give it outbox=True"):
+        basic.add.apply_async((1, 2), later=True)
+
+
+def test_what_cannot_be_written_is_not_published(producer: Any, redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away() -> None:
+        raise RedisAwayError("away")
+
+    monkeypatch.setattr(outbox, "results_client", away)
+    with pytest.raises(OperationalError):
+        ledger.apply.apply_async(("a",), producer=producer)
+    assert not redis.exists(*priority_lists("low"))
+
+
+@pytest.mark.parametrize("task", [basic.add, ledger.apply], ids=["without", "with"])
+def test_a_countdown_beyond_the_visibility_timeout_is_refused(task: Any, redis: Any) -> None:
+    task_name = task.name.replace(".", r"\.")
+    with pytest.raises(DelayTooLongError, match=rf"{task_name}: due in \d+ s; .* is {timing.MAX_DELAY} s at most"):
+        task.apply_async((1, 2), countdown=timing.MAX_DELAY + 5)
+    assert not redis.exists(UNITS)
+
+
+# --- The end of a unit ---
+
+
+@pytest.mark.parametrize(
+    ("state", "ends"),
+    [(states.SUCCESS, True), (states.FAILURE, True), (states.IGNORED, True), (states.RETRY, False), (None, False)],
+)
+def test_states_that_end_a_unit(redis: Any, state: str | None, ends: bool) -> None:
+    ledger.apply.apply_async(("a",), task_id="a", later=True)
+    outbox.finished(task=ledger.apply, task_id="a", state=state)
+    assert bool(redis.hexists(UNITS, "a")) is not ends
+    assert (redis.zscore(DUE, "a") is not None) is not ends
+
+
+def test_what_never_was_in_the_outbox_ends_without_a_trace(redis: Any) -> None:
+    outbox.ended("unknown")
+    outbox.ended("")
+    assert not redis.exists(UNITS, DUE)
+
+
+def test_redis_away_at_the_end_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox.ended("a")  # the app's Redis leads nowhere
+
+
+def test_a_run_that_starts_gets_its_time(redis: Any) -> None:
+    ledger.apply.apply_async(("a",), task_id="a", later=True)
+    outbox.started(task=ledger.apply, task_id="a")
+    assert republished(redis) == []
+    outbox.started(task=ledger.apply, task_id="unknown")
+    assert redis.zcard(DUE) == 1
+
+
+# --- The reconciler ---
+
+
+def test_an_old_unit_is_published_again_with_its_id_and_options(redis: Any, producer: Any) -> None:
+    ledger.apply.apply_async(("a", 0.5), task_id="a", priority=2, producer=producer)
+    redis.delete(*priority_lists("low"))  # its message is lost
+    make_old(redis, "a")
+    sent: list[Unit] = []
+    assert outbox.republish(sent.append) == {"published": 1, "waiting": 0}
+    (one,) = sent
+    assert (one.id, one.queue, one.options["priority"], one.body[0]) == ("a", "low", 2, ["a", 0.5])
+
+
+def test_it_holds_back_while_its_queue_has_not_come_to_it(redis: Any, producer: Any) -> None:
+    ledger.apply.apply_async(("a",), task_id="a", priority=2, producer=producer)
+    make_old(redis, "a")
+    (message,) = redis.lrange(priority_lists("low")[2], 0, -1)
+    older = json.loads(message)
+    older["headers"]["published_at"] = time.time() - LONG_AGO - 10
+    redis.rpush(priority_lists("low")[2], json.dumps(older))
+    assert outbox.republish(lambda _: pytest.fail("published")) == {"published": 0, "waiting": 1}
+    assert due_in(redis, "a") == pytest.approx(timing.OUTBOX_RECHECK, abs=5)
+    redis.rpop(priority_lists("low")[2])  # now the next in line is younger: its own message must be gone
+    make_old(redis, "a")
+    assert republished(redis) == ["a"]
+
+
+@pytest.mark.parametrize("head", ["}{", "{}", '{"headers": {}}', '{"headers": {"published_at": "now"}}'])
+def test_a_head_without_a_stamp_explains_nothing(redis: Any, producer: Any, head: str) -> None:
+    ledger.apply.apply_async(("a",), task_id="a", priority=2, producer=producer)
+    make_old(redis, "a")
+    redis.rpush(priority_lists("low")[2], head)
+    assert republished(redis) == ["a"]
+
+
+def test_more_than_a_batch_is_published_and_none_twice(redis: Any) -> None:
+    for number in range(2 * outbox.BATCH + 7):
+        ledger.apply.apply_async((f"u{number}",), task_id=f"u{number}", later=True)
+    found = republished(redis)
+    assert len(found) == len(set(found)) == 2 * outbox.BATCH + 7
+
+
+def test_a_unit_that_ended_is_forgotten(redis: Any) -> None:
+    redis.zadd(DUE, {"gone": 0})
+    assert republished(redis) == []
+    assert not redis.exists(DUE)
+
+
+def test_a_unit_that_ends_while_it_is_published_does_not_come_back(redis: Any) -> None:
+    ledger.apply.apply_async(("a",), task_id="a", later=True)
+    outbox.republish(lambda each: outbox.ended(each.id))
+    assert not redis.exists(UNITS)
+
+
+def test_a_broker_that_goes_away_loses_no_unit(redis: Any) -> None:
+    ledger.apply.apply_async(("a",), task_id="a", later=True)
+
+    def away(_: Unit) -> None:
+        raise OperationalError("away")
+
+    with pytest.raises(OperationalError):
+        outbox.republish(away)
+    assert redis.hexists(UNITS, "a")
+    assert due_in(redis, "a") < timing.OUTBOX_BOUND + 1
+
+
+def test_to_be_on_disk_is_confirmed_by_redis(redis: Any) -> None:
+    ledger.apply.apply_async(("a",), task_id="a", later=True)
+    outbox.wait_until_on_disk()
+    redis.config_set("appendfsync", "no")
+    try:
+        with pytest.raises(TimeoutError, match="redis-results has not written to its disk"):
+            outbox.wait_until_on_disk()
+    finally:
+        redis.config_set("appendfsync", "everysec")
