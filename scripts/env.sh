@@ -11,6 +11,7 @@ fi
 # Knobs that a newer .env.example has and this .env has not: added with their defaults, the rest stays as it is.
 while IFS= read -r line; do
     if ! grep -q "^${line%%=*}=" .env; then
+        [ -z "$(tail -c 1 .env)" ] || echo >>.env
         echo "$line" >>.env
         echo "env: added to .env: $line (.env.example explains it)"
     fi

@@ -7,6 +7,15 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 started=$SECONDS
 
+# A running Redis keeps the access list that it was started with.
+for instance in redis:broker redis-results:results; do
+    service=${instance%:*} acl=secrets/redis_${instance#*:}.acl
+    if now=$(docker compose exec -T "$service" cat /run/secrets/redis.acl 2>/dev/null) && [ "$now" != "$(cat "$acl")" ]; then
+        echo "up: $service runs with an old access list: restarting it"
+        docker compose restart "$service"
+    fi
+done
+
 docker compose up --detach --wait --wait-timeout 120 2> >(tee "$log" >&2)
 failed=$?
 
@@ -30,8 +39,10 @@ scripts/urls.sh
 cat <<'TEXT'
 
 Try next:
+  make tour                          every concept of Celery, live
   make load PROFILE=flood FOR=60s    thousands of low-priority tasks; queries keep their speed
   make scale LOW=4                   four containers share them
+  make chaos FAULT=worker-kill       kill a worker under load: nothing is lost
   make inspect                       what each worker is doing
   make down                          stop; data stays
 TEXT

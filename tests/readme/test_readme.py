@@ -113,6 +113,19 @@ def test_command(clone: Clone, command: str) -> None:
     CHECKS[command](clone, output)
 
 
+def test_new_rights_reach_a_redis_that_runs(clone: Clone) -> None:
+    """After an update of the access lists."""
+    assert clone.run("make up")[0] == 0
+    template = clone.folder / "services/redis/broker.acl.template"
+    template.write_text(template.read_text().replace("    +ping", "    +zcard +ping", 1))
+    code, output = clone.run("make up")
+    assert code == 0, output
+    assert "up: redis runs with an old access list: restarting it" in output
+    assert "up: redis-results" not in output
+    count = "from settings import broker_client; print(broker_client().zcard('unacked_index'))"
+    assert clone.run(f'docker compose run --rm --no-deps client python -c "{count}"')[0] == 0
+
+
 def without_docker(clone: Clone) -> str:
     """A PATH with everything that is on this one but docker."""
     folder = clone.folder / "bin"

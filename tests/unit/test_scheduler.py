@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beat_schedule import ENTRIES
-from scheduler import due_time, every
+from scheduler import due_time, every, zoned
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
@@ -47,6 +47,18 @@ def test_sleeps_until_the_next_due_time(after: float) -> None:
 
 def test_a_crontab_is_named_by_its_minute() -> None:
     assert due_time(crontab(minute="*/5"), EPOCH + 301.5) == EPOCH + 300
+
+
+def test_a_zoned_crontab_goes_by_its_own_clock() -> None:
+    """9:00 in Tokyo is 0:00 UTC; Celery's crontab takes the app's time zone, whatever the entry's clock says."""
+    entry = zoned("Asia/Tokyo", hour=9, minute=0)
+    kind, arguments, options = entry.__reduce__()
+    assert kind(*arguments, **options) == entry, "it survives beat's schedule file"
+    assert entry != zoned("Asia/Seoul", hour=9, minute=0)
+    last_run = datetime.fromtimestamp(EPOCH - 60, UTC)
+    for now, due in ((EPOCH - 30, False), (EPOCH + 1, True)):
+        entry.nowfun = lambda now=now: datetime.fromtimestamp(now, entry.tz)
+        assert entry.is_due(last_run).is_due is due
 
 
 @pytest.mark.parametrize("name", ENTRIES)
