@@ -89,6 +89,10 @@ test-faults: build venv ## Every fault, some 70 minutes; WITHOUT=outbox|…|all:
 soak: build venv ## Random faults under load on a stack of its own, then the ledger: make soak [FOR=30m] [SEED=7]
 	@$(FAULTS) faults.soak '$(or $(FOR),30m)' '$(or $(SEED),7)'
 
+.PHONY: bench
+bench: build ## What each protection of delivery costs, beside two Redis of its own
+	@scripts/bench.sh
+
 .PHONY: lint
 lint: venv ## Style and types of Python, shell scripts and Dockerfiles
 	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check .

@@ -1,0 +1,114 @@
+"""What each protection of delivery costs: the same small task with and without it, side by side in one run.
+
+`make bench` runs it in a client container beside two idle Redis of its own. It starts a worker; of each kind of task a
+batch is published while the worker takes nothing, then run: two rates, per second. The kinds take turns, and what is
+printed is the median of each kind's rate over that of `plain` in the same round.
+"""
+
+import signal
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+
+from redis.client import Pipeline
+
+from celery_app import app
+from delivery.once import once
+from settings import LOW, results_client
+
+BATCH, ROUNDS = 500, 5
+COUNT = "tour:bench"
+
+
+def note(pipe: Pipeline) -> None:
+    """The effect: one write."""
+    pipe.incr(COUNT)
+
+
+@app.task(acks_late=False)
+def plain(_: str) -> None:
+    """Acknowledged before it runs, as Celery does: an effect, and nothing that guards it."""
+    results_client().incr(COUNT)
+
+
+@app.task
+def late(_: str) -> None:
+    """Acknowledged when it is done."""
+    results_client().incr(COUNT)
+
+
+@app.task
+def marked(name: str) -> None:
+    """Late, its effect with a done marker."""
+    once(results_client(), f"once:bench:{name}", note, ttl=60)
+
+
+@app.task(outbox=True)
+def outboxed(_: str) -> None:
+    """Late, and in the outbox."""
+    results_client().incr(COUNT)
+
+
+@app.task(outbox=True)
+def guarded(name: str) -> None:
+    """All of it."""
+    once(results_client(), f"once:bench:{name}", note, ttl=60)
+
+
+KINDS = {task.name.rpartition(".")[2]: task for task in (plain, late, marked, outboxed, guarded)}
+
+
+def rate(step: Callable[[], None]) -> float:
+    """Tasks a second that a step takes through."""
+    began = time.perf_counter()
+    step()
+    return BATCH / (time.perf_counter() - began)
+
+
+def publish(kind: str, turn: int) -> None:
+    """A batch, while the worker takes nothing."""
+    app.control.cancel_consumer(LOW, reply=True)
+    results_client().delete(COUNT)
+    for number in range(BATCH):
+        KINDS[kind].delay(f"{turn}-{number}-{kind}")
+
+
+def work_off() -> None:
+    """The batch that waits."""
+    app.control.add_consumer(LOW, reply=True)
+    while int(results_client().get(COUNT) or 0) < BATCH:
+        time.sleep(0.005)
+
+
+def measure() -> None:
+    """Print the table."""
+    published: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    run: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for turn in range(ROUNDS + 1):
+        for kind in KINDS:
+            rates = rate(partial(publish, kind, turn)), rate(work_off)
+            if turn:  # the first round warms up
+                published[kind].append(rates[0])
+                run[kind].append(rates[1])
+    print("| task | published /s | of plain | run /s | of plain |\n|---|--:|--:|--:|--:|")
+    for kind in KINDS:
+        cells = [kind]
+        for rates_of in (published, run):
+            ratios = [own / plain for own, plain in zip(rates_of[kind], rates_of["plain"], strict=True)]
+            cells += [f"{statistics.median(rates_of[kind]):.0f}", f"{statistics.median(ratios):.0%}"]
+        print("| " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    """Start a worker, measure, stop it."""
+    command = ["celery", "-A", "celery_app", "worker", "--queues=low", "--concurrency=2", "--loglevel=ERROR"]
+    worker = subprocess.Popen([*command, "--include=protections", "--hostname=bench@%h"])
+    try:
+        while not app.control.ping(timeout=1):
+            pass
+        measure()
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(30)

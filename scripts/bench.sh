@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# `make bench`: measures beside two Redis of its own, and removes them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export COMPOSE_PROJECT_NAME=celery-stack-bench COMPOSE_PROFILES=
+trap 'docker compose down --volumes >/dev/null 2>&1' EXIT
+docker compose up --detach --wait redis redis-results >/dev/null 2>&1
+docker compose run --rm --no-deps --no-TTY --volume ./bench:/bench:ro --env PYTHONPATH=/app:/bench client \
+    python -c 'import protections; protections.main()'
