@@ -80,6 +80,8 @@ CHECKS: dict[str, Callable[[Clone, str], None]] = {
     "make help": has("make up", "make test"),
     "make inspect": has("high@", "low@"),
     "make tour LESSON=chords": has("result: 30", "A member fails", "chords Canvas 2 ok"),
+    "make chaos FAULT=worker-kill": has("now: A worker container is killed", " 0 lost, 0 applied twice,"),
+    "make dlq": has("no dead letters"),
     "make load PROFILE=flood FOR=30s": has("published"),
     "make scale LOW=4": scaled(1, 4),
     "make scale HIGH=2 LOW=1": scaled_for_good,
@@ -161,6 +163,10 @@ MESSAGES: dict[str, Callable[[Clone], str]] = {
     "Grafana is left out: …": lambda clone: clone.run("sed -i '$aCOMPOSE_PROFILES=events' .env; make urls")[1],
     "Wrong settings (.env.example describes them):": lambda clone: clone.run(
         "docker compose run --rm --no-deps -e MAX_QUEUE_DEPTH=many producer"
+    )[1],
+    "Dangerous settings, refused:": lambda clone: clone.run(
+        "docker compose up -d --wait redis redis-results; "
+        "docker compose run --rm --no-deps -e REDIS_MEMORY_LIMIT=300m producer"
     )[1],
     "PROFILE: no '…' in profiles.toml; choose one of …": lambda clone: clone.run("make load PROFILE=stedy")[1],
     "scale: LOW=… is not a number of containers": lambda clone: clone.run("make scale LOW=four")[1],

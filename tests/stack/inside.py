@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -169,10 +169,25 @@ def control(command: str, nodes: list[str]) -> None:
     getattr(app().control, command)(destination=nodes)
 
 
-def refused(task: str, **options: Any) -> str:
+def send_by_name(task: str, headers: Json) -> str:
+    """Publish a task that need not exist to `low`; its id."""
+    return str(app().send_task(task, headers=headers).id)
+
+
+def take_out(task_id: str) -> bool:
+    """Remove a task's message from those that workers hold; whether it was there."""
+    client = importlib.import_module("settings").broker_client()
+    for tag, message in client.hgetall("unacked").items():
+        if task_id in message:
+            client.zrem("unacked_index", tag)
+            return bool(client.hdel("unacked", tag))
+    return False
+
+
+def refused(task: str, args: Sequence[Any] = (1, 1), **options: Any) -> str:
     """The name of the exception that publishing raises."""
     try:
-        app().tasks[task].apply_async((1, 1), **options)
+        app().tasks[task].apply_async(args, **options)
     except Exception as error:
         return type(error).__name__
     raise AssertionError(f"{task} with {options} was published")

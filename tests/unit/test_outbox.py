@@ -1,8 +1,11 @@
 """The outbox: a unit is written before it is published, and published again until it has ended."""
 
 import json
+import re
+import runpy
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,3 +231,17 @@ def test_to_be_on_disk_is_confirmed_by_redis(redis: Any) -> None:
             outbox.wait_until_on_disk()
     finally:
         redis.config_set("appendfsync", "everysec")
+
+
+def test_the_example_of_the_page(redis: Any, tmp_path: Path) -> None:
+    """docs/delivery.md, In your own tasks: called twice, its effect comes once."""
+    page = (Path(__file__).parents[2] / "docs/delivery.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "example.py").write_text(block)
+    example = runpy.run_path(str(tmp_path / "example.py"))
+    credit = example["credit"]
+    assert credit.outbox
+    credit.run.__globals__["results_client"] = lambda: redis
+    for _ in range(2):
+        credit.run("payment-1", "A", 500)
+    assert redis.get("balance:A") == "500"

@@ -1,0 +1,74 @@
+"""What becomes of messages that cannot be run, on the running stack; faults are in tests/faults."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import timing
+from stack import inside as run
+from stack.inside import Inside
+from stack.poll import poll_until
+from stack.stack import Stack
+from stack.web import Prometheus
+
+
+@pytest.fixture
+def newest(inside: Inside) -> Iterator[str]:
+    """The newest dead letter before the test; those of the test go with it."""
+    before = inside.call(run.last_dead_letter)
+    yield before
+    inside.call(run.drop_dead_letters, [letter["entry"] for letter in inside.call(run.dead_letters, before)])
+
+
+def dead_letter(inside: Inside, newest: str, task_id: str, timeout: float = 30) -> dict[str, Any]:
+    """The dead letter of a task, once it is there."""
+
+    def found() -> dict[str, Any] | None:
+        letters = inside.call(run.dead_letters, newest)
+        return next((letter for letter in letters if letter["id"] == task_id), None)
+
+    letter = poll_until(found, f"a dead letter of {task_id}", timeout)
+    assert letter is not None
+    return letter
+
+
+def dlq(stack: Stack, *arguments: str) -> str:
+    """What `make dlq` runs, and prints."""
+    command = [*stack.compose_command, "run", "--rm", "--no-deps", "-T", "client", "python", "-m", "delivery.dlq"]
+    return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def test_a_message_of_an_unknown_task_goes_back_for_a_while_and_is_dead_then(inside: Inside, newest: str) -> None:
+    """As if it had been going back for all but the last moments of that while."""
+    since = time.time() - timing.UNKNOWN_TASK_PATIENCE + 3
+    task = inside.call(run.send_by_name, "tasks.of.tomorrow", {"unknown_since": since})
+    letter = dead_letter(inside, newest, task)
+    assert (letter["reason"], letter["task"], letter["queue"]) == ("unknown task", "tasks.of.tomorrow", "low")
+    died = int(letter["entry"].partition("-")[0]) / 1000
+    assert died > since + timing.UNKNOWN_TASK_PATIENCE, "it was given up before its time"
+
+
+def test_a_dead_letter_is_counted_told_put_back_and_dropped(
+    stack: Stack, inside: Inside, prometheus: Prometheus, newest: str
+) -> None:
+    task = inside.call(run.send_by_name, "tasks.of.yesterday", {"unknown_since": 1.0})
+    letter = dead_letter(inside, newest, task)
+    firing = 'ALERTS{alertname="DeadLetters", alertstate="firing"}'
+    poll_until(lambda: prometheus.query("max(celery_dead_letters) > 0"), "the dead letter in Prometheus", 20)
+    counted = 'sum(celery_dead_letters_total{queue="low", reason="unknown task"}) > 0'
+    poll_until(lambda: prometheus.query(counted), "the worker's count of it in Prometheus", 20)
+    poll_until(lambda: prometheus.query(firing), "the alert DeadLetters", 60)
+    assert f"{letter['entry']:<18}" in dlq(stack)
+    assert "unknown_since" in dlq(stack, "show", letter["entry"])
+    assert f"put back {letter['entry']}" in dlq(stack, "requeue", letter["entry"])
+    # It is as unknown as ever, but its patience has started anew: a worker holds it, to put it back in 5 s.
+    poll_until(lambda: inside.call(run.take_out, task), "the message with a worker", 30)
+    assert not [each for each in inside.call(run.dead_letters, newest) if each["id"] == task]
+    poll_until(lambda: not prometheus.query(firing), "the alert to end", 60)
+
+
+def test_a_message_that_is_too_large_is_refused_where_it_is_published(inside: Inside) -> None:
+    assert inside.call(run.refused, "tasks.basic.echo", ["x" * 1_100_000]) == "MessageTooLargeError"
