@@ -77,7 +77,7 @@ class Verdict:
     again: int = 0  # runs beyond the first
     dead: int = 0  # dead letters
     gap: float = 0.0  # s, the longest without an effect while units were published
-    redelivered: float = 0.0  # s from the fault until the last unit that was running then was applied
+    redelivered: float = 0.0  # s from the fault until the last unit that was running then or run again was applied
     recovered: float = 0.0  # s from the end of the fault until the first new effect
     blocked: float = 0.0  # s, the longest that a publish took
     wrong: list[str] = field(default_factory=list)  # what did not hold
@@ -92,8 +92,12 @@ class Verdict:
         self.again = sum(count - 1 for count in runs.values())
         times = sorted(time for time in first.values() if time <= stopped)
         self.gap = max((later - earlier for earlier, later in pairwise(times)), default=0.0)
-        running = {unit for unit, time in applied.runs if time <= begun and first.get(unit, begun + 1) > begun}
-        self.redelivered = max((first[unit] - begun for unit in running if unit in first), default=0.0)
+        interrupted = {
+            unit
+            for unit, time in applied.runs
+            if (time <= begun < first.get(unit, begun)) or (time <= over and runs[unit] > 1)
+        }
+        self.redelivered = max((first[unit] - begun for unit in interrupted if unit in first), default=0.0)
         self.recovered = min((time - over for time in times if time >= over), default=float("inf"))
         self.blocked = submitted.blocked
 
@@ -101,7 +105,7 @@ class Verdict:
         """What came of it, for whoever watched."""
         figures = (
             f"{self.submitted} units submitted, {self.lost} lost, {self.twice} applied twice, {self.again} run again, "
-            f"{self.dead} dead letters; back at work after {self.recovered:.1f} s, what was running done after "
+            f"{self.dead} dead letters; back at work after {self.recovered:.1f} s, what was interrupted done after "
             f"{self.redelivered:.1f} s, longest publish {self.blocked:.1f} s"
         )
         return "; ".join([figures, *(f"WRONG: {each}" for each in self.wrong)])
