@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -167,6 +168,16 @@ def drop_dead_letters(entries: list[str]) -> None:
 def control(command: str, nodes: list[str]) -> None:
     """A command of `celery control` for some workers."""
     getattr(app().control, command)(destination=nodes)
+
+
+def timed_publish(task: str, args: Sequence[Any], **options: Any) -> tuple[str, float]:
+    """The name of the exception that publishing raises, or nothing, and the seconds that it took."""
+    began, error = time.monotonic(), ""
+    try:
+        app().tasks[task].apply_async(args, **options)
+    except Exception as raised:
+        error = type(raised).__name__
+    return error, time.monotonic() - began
 
 
 def send_by_name(task: str, headers: Json) -> str:

@@ -72,3 +72,28 @@ def test_a_dead_letter_is_counted_told_put_back_and_dropped(
 
 def test_a_message_that_is_too_large_is_refused_where_it_is_published(inside: Inside) -> None:
     assert inside.call(run.refused, "tasks.basic.echo", ["x" * 1_100_000]) == "MessageTooLargeError"
+
+
+@pytest.mark.disruptive
+@pytest.mark.parametrize(
+    ("task", "options", "error", "within"),
+    [
+        ("tasks.basic.add", {}, "OperationalError", 16),
+        ("tasks.basic.add", {"retry": False}, "OperationalError", 4),
+        ("tasks.ledger.apply", {}, "", 4),
+        ("tasks.ledger.apply", {"later": True}, "", 1),
+    ],
+    ids=["retried", "not retried", "outbox", "outbox, later"],
+)
+def test_a_publisher_is_not_held_by_a_frozen_broker(
+    stack: Stack, inside: Inside, task: str, options: dict[str, Any], error: str, within: float
+) -> None:
+    args: list[Any] = [1, 2] if task == "tasks.basic.add" else [f"frozen-{time.time()}"]
+    stack.compose.pause(["redis"])
+    try:
+        raised, seconds = inside.call(run.timed_publish, task, args, **options)
+    finally:
+        stack.compose.unpause(["redis"])
+        stack.wait_healthy()
+    assert raised == error
+    assert seconds < within
