@@ -98,7 +98,7 @@ class Verdict:
             if (time <= begun < first.get(unit, begun)) or (time <= over and runs[unit] > 1)
         }
         self.redelivered = max((first[unit] - begun for unit in interrupted if unit in first), default=0.0)
-        self.recovered = min((time - over for time in times if time >= over), default=float("inf"))
+        self.recovered = min((time - over for time in first.values() if time >= over), default=float("inf"))
         self.blocked = submitted.blocked
 
     def sentence(self) -> str:

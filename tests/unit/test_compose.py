@@ -34,6 +34,7 @@ ORDER = [
     "volumes",
     "tmpfs",
     "networks",
+    "dns_opt",
     "ports",
     "depends_on",
     "healthcheck",
