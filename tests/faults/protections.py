@@ -66,6 +66,6 @@ PROTECTIONS = (
         "dead-letters",
         "a task over its hard limit becomes a dead letter",
         "overrun",
-        {"delivery/request.py": [('self._dead = (Reason.TIME_LIMIT, f"{timeout:g} s")', "pass")]},
+        {"delivery/request.py": [('self._dead = (Reason.TIME_LIMIT, f"{error.args[0]:g} s")', "pass")]},
     ),
 )

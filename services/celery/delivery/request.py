@@ -3,7 +3,7 @@
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
-from billiard.exceptions import WorkerLostError
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry
 
 from delivery import outbox
@@ -23,19 +23,14 @@ class Request(tasks.Request):
             self.message.dead = self._dead
             self.reject(requeue=False)
 
-    def on_timeout(self, soft: bool, timeout: float) -> None:
-        if not soft:
-            self._dead = (Reason.TIME_LIMIT, f"{timeout:g} s")
-        super().on_timeout(soft, timeout)
-        if not soft:
-            outbox.ended(self.id)
-
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
         error = exc_info.exception
         error = getattr(error, "exc", error)  # billiard wraps it to keep its traceback
         last = self._no_retry_is_left()
         if isinstance(error, Reject):
             self.message.dead = (Reason.REJECTED, str(error.reason))
+        elif isinstance(error, TimeLimitExceeded):  # billiard tells of it here first, and of the time-out after
+            self._dead = (Reason.TIME_LIMIT, f"{error.args[0]:g} s")
         elif isinstance(error, WorkerLostError | SystemExit):
             if last:
                 self._dead = (Reason.WORKER_LOST, str(error))
