@@ -46,10 +46,13 @@ class App(Celery):
     """Celery, with time-outs for publishers and a count of what could not be published."""
 
     def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Connection:
-        """A publisher's connection: without a socket timeout a frozen Redis holds the caller for over 45 s."""
+        """A publisher's connection: without a socket timeout a frozen Redis holds the caller for over 45 s.
+
+        And without health checks: a PING before the message would wait for a time-out of its own."""
         kwargs["transport_options"] = {
             "socket_connect_timeout": timing.PUBLISH_CONNECT_TIMEOUT,
             "socket_timeout": timing.PUBLISH_SOCKET_TIMEOUT,
+            "health_check_interval": 0,
             **(kwargs.get("transport_options") or {}),
         }
         return super().connection_for_write(url, **kwargs)
