@@ -18,7 +18,7 @@ from celery_app import app
 from delivery.once import once
 from settings import LOW, results_client
 
-BATCH, ROUNDS = 500, 5
+BATCH, ROUNDS = 1000, 5
 COUNT = "tour:bench"
 
 
@@ -68,16 +68,14 @@ def rate(step: Callable[[], None]) -> float:
 
 
 def publish(kind: str, turn: int) -> None:
-    """A batch, while the worker takes nothing."""
-    app.control.cancel_consumer(LOW, reply=True)
-    results_client().delete(COUNT)
+    """A batch."""
     for number in range(BATCH):
         KINDS[kind].delay(f"{turn}-{number}-{kind}")
 
 
 def work_off() -> None:
     """The batch that waits."""
-    app.control.add_consumer(LOW, reply=True)
+    app.control.add_consumer(LOW)  # a reply would be waited for, a second long
     while int(results_client().get(COUNT) or 0) < BATCH:
         time.sleep(0.005)
 
@@ -88,6 +86,8 @@ def measure() -> None:
     run: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for turn in range(ROUNDS + 1):
         for kind in KINDS:
+            app.control.cancel_consumer(LOW, reply=True)
+            results_client().delete(COUNT)
             rates = rate(partial(publish, kind, turn)), rate(work_off)
             if turn:  # the first round warms up
                 published[kind].append(rates[0])

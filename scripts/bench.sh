@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 export COMPOSE_PROJECT_NAME=celery-stack-bench COMPOSE_PROFILES=
 trap 'docker compose down --volumes >/dev/null 2>&1' EXIT
 docker compose up --detach --wait redis redis-results >/dev/null 2>&1
-docker compose run --rm --no-deps --no-TTY --volume ./bench:/bench:ro --env PYTHONPATH=/app:/bench client \
+docker compose run --rm --no-deps --no-TTY --volume "$PWD/bench:/bench:ro" --env PYTHONPATH=/app:/bench client \
     python -c 'import protections; protections.main()'
