@@ -241,7 +241,7 @@ def test_the_example_of_the_page(redis: Any, tmp_path: Path) -> None:
     example = runpy.run_path(str(tmp_path / "example.py"))
     credit = example["credit"]
     assert credit.outbox
-    credit.run.__globals__["results_client"] = lambda: redis
+    credit._orig_run.__globals__["results_client"] = lambda: redis
     for _ in range(2):
-        credit.run("payment-1", "A", 500)
+        credit._orig_run("payment-1", "A", 500)
     assert redis.get("balance:A") == "500"
