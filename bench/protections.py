@@ -22,42 +22,27 @@ BATCH, ROUNDS = 1000, 5
 COUNT = "tour:bench"
 
 
-def note(pipe: Pipeline) -> None:
+def count(_: str) -> None:
     """The effect: one write."""
-    pipe.incr(COUNT)
-
-
-@app.task(acks_late=False)
-def plain(_: str) -> None:
-    """Acknowledged before it runs, as Celery does: an effect, and nothing that guards it."""
     results_client().incr(COUNT)
 
 
-@app.task
-def late(_: str) -> None:
-    """Acknowledged when it is done."""
-    results_client().incr(COUNT)
+def count_once(name: str) -> None:
+    """The effect with a done marker."""
+
+    def effect(pipe: Pipeline) -> None:
+        pipe.incr(COUNT)
+
+    once(results_client(), f"once:bench:{name}", effect, ttl=60)
 
 
-@app.task
-def marked(name: str) -> None:
-    """Late, its effect with a done marker."""
-    once(results_client(), f"once:bench:{name}", note, ttl=60)
-
-
-@app.task(outbox=True)
-def outboxed(_: str) -> None:
-    """Late, and in the outbox."""
-    results_client().incr(COUNT)
-
-
-@app.task(outbox=True)
-def guarded(name: str) -> None:
-    """All of it."""
-    once(results_client(), f"once:bench:{name}", note, ttl=60)
-
-
-KINDS = {task.name.rpartition(".")[2]: task for task in (plain, late, marked, outboxed, guarded)}
+KINDS = {
+    "plain": app.task(count, name="bench.plain", acks_late=False),  # acknowledged before it runs, as Celery does
+    "late": app.task(count, name="bench.late"),
+    "marked": app.task(count_once, name="bench.marked"),
+    "outboxed": app.task(count, name="bench.outboxed", outbox=True),
+    "guarded": app.task(count_once, name="bench.guarded", outbox=True),
+}
 
 
 def rate(step: Callable[[], None]) -> float:

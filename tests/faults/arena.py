@@ -1,8 +1,8 @@
 """Where faults happen: a stack under a load of units, and the ledger that judges it."""
 
 import itertools
+import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +19,10 @@ import timing
 from faults import malformed
 from faults.injections import Injection
 from faults.ledger import Applied, Submitted, Verdict
+from faults.protections import Code
 from stack import inside as run
 from stack.poll import poll_until
-from stack.stack import ROOT, Stack
+from stack.stack import PROJECT, ROOT, Stack, changed_app, defaults
 
 RATE = 10  # units a second for each low worker; one with two slots does some 15 of this mix
 # A unit that was lost is published again by the reconciler, and may then be with a worker that is killed.
@@ -125,12 +126,14 @@ class Publisher:
         arena, first = self._arena, self._starts * 1_000_000
         self._starts += 1
         rate = RATE * len(arena.low_workers())
-        name, program = f"{arena.stack.project}-publisher", ROOT / "tests/faults/publisher.py"
-        options = ["--name", name, f"--volume={self._folder}:/log", f"--volume={program}:/publisher.py:ro"]
+        options = [f"--volume={self._folder}:/log", f"--volume={ROOT}/tests/faults/publisher.py:/publisher.py:ro"]
         command = ["python", "/publisher.py", arena.prefix, str(rate), "/log/log", f"--first={first}"]
-        compose = [*arena.stack.compose_command, "run", "--rm", "--no-deps", "--detach", "--env=PYTHONPATH=/app"]
-        durable = ["--durable"] if self._durable else []
-        subprocess.run([*compose, *options, "client", *command, *durable], check=True, capture_output=True, text=True)
+        arena.stack.start_client(
+            f"{arena.stack.project}-publisher",
+            *command,
+            *(["--durable"] if self._durable else []),
+            options=[*options, "--env=PYTHONPATH=/app"],
+        )
 
     def submitted(self) -> Submitted:
         """All that was submitted so far."""
@@ -263,11 +266,22 @@ def on_a_small_disk(stack: Stack) -> Iterator[None]:
 
 
 @contextmanager
-def changed(code: dict[str, list[tuple[str, str]]] | None = None, small_disk: bool = False) -> Iterator[Path]:
-    """A Compose file that gives both Redis an administrator and, if asked, changes the code or the broker's disk.
+def own_stack(code: Code = ()) -> Iterator[Stack]:
+    """A stack whose Redis have an administrator, its code changed if asked; removed in the end, unless KEEP=1."""
+    os.environ.update(defaults())
+    with changed(code) as file:
+        stack = Stack(PROJECT, file)
+        try:
+            stack.up()
+            yield stack
+        finally:
+            if os.environ.get("KEEP") != "1":
+                stack.down()
 
-    `code`: for each file below services/celery, texts and what to put in their place.
-    """
+
+@contextmanager
+def changed(code: Code = (), small_disk: bool = False) -> Iterator[Path]:
+    """A Compose file that gives both Redis an administrator and, if asked, changes the code or the broker's disk."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -290,15 +304,7 @@ def changed(code: dict[str, list[tuple[str, str]]] | None = None, small_disk: bo
             options = {"type": "tmpfs", "device": "tmpfs", "o": "size=16m,uid=999,gid=999"}
             volumes["small-disk"] = {"driver": "local", "driver_opts": options}
         if code:
-            app = folder / "app"
-            shutil.copytree(ROOT / "services/celery", app, ignore=shutil.ignore_patterns("__pycache__"))
-            for path, changes in code.items():
-                text = (app / path).read_text()
-                for old, new in changes:
-                    assert text.count(old) == 1, f"{path} does not have once: {old}"
-                    text = text.replace(old, new)
-                (app / path).write_text(text)
-            subprocess.run(["chmod", "-R", "a+rX", app], check=True)
+            app = changed_app(folder, code)
             services.update({service: {"volumes": [f"{app}:/app:ro"]} for service in CELERY})
         compose = folder / "compose.yaml"
         compose.write_text(yaml.safe_dump({"services": services, "volumes": volumes}))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from faults import report
-from faults.arena import changed
+from faults.arena import own_stack
 from faults.ledger import Verdict
 from faults.report import Unprotected
-from stack.stack import PROJECT, Stack, defaults
+from stack.stack import Stack
 
 # WITHOUT=outbox: not the table, but the proof that it can fail.
 collect_ignore = ["test_faults.py" if os.environ.get("WITHOUT") else "test_protections.py"]
@@ -25,15 +25,8 @@ def arena_stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     if os.environ.get("FAULTS") != "all":
         yield request.getfixturevalue("stack")
         return
-    os.environ.update(defaults())
-    with changed() as file:
-        stack = Stack(PROJECT, file)
-        try:
-            stack.up()
-            yield stack
-        finally:
-            if os.environ.get("KEEP") != "1":
-                stack.down()
+    with own_stack() as stack:
+        yield stack
 
 
 @pytest.fixture

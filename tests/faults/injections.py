@@ -1,7 +1,6 @@
 """How faults are brought about on running containers, from outside: each is a context manager that undoes it."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,22 +18,7 @@ if TYPE_CHECKING:
 Injection = Callable[["Arena"], AbstractContextManager[None]]
 
 
-def helper(stack: Stack, program: str, *arguments: str, **options: Any) -> str:
-    """What a Python program prints that runs as root beside the containers, in the namespaces that `options` say."""
-    output = stack.docker.run(
-        stack.celery_image, ["-c", program, *arguments], entrypoint="python3", user="root", remove=True, **options
-    )
-    return str(output).strip()
-
-
 # --- Processes ---
-
-
-def send_signal(stack: Stack, number: int, *containers: Container) -> None:
-    """A signal to the containers' first programs, by host PID: the engine must not take it for the user's wish."""
-    pids = [str(container.state.pid) for container in containers]
-    program = f"import os, sys\nfor pid in sys.argv[1:]: os.kill(int(pid), {number:d})"
-    helper(stack, program, *pids, pid="host", networks=["none"])
 
 
 def send_to_program(stack: Stack, container: Container, number: int) -> None:
@@ -47,24 +31,14 @@ def send_to_program(stack: Stack, container: Container, number: int) -> None:
 @contextmanager
 def killed(arena: "Arena", *services: str) -> Iterator[None]:
     """All containers of services killed at once; the engine starts them again by itself."""
-    stack = arena.stack
-    containers = [container for service in services for container in stack.containers(service)]
-    restarts = {container.id: container.restart_count or 0 for container in containers}
-    send_signal(stack, signal.SIGKILL, *containers)
+    arena.stack.crash(*services)
     yield
-
-    def restarted() -> bool:
-        now = {container.id: container for service in services for container in stack.containers(service)}
-        return all((now[key].restart_count or 0) > count and now[key].state.running for key, count in restarts.items())
-
-    poll_until(restarted, f"{', '.join(services)} restarted by the engine", 40)
-    stack.wait_healthy()
 
 
 @contextmanager
 def one_killed(arena: "Arena", service: str) -> Iterator[None]:
     """One container of a service killed; the others go on."""
-    send_signal(arena.stack, signal.SIGKILL, arena.stack.containers(service)[0])
+    arena.stack.send_signal(signal.SIGKILL, arena.stack.containers(service)[0])
     yield
     arena.stack.wait_healthy()
 
@@ -157,9 +131,7 @@ def scaled(arena: "Arena") -> Iterator[None]:
 def second_beat(arena: "Arena") -> Iterator[None]:
     """One more beat, with the same schedule."""
     name = f"{arena.stack.project}-second-beat"
-    command = [*arena.stack.compose_command, "run", "--rm", "--no-deps", "--detach", "--name", name]
-    beat = ["client", "celery", "-A", "celery_app", "beat", "--pidfile="]
-    subprocess.run([*command, *beat], check=True, capture_output=True)
+    arena.stack.start_client(name, "celery", "-A", "celery_app", "beat", "--pidfile=")
     try:
         yield
     finally:
@@ -241,13 +213,13 @@ def cut_off(arena: "Arena", network: str, *containers: Container) -> Iterator[No
     ends = []
     for container in containers:
         address = (container.network_settings.networks or {})[f"{arena.stack.project}_{network}"].ip_address
-        ends.append(helper(arena.stack, OTHER_END, str(address), networks=[f"container:{container.id}"]))
+        ends.append(arena.stack.python_as_root(OTHER_END, str(address), networks=[f"container:{container.id}"]))
     host: dict[str, Any] = {"networks": ["host"], "cap_add": ["NET_ADMIN"]}
     try:
-        helper(arena.stack, CABLES, "down", *ends, **host)
+        arena.stack.python_as_root(CABLES, "down", *ends, **host)
         yield
     finally:
-        helper(arena.stack, CABLES, "up", *ends, **host)
+        arena.stack.python_as_root(CABLES, "up", *ends, **host)
 
 
 # --- Redis, as its administrator, whom only the fault tests' Redis has (arena.changed) ---
@@ -305,11 +277,11 @@ def power_lost(arena: "Arena", service: str) -> Iterator[None]:
     volume = next(str(mount.name) for mount in stack.container(service).mounts if str(mount.destination) == "/data")
     # What is on the disk when WAITAOF returns; the next fsync is a second away.
     redis_cli(stack, service, "WAITAOF", "1", "0", "5000")
-    size = helper(stack, SIZE, volumes=[(volume, "/data")], networks=["none"])
+    size = stack.python_as_root(SIZE, volumes=[(volume, "/data")], networks=["none"])
     time.sleep(0.5)
     try:
         stack.compose.kill(service)
-        helper(stack, TRUNCATE, size, volumes=[(volume, "/data")], networks=["none"])
+        stack.python_as_root(TRUNCATE, size, volumes=[(volume, "/data")], networks=["none"])
     finally:
         stack.compose.start(service)
     yield

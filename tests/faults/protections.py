@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-# For each file below services/celery: texts, and what is put in their place.
-Code = dict[str, list[tuple[str, str]]]
+# Changes of the code, as stack.changed_app takes them.
+Code = tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -21,51 +21,51 @@ PROTECTIONS = (
         "outbox",
         "a unit is written down before it is published, and published again until it has ended",
         "broker-emptied",
-        {"delivery/publishing.py": [("            unit.write()\n", "            later = False\n")]},
+        (("delivery/publishing.py", "            unit.write()\n", "            later = False\n"),),
     ),
     Protection(
         "done-marker",
         "an effect is applied in one step with its done marker",
         "worker-hung",
-        {"delivery/once.py": [("if done is not None:", "if False:")]},
+        (("delivery/once.py", "if done is not None:", "if False:"),),
     ),
     Protection(
         "acks-late",
         "a message is acknowledged when its task is done",
         "soft-stop",
-        {
-            "settings.py": [('"task_acks_late": True', '"task_acks_late": False')],
-            "delivery/checks.py": [("if not conf.task_acks_late:", "if False:")],  # it would refuse to start
-        },
+        (
+            ("settings.py", '"task_acks_late": True', '"task_acks_late": False'),
+            ("delivery/checks.py", "if not conf.task_acks_late:", "if False:"),  # it would refuse to start
+        ),
     ),
     Protection(
         "reject-on-worker-lost",
         "a killed process gives its message back",
         "child-kill",
-        {"settings.py": [('"task_reject_on_worker_lost": True', '"task_reject_on_worker_lost": False')]},
+        (("settings.py", '"task_reject_on_worker_lost": True', '"task_reject_on_worker_lost": False'),),
     ),
     Protection(
         "publish-timeout",
         "a publisher's connection has a socket timeout",
         "redis-pause",
-        {"celery_app.py": [('"socket_timeout": timing.PUBLISH_SOCKET_TIMEOUT,', "")]},
+        (("celery_app.py", '"socket_timeout": timing.PUBLISH_SOCKET_TIMEOUT,', ""),),
     ),
     Protection(
         "watchdog",
         "a worker whose loop does not turn ends itself",
         "worker-hung",
-        {"delivery/watchdog.py": [("if wrong := vigil.look():", "if (wrong := vigil.look()) and False:")]},
+        (("delivery/watchdog.py", "if wrong := vigil.look():", "if (wrong := vigil.look()) and False:"),),
     ),
     Protection(
         "consumer",
         "a message that cannot be read becomes a dead letter",
         "malformed",
-        {"settings.py": [('"worker_consumer": "delivery.consumer:Consumer",', "")]},
+        (("settings.py", '"worker_consumer": "delivery.consumer:Consumer",', ""),),
     ),
     Protection(
         "dead-letters",
         "a task over its hard limit becomes a dead letter",
         "overrun",
-        {"delivery/request.py": [('self._dead = (Reason.TIME_LIMIT, f"{error.args[0]:g} s")', "pass")]},
+        (("delivery/request.py", 'self._dead = (Reason.TIME_LIMIT, f"{error.args[0]:g} s")', "pass"),),
     ),
 )

@@ -4,17 +4,16 @@ The seed decides which faults come and how long the pauses between them are. Uni
 the disk, since the broker and redis-results lose their power, too.
 """
 
-import os
 import re
 import sys
 import time
 from collections import Counter
 from random import Random
 
-from faults.arena import Arena, Fault, Publisher, at_the_right_moment, changed, drain, load, prepare, say
+from faults.arena import Arena, Fault, Publisher, at_the_right_moment, drain, load, own_stack, prepare, say
 from faults.ledger import Verdict
 from faults.table import FAULTS
-from stack.stack import PROJECT, Stack, defaults
+from stack.stack import Stack
 
 PAUSE = (5.0, 20.0)  # s between two faults
 CHOICES = [fault for fault in FAULTS if not fault.small_disk]
@@ -61,16 +60,10 @@ def one(arena: Arena, publisher: Publisher, fault: Fault) -> None:
 def main(arguments: list[str]) -> int:
     """Run it; exit code 1 when a unit was lost or applied twice."""
     lasts, seed = seconds(arguments[0]), int(arguments[1])
-    os.environ.update(defaults())
     print(f"soak: FOR={arguments[0]} SEED={seed}")
-    with changed() as file:
-        stack = Stack(PROJECT, file)
-        try:
-            stack.up()
-            prepare(stack)
-            verdict, counts = soak(stack, lasts, seed)
-        finally:
-            stack.down()
+    with own_stack() as stack:
+        prepare(stack)
+        verdict, counts = soak(stack, lasts, seed)
     print(f"\n{sum(counts.values())} faults: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
     print(f"{verdict.submitted} units submitted, {verdict.again} run again, {verdict.dead} dead letters")
     print(f"{verdict.raised} publishes raised, the longest took {verdict.blocked:.1f} s")

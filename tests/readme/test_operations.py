@@ -1,9 +1,6 @@
 """docs/operations.md, followed in a copy of the project, and what it promises of backups and of an external Redis."""
 
 import re
-from collections.abc import Iterator
-
-import pytest
 
 from readme.clone import PROJECT, ROOT, Clone
 from readme.page import follow
@@ -12,13 +9,6 @@ PAGE = (ROOT / "docs/operations.md").read_text()
 BACKUP, RESTORE = (
     block for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) if "/$redis.tar" in block
 )
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    clone = Clone(tmp_path_factory.mktemp("operations"))
-    yield clone
-    clone.run("FORCE=1 make clean")
 
 
 def python(clone: Clone, program: str) -> str:

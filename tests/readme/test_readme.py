@@ -6,7 +6,7 @@ Runs before the other stack tests, so that two stacks never share the machine.
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,13 +19,6 @@ TROUBLE = README.partition("## When something is wrong")[2]
 COMMANDS = [
     line for block in re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE) for line in block.splitlines()
 ]
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    clone = Clone(tmp_path_factory.mktemp("clone"))
-    yield clone
-    clone.run("FORCE=1 make clean")
 
 
 def is_up(clone: Clone, output: str) -> None:

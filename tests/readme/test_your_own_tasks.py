@@ -11,13 +11,12 @@ CELERY_IMAGE = f"{PROJECT}/celery:local"
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    """A clone with an image of its own: the page changes the code."""
-    clone = Clone(tmp_path_factory.mktemp("own-tasks"))
+def clone_of_its_own(clone: Clone) -> Iterator[Clone]:
+    """One with an image of its own: the page changes the code."""
     clone.environment["CELERY_IMAGE"] = CELERY_IMAGE
     yield clone
     clone.run(f"FORCE=1 make clean; docker image rm {CELERY_IMAGE}")
 
 
-def test_every_step_works_as_the_page_says(clone: Clone) -> None:
-    follow((ROOT / "docs/your-own-tasks.md").read_text(), clone)
+def test_every_step_works_as_the_page_says(clone_of_its_own: Clone) -> None:
+    follow((ROOT / "docs/your-own-tasks.md").read_text(), clone_of_its_own)

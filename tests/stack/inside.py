@@ -197,11 +197,9 @@ def take_out(task_id: str) -> bool:
 
 def refused(task: str, args: Sequence[Any] = (1, 1), **options: Any) -> str:
     """The name of the exception that publishing raises."""
-    try:
-        app().tasks[task].apply_async(args, **options)
-    except Exception as error:
-        return type(error).__name__
-    raise AssertionError(f"{task} with {options} was published")
+    error, _ = timed_publish(task, args, **options)
+    assert error, f"{task} with {options} was published"
+    return error
 
 
 def results(ids: list[str]) -> list[Json]:

@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
+import signal
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +39,21 @@ def defaults() -> dict[str, str]:
 def service_of(container: Container) -> str:
     """Name of a container's service."""
     return (container.config.labels or {})["com.docker.compose.service"]
+
+
+def changed_app(folder: Path, changes: Iterable[tuple[str, str, str]]) -> Path:
+    """A copy of the Celery services' code in this folder, to be mounted over /app.
+
+    Each change is a file below services/celery, a text that it has once, and what to put in its place.
+    """
+    app = folder / "app"
+    shutil.copytree(ROOT / "services/celery", app, ignore=shutil.ignore_patterns("__pycache__"))
+    for path, old, new in changes:
+        text = (app / path).read_text()
+        assert text.count(old) == 1, f"{path} does not have once: {old}"
+        (app / path).write_text(text.replace(old, new))
+    subprocess.run(["chmod", "-R", "a+rX", app], check=True)
+    return app
 
 
 running: list["Stack"] = []  # what `up` has started and `down` not yet removed
@@ -168,33 +186,46 @@ class Stack:
 
     # --- Faults and attempts ---
 
-    def crash(self, service: str) -> None:
-        """SIGKILL a service's container by its host PID, as the out-of-memory killer would; see it restarted.
+    def crash(self, *services: str) -> None:
+        """SIGKILL all containers of services at once, as the out-of-memory killer would; see them restarted.
 
-        `docker kill` counts as the user's wish, after which nothing is restarted. The signal comes from a container in
-        the host's PID namespace, so it works for whoever may use the engine, wherever that is. A paused container is
-        killed in its frozen state.
+        A paused container is killed in its frozen state.
         """
-        container = self.container(service)
-        restarts, pid = container.restart_count, container.state.pid
-        self.docker.run(
-            self.celery_image,
-            ["-c", f"import os; os.kill({pid}, 9)"],
-            entrypoint="python3",
-            user="root",
-            pid="host",
-            networks=["none"],
-            remove=True,
-        )
-        if container.state.paused:
-            self.compose.unpause(service)
+        containers = [container for service in services for container in self.containers(service)]
+        restarts = {container.id: container.restart_count or 0 for container in containers}
+        self.send_signal(signal.SIGKILL, *containers)
+        for container in containers:
+            if container.state.paused:
+                container.unpause()
 
         def restarted() -> bool:
-            now = self.container(service)
-            return (now.restart_count or 0) > (restarts or 0) and now.state.running is True
+            now = {container.id: container for service in services for container in self.containers(service)}
+            return all((now[key].restart_count or 0) > old and now[key].state.running for key, old in restarts.items())
 
-        poll_until(restarted, f"{service} restarted by the engine", 30)
+        poll_until(restarted, f"{', '.join(services)} restarted by the engine", 30)
         self.wait_healthy()
+
+    def send_signal(self, number: int, *containers: Container) -> None:
+        """A signal to the containers' first programs, by host PID.
+
+        `docker kill` counts as the user's wish, after which nothing is restarted. The signal comes from a container in
+        the host's PID namespace, so it works for whoever may use the engine, wherever that is.
+        """
+        pids = [str(container.state.pid) for container in containers]
+        program = f"import os, sys\nfor pid in sys.argv[1:]: os.kill(int(pid), {number:d})"
+        self.python_as_root(program, *pids, pid="host", networks=["none"])
+
+    def python_as_root(self, program: str, *arguments: str, **options: Any) -> str:
+        """What a Python program prints that runs as root in a container of its own, in the namespaces of `options`."""
+        output = self.docker.run(
+            self.celery_image, ["-c", program, *arguments], entrypoint="python3", user="root", remove=True, **options
+        )
+        return str(output).strip()
+
+    def start_client(self, name: str, *command: str, options: Sequence[str] = ()) -> None:
+        """A command in a client container of this name, in the background; `options` are those of `compose run`."""
+        run = ["run", "--rm", "--no-deps", "--detach", f"--name={name}", *options, "client"]
+        subprocess.run([*self.compose_command, *run, *command], check=True, capture_output=True, text=True)
 
     @cached_property
     def celery_image(self) -> str:

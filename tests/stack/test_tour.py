@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,12 +18,11 @@ from stack import inside as run
 from stack.inside import Inside
 from stack.poll import poll_until
 from stack.sabotages import SABOTAGES, Sabotage
-from stack.stack import PROJECT, ROOT, Stack
+from stack.stack import PROJECT, ROOT, Stack, changed_app
 from stack.web import Prometheus
 from tour.lessons import LESSONS
 
 TOUR_TAKES = 300  # s, promised in README.md
-APP = ROOT / "services/celery"
 
 
 def command(stack: Stack, *arguments: str, tty: bool = False, app: Path | None = None, **environment: str) -> list[str]:
@@ -233,32 +231,12 @@ def test_a_missing_service_is_named_with_what_to_do(stack: Stack) -> None:
 @pytest.fixture(scope="module")
 def sabotaged(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """A tour of the sabotaged lessons with the sabotaged code, at a worker that has it as well."""
-    app = tmp_path_factory.mktemp("sabotaged") / "app"
-    shutil.copytree(APP, app)
-    for sabotage in SABOTAGES:
-        file = app / sabotage.file
-        text = file.read_text()
-        assert text.count(sabotage.old) == 1, sabotage
-        file.write_text(text.replace(sabotage.old, sabotage.new))
-    subprocess.run(["chmod", "-R", "a+rX", app], check=True)
+    changes = ((sabotage.file, sabotage.old, sabotage.new) for sabotage in SABOTAGES)
+    app = changed_app(tmp_path_factory.mktemp("sabotaged"), changes)
     name = f"{PROJECT}-sabotaged"
-    worker = ["client", "celery", "-A", "celery_app", "worker", "-Q", "high,low", "-n", "low@%h", "--concurrency=2"]
+    worker = ["celery", "-A", "celery_app", "worker", "-Q", "high,low", "-n", "low@%h", "--concurrency=2"]
     with stack.stopped("worker-high", "worker-low", "producer", "beat"):
-        subprocess.run(
-            [
-                *stack.compose_command,
-                "run",
-                "--rm",
-                "--no-deps",
-                "--detach",
-                "--name",
-                name,
-                f"--volume={app}:/app:ro",
-                *worker,
-            ],
-            check=True,
-            capture_output=True,
-        )
+        stack.start_client(name, *worker, options=[f"--volume={app}:/app:ro"])
         try:
             poll_until(lambda: stack.inside.call(run.inspect, "ping"), "the sabotaged worker to answer", 40)
             done = tour(stack, "--json", *(sabotage.lesson for sabotage in SABOTAGES), app=app)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from redis import Redis
 
 from celery_app import app
 from unit.redis_server import RedisServer
@@ -23,6 +25,19 @@ def redis_server(redis_container: RedisServer) -> RedisServer:
     """A real Redis, empty."""
     redis_container.reset()
     return redis_container
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Redis:
+    """Its client, as the services have one: replies are text. A module may put it in the place of theirs."""
+    return Redis.from_url(redis_server.url, decode_responses=True)
+
+
+@pytest.fixture
+def producer(redis_server: RedisServer) -> Iterator[Any]:
+    """Publishes to it: `task.apply_async(…, producer=producer)`."""
+    with app.connection_for_write(redis_server.url) as connection, app.amqp.Producer(connection) as producer:
+        yield producer
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,19 +16,11 @@ from unit.redis_server import RedisServer
 
 
 @pytest.fixture
-def redis(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Any:
+def redis(client: Redis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The broker and the outbox's Redis in one."""
-    text = Redis.from_url(redis_server.url, decode_responses=True)
-    monkeypatch.setattr(outbox, "results_client", lambda: text)
+    monkeypatch.setattr(outbox, "results_client", lambda: client)
     monkeypatch.setattr(dlq, "client", lambda: redis_server.client)
-    return text
-
-
-@pytest.fixture
-def producer(redis_server: RedisServer) -> Iterator[Any]:
-    """Publishes to the unit tests' Redis."""
-    with app.connection_for_write(redis_server.url) as connection, app.amqp.Producer(connection) as producer:
-        yield producer
+    return client
 
 
 def dead(redis: Any, producer: Any, task: Any, *args: Any, reason: Reason, **options: Any) -> str:

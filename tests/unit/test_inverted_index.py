@@ -27,11 +27,6 @@ LIMIT = 10_000
 FILES = 60  # three chunks
 
 
-@pytest.fixture
-def client(redis_server: RedisServer) -> Redis:
-    return Redis.from_url(redis_server.url, decode_responses=True)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill(tmp_path_factory.mktemp("corpus"))

@@ -10,13 +10,11 @@ from beat_schedule import ENTRIES
 from celery_app import app
 from delivery.periodic import PeriodicTask
 from tasks import maintenance
-from unit.redis_server import RedisServer
 
 
 @pytest.fixture
-def client(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Redis:
+def client(client: Redis, monkeypatch: pytest.MonkeyPatch) -> Redis:
     """Broker and results in one."""
-    client = Redis.from_url(redis_server.url, decode_responses=True)
     monkeypatch.setattr(maintenance, "results_client", lambda: client)
     monkeypatch.setattr(maintenance, "broker_client", lambda: client)
     return client

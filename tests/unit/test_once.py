@@ -14,11 +14,6 @@ from delivery.once import Once, once
 from unit.redis_server import RedisServer
 
 
-@pytest.fixture
-def client(redis_server: RedisServer) -> Redis:
-    return Redis.from_url(redis_server.url, decode_responses=True)
-
-
 def add_one(pipe: Pipeline) -> str:
     pipe.incr("effect")
     return "first"

@@ -4,7 +4,6 @@ import json
 import re
 import runpy
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,21 @@ from redis import ConnectionError as RedisAwayError
 from redis import Redis
 
 import timing
-from celery_app import app
 from delivery import outbox
 from delivery.outbox import DUE, UNITS, Unit
 from delivery.publishing import DelayTooLongError
 from settings import priority_lists
 from tasks import basic, ledger
-from unit.redis_server import RedisServer
 
 LONG_AGO = timing.OUTBOX_BOUND + 60
 
 
 @pytest.fixture
-def redis(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Any:
+def redis(client: Redis, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Both Redis in one; the app's own broker URL leads nowhere."""
-    client = Redis.from_url(redis_server.url, decode_responses=True)
     monkeypatch.setattr(outbox, "results_client", lambda: client)
     monkeypatch.setattr(outbox, "broker_client", lambda: client)
     return client
-
-
-@pytest.fixture
-def producer(redis_server: RedisServer) -> Iterator[Any]:
-    """Publishes to the unit tests' Redis."""
-    with app.connection_for_write(redis_server.url) as connection, app.amqp.Producer(connection) as producer:
-        yield producer
 
 
 def unit(redis: Any, task_id: str) -> dict[str, Any]:

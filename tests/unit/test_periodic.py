@@ -9,14 +9,12 @@ from redis import Redis
 from celery_app import app
 from delivery import periodic
 from delivery.periodic import PeriodicTask, claim
-from unit.redis_server import RedisServer
 
 TICK = {"beat_entry": "report", "beat_due": 1795400000.0}
 
 
 @pytest.fixture
-def client(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Redis:
-    client = Redis.from_url(redis_server.url, decode_responses=True)
+def client(client: Redis, monkeypatch: pytest.MonkeyPatch) -> Redis:
     monkeypatch.setattr(periodic, "results_client", lambda: client)
     return client
 

@@ -11,7 +11,6 @@ import settings as configuration
 from tasks import inverted_index, search
 from tasks.corpus import list_files
 from tasks.count import Totals, count
-from unit.redis_server import RedisServer
 
 
 @pytest.fixture
@@ -22,9 +21,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def client(redis_server: RedisServer, folder: Path, monkeypatch: pytest.MonkeyPatch, eager: None) -> Redis:
+def client(client: Redis, folder: Path, monkeypatch: pytest.MonkeyPatch, eager: None) -> Redis:
     """The tasks work on this Redis and folder, and run in this process when they are sent."""
-    client = Redis.from_url(redis_server.url, decode_responses=True)
     monkeypatch.setattr(search, "results_client", lambda: client)
     monkeypatch.setattr(configuration.settings, "corpus_dir", folder)
     return client

@@ -36,14 +36,13 @@ Megabytes = Annotated[int, Field(ge=0, le=2000)]
 def apply(self: Task, unit: Name, seconds: Seconds = 0, megabytes: Megabytes = 0) -> None:
     """Take a while, and a lot of memory at the first run; then apply the effect of a unit, once."""
     client = results_client()
-    runs = client.rpush(RUNS, f"{unit} {time.time()}")
+    client.rpush(RUNS, f"{unit} {time.time()}")
     if megabytes and not self.request.retries:
         _ballast = b"x" * (megabytes << 20)
     time.sleep(seconds)
 
-    def effect(pipe: Pipeline) -> int:
+    def effect(pipe: Pipeline) -> None:
         pipe.rpush(EFFECTS, f"{unit} {time.time()}")
-        return int(runs)
 
     once(client, f"ledger:done:{unit}", effect, ttl=KEPT_FOR)
 

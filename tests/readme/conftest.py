@@ -1,0 +1,15 @@
+"""What tests of the documents are given."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from readme.clone import Clone
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    """A clone for the tests of a module, removed with all that it has started."""
+    clone = Clone(tmp_path_factory.mktemp("clone"))
+    yield clone
+    clone.run("FORCE=1 make clean")
