@@ -19,11 +19,14 @@ verdicts: list[Verdict] = []
 without: list[Unprotected] = []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def arena_stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """In `make test` the stack of the other tests; in `make test-faults` one of its own."""
+    """In `make test` the stack of the other tests, which goes back to them as it was; else one of its own."""
     if os.environ.get("FAULTS") != "all":
-        yield request.getfixturevalue("stack")
+        stack = request.getfixturevalue("stack")
+        yield stack
+        stack.scale(worker_low=1)
+        stack.wait_healthy()
         return
     with own_stack() as stack:
         yield stack

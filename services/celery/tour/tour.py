@@ -1,12 +1,14 @@
 """What a step is given: the sources of its evidence, processes of its own, and names that nobody else uses."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
 from celery.result import AsyncResult, GroupResult
+from redis import RedisError
 
 from celery_app import app
 from delivery import dead_letters, dlq
@@ -117,16 +119,27 @@ class Tour:
     # --- The end ---
 
     def end_lesson(self) -> None:
-        """Stop the lesson's processes; nobody waits for them."""
+        """Stop the lesson's processes, and take its dead letters away before they become an alert."""
+        self._stop_processes()
+        with suppress(RedisError):  # `clean` tries again
+            self._drop_dead_letters()
+
+    def _stop_processes(self) -> None:
+        """Nobody waits for them."""
         for process in self._running:
             process.stop()
         self._stopped += self._running
         self._running, self._workers = [], {}
 
+    def _drop_dead_letters(self) -> None:
+        for letter in dlq.dead_letters(dlq.client()):
+            if letter.task_id in self.events.ours:
+                broker_client().xdel(dead_letters.KEY, letter.id)
+
     def clean(self) -> None:
         """Remove all that the tour has made. Raises RedisError where Redis is away; its processes end all the same."""
         try:
-            self.end_lesson()
+            self._stop_processes()
             for process in self._stopped:
                 process.reap()
             self._folder.cleanup()
@@ -150,6 +163,4 @@ class Tour:
         for queue in self.events.queues:
             bindings = [f"_kombu.binding.{queue}", f"_kombu.binding_permanent.{queue}"]
             broker.delete(*priority_lists(queue), *private_keys(queue).values(), *bindings)
-        for letter in dlq.dead_letters(dlq.client()):
-            if letter.task_id in self.events.ours:
-                broker.xdel(dead_letters.KEY, letter.id)
+        self._drop_dead_letters()
