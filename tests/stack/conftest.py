@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from stack import inside as run
 from stack.inside import Inside
 from stack.services import SERVICES, Service
 from stack.stack import Stack
@@ -20,6 +21,14 @@ def inside(stack: Stack) -> Inside:
 def prometheus(stack: Stack) -> Prometheus:
     """Prometheus' API."""
     return stack.prometheus
+
+
+@pytest.fixture
+def newest(inside: Inside) -> Iterator[str]:
+    """The newest dead letter before the test; those of the test go with it."""
+    before = inside.call(run.last_dead_letter)
+    yield before
+    inside.call(run.drop_dead_letters, [letter["entry"] for letter in inside.call(run.dead_letters, before)])
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import subprocess
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,14 +12,6 @@ from stack.inside import Inside
 from stack.poll import poll_until
 from stack.stack import Stack
 from stack.web import Prometheus
-
-
-@pytest.fixture
-def newest(inside: Inside) -> Iterator[str]:
-    """The newest dead letter before the test; those of the test go with it."""
-    before = inside.call(run.last_dead_letter)
-    yield before
-    inside.call(run.drop_dead_letters, [letter["entry"] for letter in inside.call(run.dead_letters, before)])
 
 
 def dead_letter(inside: Inside, newest: str, task_id: str, timeout: float = 30) -> dict[str, Any]:

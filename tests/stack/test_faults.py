@@ -58,7 +58,9 @@ def test_a_message_past_its_visibility_timeout_goes_back_at_the_next_look(stack:
     poll_until(lambda: inside.call(run.states, [task]) == ["SUCCESS"], "the task done", 30)
 
 
-def test_a_task_whose_process_is_killed_runs_again_and_is_given_up_in_the_end(stack: Stack, inside: Inside) -> None:
+def test_a_task_whose_process_is_killed_runs_again_and_is_given_up_in_the_end(
+    stack: Stack, inside: Inside, newest: str
+) -> None:
     (task,) = inside.call(run.publish, "tasks.basic.sleep", [[40]], priority=0)
     killed: set[int] = set()
 
@@ -72,6 +74,8 @@ def test_a_task_whose_process_is_killed_runs_again_and_is_given_up_in_the_end(st
         stack.docker.container.execute(stack.container("worker-low"), ["bash", "-c", f"kill -9 {pid}"])
         killed.add(pid)
     poll_until(lambda: inside.call(run.states, [task]) == ["FAILURE"], "the task given up", 30)
+    letters = poll_until(lambda: inside.call(run.dead_letters, newest), "its dead letter", 30)
+    assert [(letter["id"], letter["reason"]) for letter in letters] == [(task, "killed its process")]
 
 
 def test_a_killed_broker_keeps_its_messages(stack: Stack, inside: Inside) -> None:
