@@ -1,21 +1,30 @@
 """The Celery app: `celery -A celery_app worker|beat|flower|status|inspect …` in this folder."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import celery
 from celery import Celery, signals
-from celery.exceptions import Reject
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 from kombu import Connection
+from kombu.exceptions import OperationalError
+from redis import RedisError
 
 import timing
 from beat_schedule import ENTRIES
-from delivery.publishing import PUBLISH_ERRORS
-from delivery.request import Request
+from delivery import outbox
+from delivery.outbox import PUBLISH_ERRORS
+from delivery.request import SOFT_LIMIT_RETRIES, Request
 from metrics.publishing import PUBLISH_FAILURES, PUBLISHED
 from settings import CELERY
 from tasks.arguments import ArgumentError
 from worker import STEPS
+
+# A unit of work that met a Redis that is away or full, or whose worker was frozen until its soft limit was over, has
+# not failed for good. Its own options add to this, or replace it.
+PATIENT = {"retry_backoff": 1, "retry_backoff_max": 15, "max_retries": 20}
+PASSES = (RedisError, OperationalError, SoftTimeLimitExceeded)
 
 
 class Task(celery.Task):
@@ -34,6 +43,9 @@ class Task(celery.Task):
         if eta is None:
             delay = self.default_retry_delay if countdown is None else countdown
             countdown = max(timing.MIN_RETRY_DELAY, delay)
+        error = options.get("exc")  # its max_retries would stay with the task: Celery keeps what retry() was given
+        if isinstance(error, SoftTimeLimitExceeded) and self.request.retries >= SOFT_LIMIT_RETRIES:
+            raise error
         try:
             return super().retry(*args, eta=eta, countdown=countdown, **options)
         except Reject as error:
@@ -53,6 +65,7 @@ class App(Celery):
             "socket_connect_timeout": timing.PUBLISH_CONNECT_TIMEOUT,
             "socket_timeout": timing.PUBLISH_SOCKET_TIMEOUT,
             "health_check_interval": 0,
+            "max_retries": 0,  # of a new connection, kombu's own: it would hold a publish for 6 s more
             **(kwargs.get("transport_options") or {}),
         }
         return super().connection_for_write(url, **kwargs)
@@ -64,12 +77,20 @@ class App(Celery):
         backend.on_task_call = lambda producer, task_id: {}
         return backend
 
+    def _task_from_fun(self, fun: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Makes a task of a function; one with `outbox = True` is retried when what it met goes away by itself."""
+        if options.get("outbox", getattr(options.get("base"), "outbox", False)):
+            options = {**PATIENT, **options, "autoretry_for": (*options.get("autoretry_for", ()), *PASSES)}
+        return super()._task_from_fun(fun, *args, **options)
+
     def send_task(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Publish; every way to publish (delay, canvas, retry, beat) ends here. Raises kombu's OperationalError."""
         try:
             return super().send_task(name, *args, **kwargs)
-        except Exception:
+        except Exception as error:
             PUBLISH_FAILURES.labels(name).inc()
+            if isinstance(error, PUBLISH_ERRORS):
+                outbox.goes_on()
             raise
 
 

@@ -1,4 +1,7 @@
-"""How faults are brought about on running containers, from outside: each is a context manager that undoes it."""
+"""How faults are brought about on running containers, from outside: each is a context manager that undoes it.
+
+None waits until what it has undone is healthy again: how long that takes is what the row measures.
+"""
 
 import signal
 import time
@@ -40,7 +43,6 @@ def one_killed(arena: "Arena", service: str) -> Iterator[None]:
     """One container of a service killed; the others go on."""
     arena.stack.send_signal(signal.SIGKILL, arena.stack.containers(service)[0])
     yield
-    arena.stack.wait_healthy()
 
 
 @contextmanager
@@ -53,15 +55,16 @@ def frozen(arena: "Arena", *services: str) -> Iterator[None]:
         for container in (each for service in services for each in arena.stack.containers(service)):
             if container.state.paused:
                 container.unpause()
-    arena.stack.wait_healthy()
 
 
 @contextmanager
 def stopped(arena: "Arena", *services: str) -> Iterator[None]:
     """Services stopped in order, and started again."""
-    with arena.stack.stopped(*services):
+    try:
+        arena.stack.compose.stop(list(services))
         yield
-    arena.stack.wait_healthy()
+    finally:
+        arena.stack.compose.start(list(services))
 
 
 @contextmanager
@@ -69,7 +72,6 @@ def restarted(arena: "Arena", *services: str) -> Iterator[None]:
     """Services restarted in order."""
     arena.stack.compose.restart(list(services))
     yield
-    arena.stack.wait_healthy()
 
 
 @contextmanager
@@ -99,7 +101,6 @@ def told(arena: "Arena", command: str) -> Iterator[None]:
     nodes = [f"low@{container.config.hostname}" for container in arena.low_workers()]
     arena.stack.inside.call(run.control, command, nodes)
     yield
-    arena.stack.wait_healthy()
 
 
 @contextmanager
@@ -110,21 +111,20 @@ def cold_stop(arena: "Arena") -> Iterator[None]:
             send_to_program(arena.stack, container, signal.SIGQUIT)
         time.sleep(1)  # two signals at once are one
     yield
-    arena.stack.wait_healthy()
 
 
 @contextmanager
 def scaled(arena: "Arena") -> Iterator[None]:
-    """Workers scaled up and down again."""
+    """Workers scaled up and down again, each time while all of them are busy."""
     before = len(arena.low_workers())
     try:
         for replicas in (4, 1, 3):
             arena.stack.scale(worker_low=replicas)
             arena.stack.wait_healthy("worker-low")
+            arena.occupy()
         yield
     finally:
         arena.stack.scale(worker_low=before)
-        arena.stack.wait_healthy("worker-low")
 
 
 @contextmanager
@@ -285,7 +285,6 @@ def power_lost(arena: "Arena", service: str) -> Iterator[None]:
     finally:
         stack.compose.start(service)
     yield
-    stack.wait_healthy()
 
 
 SIZE = """

@@ -98,7 +98,9 @@ class Verdict:
             if (time <= begun < first.get(unit, begun)) or (time <= over and runs[unit] > 1)
         }
         self.redelivered = max((first[unit] - begun for unit in interrupted if unit in first), default=0.0)
-        self.recovered = min((time - over for time in first.values() if time >= over), default=float("inf"))
+        # What workers held already may begin without the broker: the next one is of a queue.
+        after = sorted(time - over for _, time in applied.runs if time >= over)[self.executing + self.held :]
+        self.recovered = after[0] if after else float("inf")
         self.blocked = submitted.blocked
 
     def sentence(self) -> str:

@@ -5,17 +5,21 @@ Runs in a client container as well, so it imports nothing of the tests.
 
 import base64
 import json
+from random import Random
 from typing import Any
-from uuid import uuid4
 
 ID = "malformed-"  # what the tasks' ids begin with
+# Kinds that a worker can read, and whose tasks run or fail; the others become dead letters.
+READABLE: set[str] = set()
+
+_random = Random()
 
 
 def message(
     body: object = ((1, 1), {}, {}), headers: Any = None, raw_body: str | None = None, **more: Any
 ) -> dict[str, Any]:
     """A good message of tasks.basic.add for queue `low`, with changes."""
-    task_id = f"{ID}{uuid4()}"
+    task_id = f"{ID}{_random.getrandbits(64):x}"
     return {
         "body": base64.b64encode(json.dumps(body).encode()).decode() if raw_body is None else raw_body,
         "content-type": "application/json",
@@ -23,7 +27,7 @@ def message(
         "headers": {"lang": "py", "task": "tasks.basic.add", "id": task_id, "root_id": task_id, **(headers or {})},
         "properties": {
             "correlation_id": task_id,
-            "delivery_tag": str(uuid4()),
+            "delivery_tag": f"{ID}{_random.getrandbits(64):x}",
             "delivery_info": {"exchange": "", "routing_key": "low"},
             "priority": 0,
             "body_encoding": "base64",
@@ -51,7 +55,8 @@ def with_(value: object, key: str, *path: str) -> dict[str, Any]:
 
 
 def kinds(limit: int) -> dict[str, bytes]:
-    """Each kind by its name; `limit` is the largest message that is allowed (bytes)."""
+    """Each kind by its name, the same at each call; `limit` is the largest message that is allowed (bytes)."""
+    _random.seed(7)
     not_even_json = {
         "empty": b"",
         "not JSON": b"}{",
@@ -74,6 +79,7 @@ def kinds(limit: int) -> dict[str, bytes]:
         "no delivery info": without("delivery_info", "properties"),
         "delivery info null": with_(None, "delivery_info", "properties"),
         "routing key null": with_(None, "routing_key", "properties", "delivery_info"),
+        "routing key half a character": with_("\udc80", "routing_key", "properties", "delivery_info"),
         "priority a word": with_("urgent", "priority", "properties"),
         "unknown body encoding": with_("rot13", "body_encoding", "properties"),
         "no body": without("body"),
@@ -95,9 +101,11 @@ def kinds(limit: int) -> dict[str, bytes]:
         "no task": without("task", "headers"),
         "task null": with_(None, "task", "headers"),
         "task a list": with_(["x"], "task", "headers"),
+        "task half a character": with_("\udc80", "task", "headers"),
         "no id": without("id", "headers"),
         "id null": with_(None, "id", "headers"),
         "id an object": with_({}, "id", "headers"),
+        "id half a character": with_(f"{ID}\udc80", "id", "headers"),
         "ETA a word": with_("soon", "eta", "headers"),
         "ETA a number": with_(7, "eta", "headers"),
         "ETA in the year 1": with_("0001-01-01T00:00:00", "eta", "headers"),
@@ -116,3 +124,15 @@ def kinds(limit: int) -> dict[str, bytes]:
         "content type null": with_(None, "content-type"),
     }
     return {**not_even_json, **{name: json.dumps(value).encode() for name, value in odd.items()}}
+
+
+def name_of(payload: bytes, limit: int) -> str:
+    """The kind of a dead letter's payload; what could be read was written anew."""
+    return next((name for name, raw in kinds(limit).items() if _parsed(raw) == _parsed(payload)), "none of the kinds")
+
+
+def _parsed(raw: bytes) -> object:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return raw

@@ -55,6 +55,7 @@ def one(arena: Arena, publisher: Publisher, fault: Fault) -> None:
     say(f"{fault.name}: {fault.what}")
     with fault.inject(arena):
         time.sleep(fault.lasts)
+    arena.stack.wait_healthy()
 
 
 def main(arguments: list[str]) -> int:

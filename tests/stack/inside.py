@@ -134,13 +134,18 @@ def submit_chords(units: list[str], members: int, seconds: float) -> list[str]:
     return names
 
 
-def push_malformed(queue: str) -> int:
-    """Each kind of malformed message, to the front of a queue. Returns how many."""
+def push_malformed(queue: str) -> None:
+    """Each kind of malformed message, to the front of a queue."""
     limit = importlib.import_module("settings").settings.max_message_bytes
-    kinds = importlib.import_module("malformed").kinds(limit)
-    for raw in kinds.values():
+    for raw in importlib.import_module("malformed").kinds(limit).values():
         broker("RPUSH", queue, raw)
-    return len(kinds)
+
+
+def malformed_dead_letters(after: str) -> list[str]:
+    """The kinds of malformed message among the dead letters that are newer than this stream id."""
+    limit = importlib.import_module("settings").settings.max_message_bytes
+    dlq, malformed = importlib.import_module("delivery.dlq"), importlib.import_module("malformed")
+    return [malformed.name_of(each.payload, limit) for each in dlq.dead_letters(dlq.client(), f"({after}")]
 
 
 def last_dead_letter() -> str:

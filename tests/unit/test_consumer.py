@@ -1,10 +1,13 @@
 """The worker's consumer: what it makes of headers that are not what Celery takes for granted."""
 
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from delivery.consumer import check_headers
+from delivery.consumer import Consumer, check_headers, check_message
+from delivery.dead_letters import Reason
 
 GOOD = {"task": "tasks.basic.add", "id": "a"}
 
@@ -49,3 +52,28 @@ def test_an_old_protocol_has_no_task_in_its_headers() -> None:
 def test_what_celery_would_fall_over_is_named(header: str, value: object) -> None:
     with pytest.raises(TypeError, match=f"header {header}: "):
         check_headers({**GOOD, header: value})
+
+
+@pytest.mark.parametrize("queue", [None, 7, {}])
+def test_a_message_of_no_queue_is_named(queue: object) -> None:
+    with pytest.raises(TypeError, match="routing_key: "):
+        check_message(SimpleNamespace(headers=GOOD, delivery_info={"routing_key": queue}))
+
+
+def test_a_message_that_cannot_even_be_buried_ends_no_worker(caplog: pytest.LogCaptureFixture) -> None:
+    message = Mock(delivery_tag="a", reject_log_error=Mock(side_effect=ValueError("odd")))
+    Consumer._bury(Mock(), message, Reason.MALFORMED, TypeError("odder"))
+    assert "message a was not buried; it comes back" in caplog.text
+
+
+def test_what_goes_back_after_a_reconnect_takes_no_place_of_the_new_connection() -> None:
+    consumer = Mock(qos=(old := Mock()))
+    message = Mock(headers={}, channel=None)
+    Consumer.on_unknown_task(consumer, None, message, KeyError("tasks.of.tomorrow"))
+    (_, put_back, arguments) = consumer.timer.call_after.call_args.args
+    assert put_back is consumer._put_back
+    consumer.qos = Mock()
+    Consumer._put_back(consumer, *arguments)
+    old.increment_eventually.assert_called_once_with()
+    old.decrement_eventually.assert_called_once_with()
+    consumer.qos.decrement_eventually.assert_not_called()

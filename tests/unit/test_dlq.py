@@ -39,6 +39,14 @@ def bury(redis: Any, payload: bytes, reason: Reason, queue: str = "low") -> str:
     return str(redis.execute_command("XADD", KEY, "*", *fields))
 
 
+def test_half_a_character_is_no_reason_to_lose_a_letter(redis: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    payload = json.dumps({"headers": {"task": "\udc80", "id": "a\udc80"}}).encode()
+    fields = dead_letters.fields(Reason.MALFORMED, "because \udc80", "low\udc80", payload)
+    redis.execute_command("XADD", KEY, "*", *fields)
+    assert dlq.main(["list"]) == 0
+    assert r"\udc80[a\udc80]" in capsys.readouterr().out
+
+
 def test_none(redis: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert dlq.main([]) == 0
     assert capsys.readouterr().out == "no dead letters\n"

@@ -4,20 +4,24 @@ import json
 import re
 import runpy
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery, states
+from celery.app.trace import trace_task
+from celery.exceptions import Retry, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 from redis import ConnectionError as RedisAwayError
 from redis import Redis
 
 import timing
+from celery_app import app
 from delivery import outbox
 from delivery.outbox import DUE, UNITS, Unit
-from delivery.publishing import DelayTooLongError
-from settings import priority_lists
+from delivery.publishing import DelayTooLongError, MessageTooLargeError, TimeLimitTooLongError
+from settings import priority_lists, settings
 from tasks import basic, ledger
 
 LONG_AGO = timing.OUTBOX_BOUND + 60
@@ -113,6 +117,32 @@ def test_a_countdown_beyond_the_visibility_timeout_is_refused(task: Any, redis: 
     assert not redis.exists(UNITS)
 
 
+@pytest.mark.parametrize("options", [{}, {"later": True}], ids=["now", "later"])
+def test_what_is_too_large_is_refused_before_it_is_written(redis: Any, producer: Any, options: dict[str, Any]) -> None:
+    limit = settings.max_message_bytes
+    with pytest.raises(MessageTooLargeError, match=rf"tasks\.ledger\.apply: .* MAX_MESSAGE_BYTES is {limit}"):
+        ledger.apply.apply_async(("x" * limit,), producer=producer, **options)
+    assert not redis.exists(UNITS)
+
+
+def test_what_is_published_is_not_too_large_for_a_worker(redis: Any, producer: Any) -> None:
+    for less in range(0, 4000, 50):  # the largest that is not refused
+        try:
+            basic.echo.apply_async(("x" * (settings.max_message_bytes * 3 // 4 - less),), producer=producer)
+        except MessageTooLargeError:
+            continue
+        break
+    (message,) = redis.lrange(priority_lists("low")[5], 0, -1)
+    more = len(', "redelivered": true, "redelivered_at": 1795602119.123456, "unknown_since": 1795602119.123456')
+    assert 0.99 * settings.max_message_bytes < len(message) <= settings.max_message_bytes - more
+
+
+def test_a_time_limit_beyond_the_visibility_timeout_is_refused(redis: Any) -> None:
+    with pytest.raises(TimeLimitTooLongError, match=r"tasks\.ledger\.apply: time_limit is 95 s; .* less than 90 s"):
+        ledger.apply.apply_async(("a",), time_limit=95)
+    assert not redis.exists(UNITS)
+
+
 # --- The end of a unit ---
 
 
@@ -125,6 +155,105 @@ def test_states_that_end_a_unit(redis: Any, state: str | None, ends: bool) -> No
     outbox.finished(task=ledger.apply, task_id="a", state=state)
     assert bool(redis.hexists(UNITS, "a")) is not ends
     assert (redis.zscore(DUE, "a") is not None) is not ends
+
+
+@pytest.fixture
+def unstored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks store nothing: the app's own result backend leads nowhere."""
+    monkeypatch.setattr(ledger.apply, "store_errors_even_if_ignored", False)
+    monkeypatch.setattr(ledger.join, "store_errors_even_if_ignored", False)
+
+
+def run_unit(task: Any, task_id: str, *args: Any, **request: Any) -> Any:
+    """As a worker's process does."""
+    request = {"id": task_id, "delivery_info": {}, "hostname": "low@test", **request}
+    return trace_task(task, task_id, args, {}, request, app=app)
+
+
+@pytest.mark.parametrize("error", [RedisAwayError, OperationalError])
+def test_a_unit_whose_successor_could_not_be_written_has_not_ended(
+    redis: Any, monkeypatch: pytest.MonkeyPatch, unstored: None, error: type[Exception]
+) -> None:
+    def away(_: Unit) -> None:
+        raise error("away")
+
+    monkeypatch.setattr(ledger, "results_client", lambda: redis)
+    ledger.apply.apply_async(("a",), task_id="a", later=True)
+    chain = [ledger.apply.si("b").set(task_id="b")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Unit, "write", away)
+        run_unit(ledger.apply, "a", "a", chain=list(chain))
+    assert redis.hexists(UNITS, "a")
+    run_unit(ledger.apply, "a", "a", chain=list(chain))
+    assert redis.hkeys(UNITS) == ["b"]
+    assert redis.llen(ledger.EFFECTS) == 1, "the second run was for the chain alone"
+
+
+def test_a_unit_that_meets_redis_away_is_tried_again(
+    redis: Any, monkeypatch: pytest.MonkeyPatch, unstored: None
+) -> None:
+    def away() -> None:
+        raise RedisAwayError("away")
+
+    ledger.join.apply_async(([], "a"), task_id="a", later=True)
+    monkeypatch.setattr(ledger, "results_client", away)
+    run_unit(ledger.join, "a", [], "a")
+    assert unit(redis, "a")["headers"]["retries"] == 1
+
+
+@pytest.mark.parametrize(("retries", "again"), [(0, True), (2, True), (3, False)])
+def test_a_unit_over_its_soft_limit_is_tried_three_times(
+    redis: Any, monkeypatch: pytest.MonkeyPatch, unstored: None, retries: int, again: bool
+) -> None:
+    def slow() -> None:
+        raise SoftTimeLimitExceeded
+
+    ledger.join.apply_async(([], "a"), task_id="a", later=True)
+    monkeypatch.setattr(ledger, "results_client", slow)
+    run_unit(ledger.join, "a", [], "a", retries=retries)
+    assert redis.hexists(UNITS, "a") is again
+
+
+@pytest.fixture
+def new_task() -> Iterator[Callable[..., Any]]:
+    """Makes tasks of the app for a test: `new_task(function, **options)`."""
+    made: list[Any] = []
+
+    def make(function: Callable[..., Any], **options: Any) -> Any:
+        made.append(app.task(function, shared=False, **options))
+        return made[-1]
+
+    yield make
+    for task in made:
+        app.tasks.unregister(task.name)
+
+
+def test_a_unit_has_its_own_errors_and_retries_besides(new_task: Callable[..., Any]) -> None:
+    def fail(what: type[Exception]) -> None:
+        raise what
+
+    named = new_task(fail, outbox=True, autoretry_for=(KeyError,), max_retries=1)
+    assert named.max_retries == 1
+    for error in (KeyError, RedisAwayError):
+        with pytest.raises(Retry):
+            named.apply(args=(error,), throw=True)
+    with pytest.raises(ZeroDivisionError):
+        named.apply(args=(ZeroDivisionError,), throw=True)
+
+
+def test_a_unit_that_is_replaced_goes_on_under_its_id(
+    redis: Any, unstored: None, monkeypatch: pytest.MonkeyPatch, new_task: Callable[..., Any]
+) -> None:
+    def replace(self: Any) -> None:
+        self.replace(ledger.apply.si("b"))
+
+    replaced = new_task(replace, bind=True, outbox=True)
+    replaced.apply_async(task_id="a", later=True)
+    run_unit(replaced, "a")
+    assert unit(redis, "a")["name"] == "tasks.ledger.apply"
+    monkeypatch.setattr(ledger, "results_client", lambda: redis)
+    run_unit(ledger.apply, "a", "b")
+    assert not redis.exists(UNITS)
 
 
 def test_what_never_was_in_the_outbox_ends_without_a_trace(redis: Any) -> None:
@@ -208,7 +337,43 @@ def test_a_broker_that_goes_away_loses_no_unit(redis: Any) -> None:
     with pytest.raises(OperationalError):
         outbox.republish(away)
     assert redis.hexists(UNITS, "a")
-    assert due_in(redis, "a") < timing.OUTBOX_BOUND + 1
+    assert due_in(redis, "a") < 1, "as soon as the broker is back"
+
+
+def test_a_broker_that_does_not_tell_its_heads_delays_no_unit(redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away() -> None:
+        raise RedisAwayError("away")
+
+    ledger.apply.apply_async(("a",), task_id="a", later=True)
+    monkeypatch.setattr(outbox, "broker_client", away)
+    with pytest.raises(RedisAwayError):
+        republished(redis)
+    assert due_in(redis, "a") < 1
+
+
+def test_a_unit_that_cannot_be_published_stands_in_nobodys_way(redis: Any) -> None:
+    for name in ("a", "b", "c"):
+        ledger.apply.apply_async((name,), task_id=name, later=True)
+    found: list[str] = []
+
+    def publish(each: Unit) -> None:
+        if each.id == "b":
+            raise KeyError("its queue is gone")
+        found.append(each.id)
+
+    assert outbox.republish(publish) == {"published": 2, "waiting": 0}
+    assert found == ["a", "c"]
+    assert unit(redis, "b")["published"] == 0
+    assert due_in(redis, "b") == pytest.approx(timing.OUTBOX_BOUND, abs=10), "it is tried again, later"
+
+
+@pytest.mark.parametrize("change", [{"options": {"priority": "urgent"}}, {"headers": {}}, {"of a later release": 1}])
+def test_an_entry_that_is_no_unit_stands_in_nobodys_way(redis: Any, change: dict[str, Any]) -> None:
+    for name in ("a", "b"):
+        ledger.apply.apply_async((name,), task_id=name, later=True)
+    redis.hset(UNITS, "a", json.dumps({**unit(redis, "a"), **change}))
+    assert republished(redis) == ["b"]
+    assert redis.hexists(UNITS, "a"), "whoever knows what it is may mend it"
 
 
 def test_to_be_on_disk_is_confirmed_by_redis(redis: Any) -> None:

@@ -11,12 +11,19 @@ class Worker:
     """What the watchdog sees of one."""
 
     turns: int = 0
+    may_stand: bool = False
     received: int = 0
     idle: bool = True
     waiting: bool = False
 
     def vigil(self) -> Vigil:
-        return Vigil(lambda: self.turns, lambda: self.received, lambda: self.idle, lambda: self.waiting)
+        return Vigil(
+            lambda: self.turns,
+            lambda: self.may_stand,
+            lambda: self.received,
+            lambda: self.idle,
+            lambda: self.waiting,
+        )
 
 
 def looks(seconds: float) -> range:
@@ -43,6 +50,16 @@ def test_a_turn_in_between_starts_the_count_anew() -> None:
     for _ in range(3):
         assert not any(vigil.look() for _ in looks(timing.HUNG_AFTER))
         worker.turns += 1
+
+
+def test_a_loop_that_waits_for_redis_has_its_time_from_when_redis_is_back() -> None:
+    worker = Worker(may_stand=True)
+    vigil = worker.vigil()
+    assert not any(vigil.look() for _ in looks(3 * timing.HUNG_AFTER))
+    worker.may_stand = False
+    said = [vigil.look() for _ in looks(timing.HUNG_AFTER)]
+    assert not any(said[:-1])
+    assert said[-1]
 
 
 def test_idle_while_messages_wait_is_deaf_after_a_while() -> None:

@@ -42,6 +42,14 @@ HEADERS: dict[str, tuple[type, ...]] = {
 }
 
 
+def check_message(message: Any) -> None:
+    """Raises TypeError for what is of another kind than Celery takes for granted."""
+    queue = message.delivery_info.get("routing_key")
+    if not isinstance(queue, str):
+        raise TypeError(f"routing_key: {queue!r:.80}")
+    check_headers(message.headers)
+
+
 def check_headers(headers: Any) -> None:
     """Raises TypeError for a header that is of another kind than Celery takes for granted."""
     if "task" not in headers:
@@ -65,7 +73,7 @@ class Consumer(consumer.Consumer):
         def on_task_received(message: Any) -> Any:
             self.received += 1
             try:
-                check_headers(message.headers)
+                check_message(message)
                 return handle(message)
             except CONNECTION_ERRORS:
                 raise
@@ -79,7 +87,10 @@ class Consumer(consumer.Consumer):
 
     def _bury(self, message: Any, reason: Reason, error: object) -> None:
         message.dead = (reason, f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error))
-        message.reject_log_error(logger, CONNECTION_ERRORS)
+        try:
+            message.reject_log_error(logger, CONNECTION_ERRORS)
+        except Exception:  # a worker that falls over it would fall over it again
+            logger.exception("message %s was not buried; it comes back", message.delivery_tag)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         self._bury(message, Reason.MALFORMED, exc)
@@ -101,14 +112,15 @@ class Consumer(consumer.Consumer):
                 exc,
                 timing.UNKNOWN_TASK_DELAY,
             )
-            self.qos.increment_eventually()  # it takes nobody's place meanwhile
-            self.timer.call_after(timing.UNKNOWN_TASK_DELAY, self._put_back, (message, since))
+            qos = self.qos  # a reconnect brings another
+            qos.increment_eventually()  # it takes nobody's place meanwhile
+            self.timer.call_after(timing.UNKNOWN_TASK_DELAY, self._put_back, (qos, message, since))
         else:
             message.dead = (Reason.UNKNOWN_TASK, f"no worker has known it for {timing.UNKNOWN_TASK_PATIENCE} s")
             super().on_unknown_task(body, message, exc)
 
-    def _put_back(self, message: Any, since: float) -> None:
-        self.qos.decrement_eventually()
+    def _put_back(self, qos: Any, message: Any, since: float) -> None:
+        qos.decrement_eventually()
         if message.channel is None or message.channel.connection is None:
             return  # a lost connection: the visibility timeout gives it back
         try:

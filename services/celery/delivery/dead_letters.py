@@ -41,16 +41,21 @@ class Reason(StrEnum):
 
 
 def fields(reason: Reason, error: str, queue: str, payload: bytes) -> list[str | bytes]:
-    """Fields and values of an entry, as XADD takes them."""
+    """Fields and values of an entry, as XADD takes them, whatever was in the message."""
     task, task_id = identity(payload)
     pairs = {"reason": reason.value, "error": error[:MAX_ERROR], "queue": queue, "task": task, "id": task_id}
-    return [*(part for pair in pairs.items() for part in pair), "payload", payload]
+    return [*(_utf8(part) for pair in pairs.items() for part in pair), "payload", payload]
 
 
 def identity(payload: bytes) -> tuple[str, str]:
     """Name and id of the task of a message, as far as they can be told."""
     try:
         headers = json.loads(payload)["headers"]
-        return str(headers.get("task") or ""), str(headers.get("id") or "")
+        return _utf8(headers.get("task") or ""), _utf8(headers.get("id") or "")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return "", ""
+
+
+def _utf8(value: object) -> str:
+    """Text that Redis takes: JSON can hold half of a surrogate pair."""
+    return str(value).encode(errors="backslashreplace").decode()

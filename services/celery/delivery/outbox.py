@@ -17,17 +17,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from celery import Task, signals, states
+from celery import Task, current_task, signals, states
+from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps, loads
 from redis import RedisError
 
 import timing
 from metrics.delivery import OUTBOX_REPUBLISHED
+from metrics.publishing import PUBLISH_FAILURES
 from settings import PRIORITIES, broker_client, priority_lists, results_client
 
 logger = logging.getLogger(__name__)
 
 UNITS, DUE = "outbox:units", "outbox:due"
+
+# Publishing failed, or nobody knows: the message may be in its queue all the same.
+PUBLISH_ERRORS = (OperationalError, RedisError, OSError)
 
 BATCH = 100  # units a look
 TIME_BUDGET = 5  # s that one call of `republish` goes on
@@ -122,8 +127,19 @@ def started(task: Task, task_id: str, **_: Any) -> None:
 @signals.task_postrun.connect
 def finished(task: Task, task_id: str, state: str | None, **_: Any) -> None:
     """It succeeded, failed for good, or has nothing more to do."""
-    if getattr(task, "outbox", False) and state in (states.SUCCESS, states.FAILURE, states.IGNORED):
+    over = state in (states.SUCCESS, states.FAILURE, states.IGNORED)
+    if over and getattr(task, "outbox", False) and not task.request.get("unit_goes_on"):
         ended(task_id)
+
+
+def goes_on() -> None:
+    """The unit that this process runs does not end with its task, if one runs.
+
+    Its next message is written under the same id (a retry, `replace`), or what it had to publish could not be: the rest
+    of a chain would be lost with it, so it runs again.
+    """
+    if current_task:
+        current_task.request.unit_goes_on = True
 
 
 def ended(task_id: str) -> None:
@@ -146,30 +162,62 @@ def republish(publish: Callable[[Unit], None]) -> dict[str, int]:
     """Publish again what has not ended and does not wait in its queue. Bounded in time and in what it reads.
 
     Returns {"published", "waiting"}: how many were published, and how many wait in a queue that has not come to them.
-    Raises what `publish` raises; the unit is looked at again all the same.
+    A unit that cannot be published is logged, and stands in nobody's way. Raises PUBLISH_ERRORS while the broker is
+    away; whatever was not published then is due at once.
     """
     results, deadline = results_client(), time.monotonic() + TIME_BUDGET
     claim, replace = results.register_script(CLAIM), results.register_script(REPLACE)
     published = waiting = 0
     while time.monotonic() < deadline:
         now = time.time()
-        claimed = [Unit(**loads(unit)) for unit in claim([UNITS, DUE], [now, now + timing.OUTBOX_BOUND, BATCH])]
-        heads = _heads({unit.list_name for unit in claimed})
-        for unit in claimed:
-            head = heads[unit.list_name]
-            if head is not None and head <= unit.published + timing.PUBLISH_SOCKET_TIMEOUT:
-                results.zadd(DUE, {unit.id: now + timing.OUTBOX_RECHECK}, xx=True)
-                waiting += 1
-                continue
-            publish(unit)
-            if unit.published:
-                OUTBOX_REPUBLISHED.labels(unit.name, unit.queue).inc()
-                logger.warning("%s[%s] published again after %.0f s", unit.name, unit.id, now - unit.published)
-            replace([UNITS], [unit.id, dumps({**vars(unit), "published": time.time()})])
-            published += 1
+        claimed = claim([UNITS, DUE], [now, now + timing.OUTBOX_BOUND, BATCH])
+        units = [unit for unit in map(_read, claimed) if unit]
+        left = {unit.id: now for unit in units}
+        try:
+            heads = _heads({unit.list_name for unit in units})
+            for unit in units:
+                head = heads[unit.list_name]
+                if head is not None and head <= unit.published + timing.PUBLISH_SOCKET_TIMEOUT:
+                    left[unit.id] = now + timing.OUTBOX_RECHECK
+                    waiting += 1
+                    continue
+                if _publish(unit, publish):
+                    replace([UNITS], [unit.id, dumps({**vars(unit), "published": time.time()})])
+                    published += 1
+                del left[unit.id]
+        finally:
+            if left:
+                results.zadd(DUE, left, xx=True)
         if len(claimed) < BATCH:
             break
     return {"published": published, "waiting": waiting}
+
+
+def _publish(unit: Unit, publish: Callable[[Unit], None]) -> bool:
+    """Whether it could be. Raises PUBLISH_ERRORS."""
+    try:
+        publish(unit)
+    except PUBLISH_ERRORS:
+        raise
+    except Exception:
+        PUBLISH_FAILURES.labels(unit.name).inc()
+        logger.exception("%s[%s] cannot be published; it is tried every %d s", unit.name, unit.id, timing.OUTBOX_BOUND)
+        return False
+    if unit.published:
+        OUTBOX_REPUBLISHED.labels(unit.name, unit.queue).inc()
+        logger.warning("%s[%s] published again after %.0f s", unit.name, unit.id, time.time() - unit.published)
+    return True
+
+
+def _read(entry: str) -> Unit | None:
+    """A unit as it was written down, or None for what is none, which is logged."""
+    try:
+        unit = Unit(**loads(entry))
+        _ = unit.id, unit.list_name
+    except Exception:
+        logger.exception("outbox: an entry that is no unit stays in %s: %.300s", UNITS, entry)
+        return None
+    return unit
 
 
 def _heads(lists: set[str]) -> dict[str, float | None]:

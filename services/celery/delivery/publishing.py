@@ -8,18 +8,20 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from celery import current_task
 from celery.app import amqp
-from kombu.exceptions import OperationalError
+from kombu import serialization
+from kombu.utils.json import dumps
 from redis import RedisError
 
 import timing
-from delivery.outbox import Unit, epoch
+from delivery import outbox
+from delivery.outbox import PUBLISH_ERRORS, Unit, epoch
 from metrics.delivery import OUTBOX_WRITTEN
+from settings import settings
 
 logger = logging.getLogger(__name__)
 
-# Publishing failed, or nobody knows: the message may be in its queue all the same.
-PUBLISH_ERRORS = (OperationalError, RedisError, OSError)
 # Options that belong to one publish, and not to what is published.
 OF_ONE_PUBLISH = (
     "queue",
@@ -33,8 +35,19 @@ OF_ONE_PUBLISH = (
 )
 
 
+ENVELOPE = 1000  # bytes that the transport adds to a message's body, headers and properties, redelivery included
+
+
 class DelayTooLongError(ValueError):
     """A countdown, ETA or retry delay beyond timing.MAX_DELAY; the message was not published."""
+
+
+class TimeLimitTooLongError(ValueError):
+    """A hard time limit beyond the visibility timeout; the message was not published."""
+
+
+class MessageTooLargeError(ValueError):
+    """A message beyond MAX_MESSAGE_BYTES; it was not published."""
 
 
 class Connection(amqp.Connection):
@@ -62,13 +75,16 @@ class AMQP(amqp.AMQP):
         send = self.send_once
 
         def send_task_message(producer: Any, name: str, message: Any, later: bool = False, **options: Any) -> Any:
-            refuse_long_delay(name, message.headers.get("eta"))
+            refuse_what_runs_twice(name, message.headers)
+            refuse_what_is_too_large(name, message)
             if not getattr(self.app.tasks.get(name), "outbox", False):
                 if later:
                     raise ValueError(f"later: {name} has no outbox; give it outbox=True, or publish it now")
                 return send(producer, name, message, **options)
             unit = self._unit(name, message, options, published=0.0 if later else time.time())
             unit.write()
+            if current_task and current_task.request.id == unit.id:
+                outbox.goes_on()
             OUTBOX_WRITTEN.labels(name).inc()
             if later:
                 return None
@@ -101,11 +117,28 @@ class AMQP(amqp.AMQP):
         )
 
 
-def refuse_long_delay(name: str, eta: str | None) -> None:
-    """Raises DelayTooLongError: a message that is due later than the visibility timeout is delivered again before."""
-    delay = epoch(eta) - time.time()
+def refuse_what_runs_twice(name: str, headers: dict[str, Any]) -> None:
+    """Raises DelayTooLongError or TimeLimitTooLongError: after the visibility timeout a message is delivered again."""
+    delay = epoch(headers.get("eta")) - time.time()
     if delay > timing.MAX_DELAY:
         raise DelayTooLongError(
             f"{name}: due in {delay:.0f} s; on Redis a countdown, ETA or retry delay is {timing.MAX_DELAY} s at most "
             "(timing.MAX_DELAY). What is later is for beat, or for a table that a periodic task looks into."
+        )
+    limit = (headers.get("timelimit") or [None])[0]
+    if limit and limit >= timing.VISIBILITY_TIMEOUT:
+        raise TimeLimitTooLongError(
+            f"{name}: time_limit is {limit:g} s; on Redis it must be less than {timing.VISIBILITY_TIMEOUT} s "
+            "(timing.VISIBILITY_TIMEOUT), or the task runs again beside itself. Cut it into smaller ones."
+        )
+
+
+def refuse_what_is_too_large(name: str, message: Any) -> None:
+    """Raises MessageTooLargeError for what a worker's transport would not take."""
+    _, _, body = serialization.dumps(message.body, "json")
+    size = (len(body) + 2) // 3 * 4 + len(dumps(message.headers)) + len(dumps(message.properties)) + ENVELOPE  # base64
+    if size > settings.max_message_bytes:
+        raise MessageTooLargeError(
+            f"{name}: a message of {size} bytes; MAX_MESSAGE_BYTES is {settings.max_message_bytes}. "
+            "Keep the data elsewhere, and send its name."
         )

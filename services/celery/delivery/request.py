@@ -4,11 +4,13 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from delivery import outbox
 from delivery.dead_letters import Reason
 from metrics import tasks
+
+SOFT_LIMIT_RETRIES = 3  # what is too slow is too slow at its twentieth try
 
 
 class Request(tasks.Request):
@@ -26,7 +28,10 @@ class Request(tasks.Request):
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
         error = exc_info.exception
         error = getattr(error, "exc", error)  # billiard wraps it to keep its traceback
-        last = self._no_retry_is_left()
+        allowed = self.task.max_retries
+        if isinstance(error, SoftTimeLimitExceeded):
+            allowed = SOFT_LIMIT_RETRIES if allowed is None else min(allowed, SOFT_LIMIT_RETRIES)
+        last = allowed is not None and self._retries >= allowed
         if isinstance(error, Reject):
             self.message.dead = (Reason.REJECTED, str(error.reason))
         elif isinstance(error, TimeLimitExceeded):  # billiard tells of it here first, and of the time-out after
@@ -37,7 +42,7 @@ class Request(tasks.Request):
         elif last and not isinstance(error, Ignore | Retry) and self._retries:
             self._dead = (Reason.RETRIES_EXHAUSTED, f"{type(error).__name__}: {error}")
         super().on_failure(exc_info, send_failed_event, return_ok)
-        if self._dead:
+        if self._dead and not self.task.acks_late:  # else it is ended with its message, unless that has gone back
             outbox.ended(self.id)
 
     def _announce_revoked(self, *args: Any, **kwargs: Any) -> None:
@@ -47,6 +52,3 @@ class Request(tasks.Request):
     @property
     def _retries(self) -> int:
         return self.request_dict.get("retries") or 0
-
-    def _no_retry_is_left(self) -> bool:
-        return self.task.max_retries is not None and self._retries >= self.task.max_retries

@@ -30,7 +30,7 @@ end
 """
 
 
-class MessageTooLargeError(ValueError):
+class TooLargeError(ValueError):
     """A message is larger than `max_message_bytes`."""
 
 
@@ -45,7 +45,7 @@ class Client(Redis):
         if command_name == "BRPOP" and reply:
             self.popped = reply
             if 0 < self.max_message_bytes < len(reply[1]):
-                raise MessageTooLargeError(f"{len(reply[1])} bytes")
+                raise TooLargeError(f"{len(reply[1])} bytes")
         return reply
 
 
@@ -84,16 +84,6 @@ class Channel(redis.Channel):
     def _put_back(self) -> Any:
         return self._create_client().register_script(PUT_BACK)
 
-    # --- Publishing ---
-
-    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        if 0 < self.max_message_bytes < len(message["body"]):
-            raise MessageTooLargeError(
-                f"a message of {len(message['body'])} bytes for queue {queue}: MAX_MESSAGE_BYTES is "
-                f"{self.max_message_bytes}; keep the data elsewhere and send its name"
-            )
-        super()._put(queue, message, **kwargs)
-
     # --- Reading ---
 
     def _brpop_read(self, **options: Any) -> Any:
@@ -108,7 +98,7 @@ class Channel(redis.Channel):
                 isinstance(error, OSError | RedisError) and not isinstance(error, DataError)
             ):
                 raise
-            reason = Reason.TOO_LARGE if isinstance(error, MessageTooLargeError) else Reason.MALFORMED
+            reason = Reason.TOO_LARGE if isinstance(error, TooLargeError) else Reason.MALFORMED
             self._bury_popped(reason, f"{type(error).__name__}: {error}")
             raise Empty from error
 
@@ -122,7 +112,7 @@ class Channel(redis.Channel):
 
     def bury(self, message: Any, reason: Reason, error: str) -> None:
         """Make an unacknowledged message a dead letter."""
-        queue, payload = message.delivery_info["routing_key"], dumps(message._raw).encode()
+        queue, payload = str(message.delivery_info.get("routing_key")), dumps(message._raw).encode()
         entry = dead_letters.fields(reason, error, queue, payload)
         keys = [self.unacked_key, self.unacked_index_key, self.dead_letter_key]
         if self._move(keys=keys, args=[message.delivery_tag, *entry]):

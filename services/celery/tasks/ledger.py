@@ -11,7 +11,6 @@ from typing import Annotated
 from celery.exceptions import SoftTimeLimitExceeded
 from pydantic import Field
 from redis.client import Pipeline
-from redis.exceptions import RedisError
 
 from celery_app import Task, app
 from delivery.once import once
@@ -24,14 +23,7 @@ KEPT_FOR = 3600  # s, a done marker
 Megabytes = Annotated[int, Field(ge=0, le=2000)]
 
 
-@app.task(
-    outbox=True,
-    bind=True,
-    autoretry_for=(RedisError,),  # redis-results is away, or full
-    retry_backoff=1,
-    retry_backoff_max=15,
-    max_retries=20,
-)
+@app.task(outbox=True, bind=True)
 @checked
 def apply(self: Task, unit: Name, seconds: Seconds = 0, megabytes: Megabytes = 0) -> None:
     """Take a while, and a lot of memory at the first run; then apply the effect of a unit, once."""
