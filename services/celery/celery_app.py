@@ -71,10 +71,24 @@ class App(Celery):
         return super().connection_for_write(url, **kwargs)
 
     def _get_backend(self) -> Any:
-        """Celery's result backend, that publishing leaves alone: Celery subscribes to a result when it publishes its
-        task, and without redis-results that publish hangs for 20 s and fails. Whoever waits subscribes then."""
+        """Celery's result backend, with two changes.
+
+        Publishing leaves it alone: Celery subscribes to a result when it publishes its task, and without redis-results
+        that publish hangs for 20 s and fails. Whoever waits subscribes then. And a unit that could not be counted as a
+        part of its chord has not ended.
+        """
         backend = super()._get_backend()
         backend.on_task_call = lambda producer, task_id: {}
+        count_part = backend.on_chord_part_return
+
+        def on_chord_part_return(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return count_part(*args, **kwargs)
+            except RedisError:  # the chord would wait for this part for ever
+                outbox.goes_on()
+                raise
+
+        backend.on_chord_part_return = on_chord_part_return
         return backend
 
     def _task_from_fun(self, fun: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -189,6 +189,17 @@ def test_a_unit_whose_successor_could_not_be_written_has_not_ended(
     assert redis.llen(ledger.EFFECTS) == 1, "the second run was for the chain alone"
 
 
+def test_a_unit_that_could_not_be_counted_in_its_chord_has_not_ended(
+    redis: Any, monkeypatch: pytest.MonkeyPatch, unstored: None
+) -> None:
+    monkeypatch.setattr(ledger, "results_client", lambda: redis)
+    ledger.apply.apply_async(("a",), task_id="a", later=True)
+    chord = {**ledger.join.s("b"), "chord_size": 2}  # the app's own results lead nowhere
+    run_unit(ledger.apply, "a", "a", chord=chord, group="g", group_index=0)
+    assert redis.llen(ledger.EFFECTS) == 1
+    assert redis.hexists(UNITS, "a")
+
+
 def test_a_unit_that_meets_redis_away_is_tried_again(
     redis: Any, monkeypatch: pytest.MonkeyPatch, unstored: None
 ) -> None:
