@@ -159,7 +159,7 @@ def test_our_images_hold_nothing_to_install_or_compile_with(image: str, stack: S
     assert re.sub("'apt-get'", "", str(found)) == "[] []"
 
 
-def test_a_pickled_message_is_never_unpickled_and_harms_nobody(stack: Stack, inside: Inside) -> None:
+def test_a_pickled_message_is_never_unpickled_and_harms_nobody(stack: Stack, inside: Inside, newest: str) -> None:
     before = stack.container("worker-low").state.pid
     inside.call(run.publish_pickle, "/run/celery/unpickled")
     (task,) = inside.call(run.publish, "tasks.basic.add", [[1, 2]], priority=1)
@@ -167,6 +167,7 @@ def test_a_pickled_message_is_never_unpickled_and_harms_nobody(stack: Stack, ins
     worker = stack.container("worker-low")
     assert "unpickled" not in str(stack.docker.container.execute(worker, ["ls", "/run/celery"]))
     assert worker.state.pid == before, "the worker did not survive it"
+    assert [letter["reason"] for letter in inside.call(run.dead_letters, newest)] == ["malformed"]
 
 
 # --- Logins ---
