@@ -10,7 +10,18 @@ from typing import Any
 
 ID = "malformed-"  # what the tasks' ids begin with
 # Kinds that a worker can read, and whose tasks run or fail; the others become dead letters.
-READABLE: set[str] = set()
+READABLE = {
+    "priority a word",
+    "routing key half a character",
+    "arguments a number",
+    "keyword arguments a list",
+    "embed null",
+    "callbacks numbers",
+    "chord a word",
+    "id half a character",
+    "ETA in the year 1",
+    "unknown content encoding",
+}
 
 _random = Random()
 
@@ -101,7 +112,7 @@ def kinds(limit: int) -> dict[str, bytes]:
         "no task": without("task", "headers"),
         "task null": with_(None, "task", "headers"),
         "task a list": with_(["x"], "task", "headers"),
-        "task half a character": with_("\udc80", "task", "headers"),
+        "id half a character, retries a word": message(headers={"id": f"{ID}\udc80", "retries": "many"}),
         "no id": without("id", "headers"),
         "id null": with_(None, "id", "headers"),
         "id an object": with_({}, "id", "headers"),
