@@ -65,7 +65,7 @@ class App(Celery):
             "socket_connect_timeout": timing.PUBLISH_CONNECT_TIMEOUT,
             "socket_timeout": timing.PUBLISH_SOCKET_TIMEOUT,
             "health_check_interval": 0,
-            "max_retries": 0,  # of a new connection, kombu's own: it would hold a publish for 6 s more
+            "max_retries": 0,  # of a new connection, kombu's own: they hold a publish for 6 s where it is refused
             **(kwargs.get("transport_options") or {}),
         }
         return super().connection_for_write(url, **kwargs)
