@@ -141,7 +141,7 @@ class Publisher:
         self.start()
 
     def start(self) -> None:
-        """Begin, or go on after it was killed."""
+        """Begin; a second time with other names."""
         arena, first = self._arena, self._starts * 1_000_000
         self._starts += 1
         rate = RATE * len(arena.low_workers())
@@ -153,6 +153,11 @@ class Publisher:
             *(["--durable"] if self._durable else []),
             options=[*options, "--env=PYTHONPATH=/app"],
         )
+
+    def go_on(self) -> None:
+        """If a fault has ended it, begin again."""
+        if not self._arena.publisher():
+            self.start()
 
     def submitted(self) -> Submitted:
         """All that was submitted so far."""
@@ -199,6 +204,7 @@ def run_fault(stack: Stack, fault: Fault) -> Verdict:
             with fault.inject(arena):
                 time.sleep(fault.lasts)
             over = time.time()
+            publisher.go_on()
             stack.wait_healthy()
             say("over: all runs again")
             time.sleep(5)  # of ordinary load

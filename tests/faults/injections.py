@@ -3,6 +3,7 @@
 None waits until what it has undone is healthy again: how long that takes is what the row measures.
 """
 
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -115,13 +116,14 @@ def cold_stop(arena: "Arena") -> Iterator[None]:
 
 @contextmanager
 def scaled(arena: "Arena") -> Iterator[None]:
-    """Workers scaled up and down again, each time while all of them are busy."""
+    """Workers scaled up and down again: down while all of them are busy."""
     before = len(arena.low_workers())
     try:
         for replicas in (4, 1, 3):
             arena.stack.scale(worker_low=replicas)
             arena.stack.wait_healthy("worker-low")
-            arena.occupy()
+            if replicas > 1:
+                arena.occupy()
         yield
     finally:
         arena.stack.scale(worker_low=before)
@@ -241,8 +243,48 @@ def clients_killed(arena: "Arena") -> Iterator[None]:
 
 
 @contextmanager
+def deafened(arena: "Arena", command: str) -> Iterator[None]:
+    """The low workers' connections to the broker whose last command was this (a pattern) hear nothing any more, for
+    good: new connections do. So it goes with those that a NAT on the way has forgotten."""
+    clients = redis_cli(arena.stack, "redis", "CLIENT", "LIST")
+    for worker in arena.low_workers():
+        name = f"celery-worker:low@{worker.config.hostname}:low"
+        ports = re.findall(rf"addr=\S+:(\d+) .*name={name} .*cmd={command} ", clients)
+        namespaces: dict[str, Any] = {"pid": f"container:{worker.id}", "networks": ["none"]}
+        arena.stack.python_as_root(DEAFEN, *ports, **namespaces, cap_add=["SYS_PTRACE", "NET_ADMIN"])
+    yield
+
+
+# In a worker's process namespace: its sockets with these local ports get a filter that lets no packet in.
+# 438 is pidfd_getfd, 26 is SO_ATTACH_FILTER, (6, 0, 0, 0) is BPF's "return 0": take 0 bytes.
+DEAFEN = """
+import ctypes, os, socket, struct, sys
+libc = ctypes.CDLL(None)
+no_packet = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+worker = os.pidfd_open(int(open("/proc/1/task/1/children").read().split()[0]))
+ports, found = {int(port) for port in sys.argv[1:]}, set()
+for number in range(1024):
+    copy = libc.syscall(438, worker, number, 0)
+    if copy < 0:
+        continue
+    try:
+        s = socket.socket(fileno=copy)
+    except OSError:  # some other file
+        os.close(copy)
+        continue
+    with s:
+        if s.family == socket.AF_INET and (port := s.getsockname()[1]) in ports:
+            s.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", 1, ctypes.addressof(no_packet)))
+            found.add(port)
+if not found:
+    sys.exit(f"no socket with a local port of {ports}")
+"""
+
+
+@contextmanager
 def full(arena: "Arena", service: str) -> Iterator[None]:
-    """A Redis that takes no more writes, because maxmemory is reached."""
+    """A Redis that takes no more writes under a backlog, because maxmemory is reached."""
+    arena.submit("tasks.ledger.apply", 300, 0.1)
     before = redis_cli(arena.stack, service, "CONFIG", "GET", "maxmemory").split()[-1]
     try:
         redis_cli(arena.stack, service, "CONFIG", "SET", "maxmemory", "1mb")
@@ -273,26 +315,38 @@ def disk_full(arena: "Arena") -> Iterator[None]:
 @contextmanager
 def power_lost(arena: "Arena", service: str) -> Iterator[None]:
     """Redis is killed, and what it had written since its last fsync is gone, as when a machine loses its power."""
-    stack = arena.stack
-    volume = next(str(mount.name) for mount in stack.container(service).mounts if str(mount.destination) == "/data")
-    # What is on the disk when WAITAOF returns; the next fsync is a second away.
-    redis_cli(stack, service, "WAITAOF", "1", "0", "5000")
-    size = stack.python_as_root(SIZE, volumes=[(volume, "/data")], networks=["none"])
-    time.sleep(0.5)
-    try:
-        stack.compose.kill(service)
-        stack.python_as_root(TRUNCATE, size, volumes=[(volume, "/data")], networks=["none"])
-    finally:
-        stack.compose.start(service)
+    redis = arena.stack.container(service)
+    volume = next(str(mount.name) for mount in redis.mounts if str(mount.destination) == "/data")
+    namespaces: dict[str, Any] = {"pid": "host", "networks": [f"container:{redis.id}"]}
+    arena.stack.python_as_root(POWER_LOST, str(redis.state.pid), volumes=[(volume, "/data")], **namespaces)
     yield
 
 
-SIZE = """
-import glob, os
-print(os.path.getsize(max(glob.glob("/data/appendonlydir/*.incr.aof"), key=os.path.getmtime)))
-"""
-TRUNCATE = """
-import glob, os, sys
-file = max(glob.glob("/data/appendonlydir/*.incr.aof"), key=os.path.getmtime)
-os.truncate(file, min(int(sys.argv[1]), os.path.getsize(file)))
+# WAITAOF returns when an fsync has ended; that there was none since then, another one shows, which waits half a second
+# for a write of its own in vain.
+POWER_LOST = """
+import glob, os, signal, socket, sys
+pid = int(sys.argv[1])
+redis = socket.create_connection(("127.0.0.1", 6379)).makefile("rw", newline="")
+
+def ask(*command):
+    redis.write(" ".join(command) + "\\r\\n")
+    redis.flush()
+    answer = redis.readline().strip()
+    assert answer[0] in "+*", answer
+    return [redis.readline().strip() for _ in range(int(answer[1:]))] if answer[0] == "*" else answer
+
+ask("AUTH", "admin", "admin")
+while True:
+    ask("SET", "power", "1")
+    ask("WAITAOF", "1", "0", "5000")
+    file = max(glob.glob("/data/appendonlydir/*.incr.aof"), key=os.path.getmtime)
+    size = os.path.getsize(file)
+    ask("SET", "power", "2")
+    if ask("WAITAOF", "1", "0", "500")[0] == ":0":
+        break
+os.kill(pid, signal.SIGKILL)
+while os.path.exists(f"/proc/{pid}"):
+    pass
+os.truncate(file, size)
 """

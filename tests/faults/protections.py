@@ -26,7 +26,7 @@ PROTECTIONS = (
     Protection(
         "done-marker",
         "an effect is applied in one step with its done marker",
-        "worker-hung",
+        "worker-away",
         (("delivery/once.py", "if done is not None:", "if False:"),),
     ),
     Protection(
@@ -52,8 +52,8 @@ PROTECTIONS = (
     ),
     Protection(
         "watchdog",
-        "a worker whose loop does not turn ends itself",
-        "worker-hung",
+        "a worker that hangs or is deaf ends itself",
+        "worker-deaf",
         (("delivery/watchdog.py", "if wrong := vigil.look():", "if (wrong := vigil.look()) and False:"),),
     ),
     Protection(

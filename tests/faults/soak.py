@@ -27,6 +27,13 @@ def seconds(text: str) -> float:
     return int(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
 
 
+def number(text: str) -> int:
+    """The seed. Raises SystemExit."""
+    if not text.isdecimal():
+        raise SystemExit(f"SEED: a whole number, such as 7; it is {text!r}")
+    return int(text)
+
+
 def soak(stack: Stack, lasts: float, seed: int) -> tuple[Verdict, Counter[str]]:
     """Faults for so long; the verdict on all units, and how often each fault came."""
     random, counts, arena = Random(seed), Counter[str](), Arena(stack)
@@ -49,8 +56,7 @@ def soak(stack: Stack, lasts: float, seed: int) -> tuple[Verdict, Counter[str]]:
 
 def one(arena: Arena, publisher: Publisher, fault: Fault) -> None:
     """A fault, and what it has ended is there again."""
-    if not arena.publisher():
-        publisher.start()
+    publisher.go_on()
     at_the_right_moment(arena, publisher, fault)
     say(f"{fault.name}: {fault.what}")
     with fault.inject(arena):
@@ -60,7 +66,7 @@ def one(arena: Arena, publisher: Publisher, fault: Fault) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run it; exit code 1 when a unit was lost or applied twice."""
-    lasts, seed = seconds(arguments[0]), int(arguments[1])
+    lasts, seed = seconds(arguments[0]), number(arguments[1])
     print(f"soak: FOR={arguments[0]} SEED={seed}")
     with own_stack() as stack:
         prepare(stack)

@@ -51,8 +51,17 @@ def overruns_are_dead_letters(arena: Arena, verdict: Verdict) -> None:
 
 def hung_workers_have_ended_themselves(arena: Arena, verdict: Verdict) -> None:
     """By the watchdog, and the engine has started them again."""
-    said = str(arena.stack.compose.logs("worker-low"))
-    if "watchdog: this worker ends itself: its event loop" not in said:
+    the_watchdog_has_said(arena, verdict, "its event loop has not turned")
+
+
+def deaf_workers_have_ended_themselves(arena: Arena, verdict: Verdict) -> None:
+    """By the watchdog, and the engine has started them again."""
+    the_watchdog_has_said(arena, verdict, "messages have waited")
+
+
+def the_watchdog_has_said(arena: Arena, verdict: Verdict, why: str) -> None:
+    """Of a low worker."""
+    if f"watchdog: this worker ends itself: {why}" not in str(arena.stack.compose.logs("worker-low")):
         verdict.wrong.append("no watchdog has spoken")
 
 
@@ -134,7 +143,7 @@ FAULTS = (
         what="Low workers are scaled to 4, 1, 3 and 2 under load.",
         watch="Overview, Consumers of low, Slots.",
         inject=how.scaled,
-        redelivered=40,
+        redelivered=80,
     ),
     Fault(
         name="redis-kill",
@@ -161,7 +170,7 @@ FAULTS = (
         lasts=15,
         recovered=BACK_AT_WORK,
         redelivered=KILLED,
-        blocked=8,  # one try on a new connection takes two time-outs
+        blocked=5,  # one try of 3 s: what is in the outbox may come later
         quick=True,
     ),
     Fault(
@@ -181,13 +190,34 @@ FAULTS = (
         redelivered=15,
     ),
     Fault(
-        name="worker-hung",
-        what="The low workers' packets to and from the broker vanish for 100 s: they hang, and end themselves.",
-        watch="Overview, Consumers of low; make logs S=worker-low has the watchdog's word.",
+        name="worker-away",
+        what="The low workers' packets to and from the broker vanish for 100 s, longer than the visibility timeout.",
+        watch="Overview, Consumers of low, Backlog; what they had runs again, and changes nothing.",
         inject=worker_cut_off,
         lasts=100,
         redelivered=KILLED + 30,
+        busy=True,
+    ),
+    Fault(
+        name="worker-hung",
+        what="Every connection of the low workers to the broker hears nothing any more: they hang, and end themselves.",
+        watch="Overview, Consumers of low; make logs S=worker-low has the watchdog's word.",
+        inject=lambda arena: how.deafened(arena, r"\S+"),
+        lasts=80,
+        redelivered=KILLED + 30,
         check=hung_workers_have_ended_themselves,
+        admin=True,
+        busy=True,
+    ),
+    Fault(
+        name="worker-deaf",
+        what="The connection on which a low worker waits for messages hears nothing any more: it ends itself.",
+        watch="Overview, Consumers of low; make logs S=worker-low has the watchdog's word.",
+        inject=lambda arena: how.deafened(arena, "brpop"),
+        lasts=45,
+        redelivered=KILLED + 30,
+        check=deaf_workers_have_ended_themselves,
+        admin=True,
     ),
     Fault(
         name="clients-kill",

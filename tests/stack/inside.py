@@ -236,7 +236,9 @@ def revoke(task: str, terminate: bool = False) -> None:
 
 def inspect(what: str) -> Json:
     """What the workers answer to `celery inspect …`, by node name."""
-    return dict(getattr(app().control.inspect(timeout=2), what)() or {})
+    # A connection of its own: one of the pool may have died with a Redis that was killed, and this is not retried.
+    with app().connection_for_write() as connection:
+        return dict(getattr(app().control.inspect(timeout=2, connection=connection), what)() or {})
 
 
 def broker(*command: Any) -> Any:
