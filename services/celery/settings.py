@@ -133,6 +133,7 @@ CELERY: dict[str, object] = {
         "visibility_timeout": timing.VISIBILITY_TIMEOUT,
         "unacked_restore_interval": timing.RESTORE_INTERVAL,
         "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": timing.RESTORE_MUTEX_EXPIRE,
         "priority_steps": list(range(PRIORITIES)),  # kombu's default of 4 steps folds 10 priorities into 4
         "queue_order_strategy": "priority",  # the default takes turns between queues, whatever their priority
         "health_check_interval": timing.HEALTH_CHECK_INTERVAL,

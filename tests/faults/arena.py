@@ -211,7 +211,7 @@ def run_fault(stack: Stack, fault: Fault) -> Verdict:
             publisher.stop()
             stopped = time.time()
             say("no more units; those that are under way come to their end")
-            drain(arena, publisher)
+            verdict.left = drain(arena, publisher)
             verdict.judge(publisher.submitted(), arena.applied(), begun, over, stopped)
         verdict.dead = len(arena.dead_letters())
         hold(fault, verdict)
@@ -254,13 +254,14 @@ def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Ver
     return found
 
 
-def drain(arena: Arena, publisher: Publisher) -> None:
-    """Wait until every accepted unit is applied and nothing is left, or until that is in vain."""
+def drain(arena: Arena, publisher: Publisher) -> int:
+    """Wait until every accepted unit is applied and no message is left, or until that is in vain; messages left."""
     deadline = time.monotonic() + DRAINED_WITHIN
-    while time.monotonic() < deadline:
-        left = publisher.submitted().accepted.keys() - {unit for unit, _ in arena.applied().effects}
-        if not left and not arena.stack.inside.call(run.backlog):
-            return
+    while True:
+        units = publisher.submitted().accepted.keys() - {unit for unit, _ in arena.applied().effects}
+        messages: int = arena.stack.inside.call(run.backlog)
+        if not (units or messages) or time.monotonic() > deadline:
+            return messages
         time.sleep(1)
 
 
@@ -268,6 +269,7 @@ def hold(fault: Fault, verdict: Verdict) -> None:
     """What must hold in every row, and the bounds of this one."""
     bounds: dict[str, tuple[float, float | None]] = {
         "units lost": (verdict.lost, 0),
+        "messages left": (verdict.left, 0),
         "effects applied twice": (verdict.twice, 0),
         "s until redelivered": (verdict.redelivered, fault.redelivered),
         "s until back at work": (verdict.recovered, fault.recovered),

@@ -52,8 +52,8 @@ PROTECTIONS = (
     ),
     Protection(
         "watchdog",
-        "a worker that hangs or is deaf ends itself",
-        "worker-deaf",
+        "a worker that hangs ends itself",
+        "worker-hung",
         (("delivery/watchdog.py", "if wrong := vigil.look():", "if (wrong := vigil.look()) and False:"),),
     ),
     Protection(

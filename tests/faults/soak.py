@@ -47,8 +47,7 @@ def soak(stack: Stack, lasts: float, seed: int) -> tuple[Verdict, Counter[str]]:
         over = time.time()
         publisher.stop()
         say("no more units; those that are under way come to their end")
-        drain(arena, publisher)
-        verdict = Verdict("soak", 0, 0, 0)
+        verdict = Verdict("soak", 0, 0, 0, left=drain(arena, publisher))
         verdict.judge(publisher.submitted(), arena.applied(), began, over, over)
     verdict.dead = len(arena.dead_letters())
     return verdict, counts
@@ -65,7 +64,7 @@ def one(arena: Arena, publisher: Publisher, fault: Fault) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run it; exit code 1 when a unit was lost or applied twice."""
+    """Run it; exit code 1 when a unit was lost or applied twice, or a message is left."""
     lasts, seed = seconds(arguments[0]), number(arguments[1])
     print(f"soak: FOR={arguments[0]} SEED={seed}")
     with own_stack() as stack:
@@ -75,8 +74,8 @@ def main(arguments: list[str]) -> int:
     print(f"{verdict.submitted} units submitted, {verdict.again} run again, {verdict.dead} dead letters")
     print(f"{verdict.raised} publishes raised, the longest took {verdict.blocked:.1f} s")
     print(f"{verdict.gap:.1f} s the longest time without an effect")
-    print(f"lost {verdict.lost}, applied twice {verdict.twice}")
-    return 1 if verdict.lost or verdict.twice else 0
+    print(f"lost {verdict.lost}, applied twice {verdict.twice}, messages left {verdict.left}")
+    return 1 if verdict.lost or verdict.twice or verdict.left else 0
 
 
 if __name__ == "__main__":
