@@ -15,8 +15,8 @@ MIN_RETRY_DELAY = 1  # longer than storing a result takes
 # longer runs twice, so it must exceed the hard limit and the largest delay (kombu's default is an hour of waiting).
 VISIBILITY_TIMEOUT = 90
 RESTORE_INTERVAL = 1  # how often workers look for messages past it; kombu's default is about 100 s
-# Who looks holds a mutex. A worker that hangs or dies with it keeps the others from looking for so long; two that look
-# at once do no harm. kombu's default is 300 s, and one row of tests/faults waited for all of them.
+# Who looks holds a mutex: a worker that hangs or dies with it keeps the others from looking for so long. Two that look
+# at once do no harm (WATCH). With kombu's default of 300 s the row worker-hung of tests/faults takes 5 minutes.
 RESTORE_MUTEX_EXPIRE = 3
 
 # Stopping a worker: running tasks get this long to finish, then they go back to the queue unharmed.

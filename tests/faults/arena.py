@@ -47,6 +47,7 @@ class Fault:
     check: Callable[["Arena", Verdict], None] | None = None  # what else must be so
     admin: bool = False  # takes rights that only the fault tests' Redis gives
     small_disk: bool = False
+    ends_publisher: bool = False
     durable: bool = False  # a unit counts as accepted once it is on the disk
     busy: bool = False  # it comes while every slot of the low workers runs a long unit: whatever it hits is at work
     quick: bool = False  # part of `make test`
@@ -64,11 +65,12 @@ class Arena:
 
     # --- Units ---
 
-    def submit(self, task: str, count: int, *arguments: object, **options: object) -> None:
-        """Submit units by hand."""
+    def submit(self, task: str, count: int, *arguments: object, **options: object) -> list[str]:
+        """Submit units by hand; their names."""
         units = self.names(task.rpartition(".")[2], count)
         self.stack.inside.call(run.submit, task, units, list(arguments), options)
         self.accept(units)
+        return units
 
     def submit_doomed(self, task: str, count: int, *arguments: object, **options: object) -> None:
         """Submit units whose effect must never come."""
@@ -76,15 +78,12 @@ class Arena:
 
     def occupy(self) -> None:
         """Every slot of the low workers runs a long unit."""
-        earlier = self.applied().executing()
         stats = self.stack.inside.call(run.inspect, "stats")
         count: int = sum(each["pool"]["max-concurrency"] for node, each in stats.items() if node.startswith("low@"))
-        self.submit("tasks.ledger.apply", count, LONG, priority=0)
-
-        def occupied() -> bool:
-            return sum("-apply" in unit for unit in self.applied().executing() - earlier) >= count
-
-        poll_until(occupied, f"{count} slots that run a long unit", 60, interval=0.05)
+        units = set(self.submit("tasks.ledger.apply", count, LONG, priority=0))
+        poll_until(
+            lambda: units <= self.applied().executing(), f"{count} slots that run a long unit", 60, interval=0.05
+        )
 
     def names(self, kind: str, count: int) -> list[str]:
         """New names of units."""
@@ -126,8 +125,8 @@ class Arena:
         return self.stack.containers("worker-low")
 
     def publisher(self) -> list[Container]:
-        """The publisher's container, while it runs."""
-        return self.stack.docker.container.list(filters=[("name", f"^{self.stack.project}-publisher$")])
+        """The publisher's container, while there is one."""
+        return self.stack.docker.container.list(all=True, filters=[("name", f"^{self.stack.project}-publisher$")])
 
 
 class Publisher:
@@ -155,9 +154,9 @@ class Publisher:
         )
 
     def go_on(self) -> None:
-        """If a fault has ended it, begin again."""
-        if not self._arena.publisher():
-            self.start()
+        """Begin again after it was killed."""
+        self._gone(30)
+        self.start()
 
     def submitted(self) -> Submitted:
         """All that was submitted so far."""
@@ -170,14 +169,17 @@ class Publisher:
         """No more units; what was begun is still brought to an end."""
         for container in self._arena.publisher():
             container.kill("SIGTERM")
-        poll_until(lambda: not self._arena.publisher(), "the publisher to end", 120)
+        self._gone(120)
 
     def remove(self) -> None:
         """Whatever is left of it."""
         for container in self._arena.publisher():
             container.kill()
-        poll_until(lambda: not self._arena.publisher(), "the publisher to be gone", 30)
+        self._gone(30)
         shutil.rmtree(self._folder)
+
+    def _gone(self, within: float) -> None:
+        poll_until(lambda: not self._arena.publisher(), "the publisher's container to be gone", within)
 
 
 @contextmanager
@@ -204,9 +206,9 @@ def run_fault(stack: Stack, fault: Fault) -> Verdict:
             with fault.inject(arena):
                 time.sleep(fault.lasts)
             over = time.time()
-            publisher.go_on()
-            stack.wait_healthy()
-            say("over: all runs again")
+            if fault.ends_publisher:
+                publisher.go_on()
+            verdict.wrong += healthy_again(stack)
             time.sleep(5)  # of ordinary load
             publisher.stop()
             stopped = time.time()
@@ -221,6 +223,17 @@ def run_fault(stack: Stack, fault: Fault) -> Verdict:
         arena.clean()
     say(verdict.sentence())
     return verdict
+
+
+def healthy_again(stack: Stack) -> list[str]:
+    """Wait for it; what is wrong if that is in vain."""
+    try:
+        stack.wait_healthy()
+    except AssertionError as error:
+        say(str(error))
+        return [str(error)]
+    say("over: all runs again")
+    return []
 
 
 def say(text: str) -> None:
@@ -239,11 +252,12 @@ def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Ver
     """Wait until units are executing, held by workers and being published, all at once; the three counts."""
 
     def moment() -> Verdict | None:
-        executing = len(arena.applied().executing())
-        taken = int(arena.stack.inside.call(run.broker, "HLEN", "unacked"))
-        published = publisher.submitted().published_since(time.time() - 1)
-        if executing and taken > executing and published:
-            return Verdict(fault.name, executing, taken - executing, published)
+        looked = time.time() - 1
+        executing = arena.applied().executing()
+        held = len(set(arena.stack.inside.call(run.messages, arena.prefix)["taken"]) - executing)
+        published = publisher.submitted().published_since(looked)
+        if executing and held and published:
+            return Verdict(fault.name, len(executing), held, published)
         return None
 
     if fault.busy:
@@ -255,11 +269,14 @@ def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Ver
 
 
 def drain(arena: Arena, publisher: Publisher) -> int:
-    """Wait until every accepted unit is applied and no message is left, or until that is in vain; messages left."""
+    """Wait until every accepted unit is applied and no message of a unit is left, or until that is in vain.
+
+    Returns how many messages are left.
+    """
     deadline = time.monotonic() + DRAINED_WITHIN
     while True:
         units = publisher.submitted().accepted.keys() - {unit for unit, _ in arena.applied().effects}
-        messages: int = arena.stack.inside.call(run.backlog)
+        messages = sum(map(len, arena.stack.inside.call(run.messages, arena.prefix).values()))
         if not (units or messages) or time.monotonic() > deadline:
             return messages
         time.sleep(1)

@@ -244,7 +244,7 @@ def clients_killed(arena: "Arena") -> Iterator[None]:
 
 @contextmanager
 def deafened(arena: "Arena", command: str) -> Iterator[None]:
-    """The low workers' connections to the broker whose last command was this (a pattern) hear nothing any more, for
+    """The low workers' connections to their queues whose last command was this (a pattern) hear nothing any more, for
     good: new connections do. So it goes with those that a NAT on the way has forgotten."""
     clients = redis_cli(arena.stack, "redis", "CLIENT", "LIST")
     for worker in arena.low_workers():
@@ -327,7 +327,7 @@ def power_lost(arena: "Arena", service: str) -> Iterator[None]:
 POWER_LOST = """
 import glob, os, signal, socket, sys
 pid = int(sys.argv[1])
-redis = socket.create_connection(("127.0.0.1", 6379)).makefile("rw", newline="")
+redis = socket.create_connection(("127.0.0.1", 6379), timeout=10).makefile("rw", newline="")
 
 def ask(*command):
     redis.write(" ".join(command) + "\\r\\n")
@@ -336,15 +336,19 @@ def ask(*command):
     assert answer[0] in "+*", answer
     return [redis.readline().strip() for _ in range(int(answer[1:]))] if answer[0] == "*" else answer
 
+def newest():
+    return max(glob.glob("/data/appendonlydir/*.incr.aof"), key=os.path.getmtime)
+
 ask("AUTH", "admin", "admin")
-while True:
+for _ in range(20):
     ask("SET", "power", "1")
-    ask("WAITAOF", "1", "0", "5000")
-    file = max(glob.glob("/data/appendonlydir/*.incr.aof"), key=os.path.getmtime)
-    size = os.path.getsize(file)
+    synced = ask("WAITAOF", "1", "0", "5000")[0] == ":1"
+    size = os.path.getsize(file := newest())
     ask("SET", "power", "2")
-    if ask("WAITAOF", "1", "0", "500")[0] == ":0":
+    if synced and ask("WAITAOF", "1", "0", "500")[0] == ":0" and newest() == file:
         break
+else:
+    sys.exit("no half second between two fsyncs in 20 looks")
 os.kill(pid, signal.SIGKILL)
 while os.path.exists(f"/proc/{pid}"):
     pass

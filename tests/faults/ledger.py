@@ -58,8 +58,8 @@ class Applied:
         return cls(lines("ledger:runs"), lines("ledger:effects"))
 
     def executing(self) -> set[str]:
-        """Units that have begun and not been applied."""
-        return {unit for unit, _ in self.runs} - {unit for unit, _ in self.effects}
+        """Units that have begun and not been applied, but for those that never will be."""
+        return {unit for unit, _ in self.runs if "-doomed" not in unit} - {unit for unit, _ in self.effects}
 
 
 @dataclass

@@ -34,15 +34,19 @@ PROTECTIONS = (
         "a message is acknowledged when its task is done",
         "soft-stop",
         (
-            ("settings.py", '"task_acks_late": True', '"task_acks_late": False'),
+            # Early acknowledged tasks are prefetched in numbers, and would not fill each slot as the row asks.
+            ("settings.py", '"task_acks_late": True', '"task_acks_late": False, "worker_disable_prefetch": True'),
             ("delivery/checks.py", "if not conf.task_acks_late:", "if False:"),  # it would refuse to start
         ),
     ),
     Protection(
-        "reject-on-worker-lost",
-        "a killed process gives its message back",
+        "worker-lost",
+        "a task whose process was killed is retried, or its message given back",
         "child-kill",
-        (("settings.py", '"task_reject_on_worker_lost": True', '"task_reject_on_worker_lost": False'),),
+        (
+            ("settings.py", '"task_retry_on_worker_lost": True', '"task_retry_on_worker_lost": False'),
+            ("settings.py", '"task_reject_on_worker_lost": True', '"task_reject_on_worker_lost": False'),
+        ),
     ),
     Protection(
         "publish-timeout",

@@ -1,18 +1,34 @@
 """`make soak FOR=30m SEED=7`: one random fault after another on a stack of its own, under load; then the ledger judges.
 
-The seed decides which faults come and how long the pauses between them are. Units count as accepted once they are on
+The seed decides which faults come, in which order, and how long the pauses between them are; chance does the rest, and
+another list of faults gives other orders. Units count as accepted once they are on
 the disk, since the broker and redis-results lose their power, too.
 """
 
 import re
+import signal
 import sys
 import time
 from collections import Counter
 from random import Random
 
-from faults.arena import Arena, Fault, Publisher, at_the_right_moment, drain, load, own_stack, prepare, say
+from python_on_whales.exceptions import DockerException
+
+from faults.arena import (
+    Arena,
+    Fault,
+    Publisher,
+    at_the_right_moment,
+    drain,
+    healthy_again,
+    load,
+    own_stack,
+    prepare,
+    say,
+)
 from faults.ledger import Verdict
 from faults.table import FAULTS
+from stack.inside import InsideError
 from stack.stack import Stack
 
 PAUSE = (5.0, 20.0)  # s between two faults
@@ -35,37 +51,47 @@ def number(text: str) -> int:
 
 
 def soak(stack: Stack, lasts: float, seed: int) -> tuple[Verdict, Counter[str]]:
-    """Faults for so long; the verdict on all units, and how often each fault came."""
-    random, counts, arena = Random(seed), Counter[str](), Arena(stack)
+    """Faults for so long; the verdict on all units, and how often each fault came.
+
+    A fault that did not come about or left something unwell is said, is wrong, and the next one comes.
+    """
+    random, counts, wrong, arena = Random(seed), Counter[str](), list[str](), Arena(stack)
     began = time.time()
     with load(arena, durable=True) as publisher:
         while time.time() < began + lasts:
             time.sleep(random.uniform(*PAUSE))
             fault = random.choice(CHOICES)
-            one(arena, publisher, fault)
-            counts[fault.name] += 1
+            try:
+                wrong += one(arena, publisher, fault)
+            except (AssertionError, DockerException, InsideError) as error:
+                say(f"WRONG: {fault.name}: {error}")
+                wrong.append(f"{fault.name}: {str(error).splitlines()[-1]}")
+            else:
+                counts[fault.name] += 1
         over = time.time()
         publisher.stop()
         say("no more units; those that are under way come to their end")
-        verdict = Verdict("soak", 0, 0, 0, left=drain(arena, publisher))
+        verdict = Verdict("soak", 0, 0, 0, left=drain(arena, publisher), wrong=wrong)
         verdict.judge(publisher.submitted(), arena.applied(), began, over, over)
     verdict.dead = len(arena.dead_letters())
     return verdict, counts
 
 
-def one(arena: Arena, publisher: Publisher, fault: Fault) -> None:
-    """A fault, and what it has ended is there again."""
-    publisher.go_on()
+def one(arena: Arena, publisher: Publisher, fault: Fault) -> list[str]:
+    """A fault, and what it has ended is there again; what is not."""
     at_the_right_moment(arena, publisher, fault)
     say(f"{fault.name}: {fault.what}")
     with fault.inject(arena):
         time.sleep(fault.lasts)
-    arena.stack.wait_healthy()
+    if fault.ends_publisher:
+        publisher.go_on()
+    return healthy_again(arena.stack)
 
 
 def main(arguments: list[str]) -> int:
-    """Run it; exit code 1 when a unit was lost or applied twice, or a message is left."""
+    """Run it; exit code 1 when a unit was lost or applied twice, a message is left, or a fault did not come about."""
     lasts, seed = seconds(arguments[0]), number(arguments[1])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"soak: FOR={arguments[0]} SEED={seed}")
     with own_stack() as stack:
         prepare(stack)
@@ -74,8 +100,9 @@ def main(arguments: list[str]) -> int:
     print(f"{verdict.submitted} units submitted, {verdict.again} run again, {verdict.dead} dead letters")
     print(f"{verdict.raised} publishes raised, the longest took {verdict.blocked:.1f} s")
     print(f"{verdict.gap:.1f} s the longest time without an effect")
+    print("".join(f"WRONG: {each}\n" for each in verdict.wrong), end="")
     print(f"lost {verdict.lost}, applied twice {verdict.twice}, messages left {verdict.left}")
-    return 1 if verdict.lost or verdict.twice or verdict.left else 0
+    return 1 if verdict.lost or verdict.twice or verdict.left or verdict.wrong else 0
 
 
 if __name__ == "__main__":

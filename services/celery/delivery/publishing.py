@@ -68,13 +68,15 @@ class AMQP(amqp.AMQP):
 
     @cached_property
     def send_once(self) -> Callable[..., Any]:
-        """Celery's own way to publish a task."""
+        """Celery's way to publish a task, without the outbox."""
         send = super()._create_task_sender()
 
         def send_once(producer: Any, name: str, message: Any, **options: Any) -> Any:
             if options.get("retry") is False:
-                # kombu leaves a retried publish's policy with the connection, to be that of the next: 6 s, not 3.
-                producer.connection.transport_options["max_retries"] = 0
+                # kombu leaves a retried publish's policy in options that all connections of the pool share, and the
+                # next new connection is retried: 6 s on a frozen broker, not 3.
+                connection = producer.connection
+                connection.transport_options = {**connection.transport_options, "max_retries": 0}
             return send(producer, name, message, **options)
 
         return send_once
