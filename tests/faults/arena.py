@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import yaml
 from python_on_whales import Container
+from python_on_whales.exceptions import DockerException
 
 import timing
 from faults import malformed
@@ -167,16 +168,19 @@ class Publisher:
 
     def stop(self) -> None:
         """No more units; what was begun is still brought to an end."""
-        for container in self._arena.publisher():
-            container.kill("SIGTERM")
+        self._kill("SIGTERM")
         self._gone(120)
 
     def remove(self) -> None:
         """Whatever is left of it."""
-        for container in self._arena.publisher():
-            container.kill()
+        self._kill("SIGKILL")
         self._gone(30)
         shutil.rmtree(self._folder)
+
+    def _kill(self, name: str) -> None:
+        for container in self._arena.publisher():
+            with suppress(DockerException):  # it has ended, and is being removed
+                container.kill(name)
 
     def _gone(self, within: float) -> None:
         poll_until(lambda: not self._arena.publisher(), "the publisher's container to be gone", within)
@@ -254,7 +258,7 @@ def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Ver
     def moment() -> Verdict | None:
         looked = time.time() - 1
         executing = arena.applied().executing()
-        held = len(set(arena.stack.inside.call(run.messages, arena.prefix)["taken"]) - executing)
+        held = len(set(arena.stack.inside.call(run.taken, arena.prefix)) - executing)
         published = publisher.submitted().published_since(looked)
         if executing and held and published:
             return Verdict(fault.name, len(executing), held, published)
@@ -269,16 +273,16 @@ def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Ver
 
 
 def drain(arena: Arena, publisher: Publisher) -> int:
-    """Wait until every accepted unit is applied and no message of a unit is left, or until that is in vain.
+    """Wait until every accepted unit is applied and no worker holds its message, or until that is in vain.
 
-    Returns how many messages are left.
+    Returns how many messages are held then.
     """
     deadline = time.monotonic() + DRAINED_WITHIN
     while True:
         units = publisher.submitted().accepted.keys() - {unit for unit, _ in arena.applied().effects}
-        messages = sum(map(len, arena.stack.inside.call(run.messages, arena.prefix).values()))
-        if not (units or messages) or time.monotonic() > deadline:
-            return messages
+        held = len(arena.stack.inside.call(run.taken, arena.prefix))
+        if not (units or held) or time.monotonic() > deadline:
+            return held
         time.sleep(1)
 
 
@@ -286,7 +290,7 @@ def hold(fault: Fault, verdict: Verdict) -> None:
     """What must hold in every row, and the bounds of this one."""
     bounds: dict[str, tuple[float, float | None]] = {
         "units lost": (verdict.lost, 0),
-        "messages left": (verdict.left, 0),
+        "messages not given back": (verdict.left, 0),
         "effects applied twice": (verdict.twice, 0),
         "s until redelivered": (verdict.redelivered, fault.redelivered),
         "s until back at work": (verdict.recovered, fault.recovered),

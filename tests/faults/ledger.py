@@ -76,7 +76,7 @@ class Verdict:
     twice: int = 0  # effects applied more than once
     again: int = 0  # runs beyond the first
     dead: int = 0  # dead letters
-    left: int = 0  # messages on a queue or with a worker after all that time
+    left: int = 0  # messages that were taken and neither acknowledged nor given back after all that time
     gap: float = 0.0  # s, the longest without an effect while units were published
     redelivered: float = 0.0  # s from the fault until the last unit that was running then or run again was applied
     recovered: float = 0.0  # s from the end of the fault until the first new effect

@@ -89,7 +89,7 @@ def one(arena: Arena, publisher: Publisher, fault: Fault) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run it; exit code 1 when a unit was lost or applied twice, a message is left, or a fault did not come about."""
+    """Run it; exit code 1 when a unit was lost or applied twice, a message is held, or a fault did not come about."""
     lasts, seed = seconds(arguments[0]), number(arguments[1])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"soak: FOR={arguments[0]} SEED={seed}")
@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> int:
     print(f"{verdict.raised} publishes raised, the longest took {verdict.blocked:.1f} s")
     print(f"{verdict.gap:.1f} s the longest time without an effect")
     print("".join(f"WRONG: {each}\n" for each in verdict.wrong), end="")
-    print(f"lost {verdict.lost}, applied twice {verdict.twice}, messages left {verdict.left}")
+    print(f"lost {verdict.lost}, applied twice {verdict.twice}, messages not given back {verdict.left}")
     return 1 if verdict.lost or verdict.twice or verdict.left or verdict.wrong else 0
 
 

@@ -15,7 +15,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -300,17 +299,11 @@ def backlog() -> int:
     return sum(waiting("high").values()) + sum(waiting("low").values()) + int(client.hlen("unacked"))
 
 
-def messages(prefix: str) -> dict[str, list[str]]:
-    """Ids with this prefix of the messages that wait, and of those that are taken and not acknowledged."""
-    settings = importlib.import_module("settings")
-    read = partial(settings.broker_client().execute_command, NEVER_DECODE=True)  # some are no text
-    lists = [name for queue in ("high", "low") for name in settings.priority_lists(queue)]
-    waiting = [message for name in lists for message in read("LRANGE", name, 0, -1)]
-    ids = re.compile(rf'"id": "({prefix}[^"]*)"'.encode())
-    return {
-        state: [found[1].decode() for message in messages if (found := ids.search(message))]
-        for state, messages in (("waiting", waiting), ("taken", read("HVALS", "unacked")))
-    }
+def taken(prefix: str) -> list[str]:
+    """Ids with this prefix of the messages that are taken and not acknowledged."""
+    messages = importlib.import_module("settings").broker_client().hgetall("unacked").values()
+    found = (re.search(rf'"id": "({prefix}[^"]*)"', message) for message in messages)
+    return [match[1] for match in found if match]
 
 
 def count_corpus() -> Json:
