@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from random import Random
+from subprocess import CalledProcessError
 
 from python_on_whales.exceptions import DockerException
 
@@ -63,7 +64,7 @@ def soak(stack: Stack, lasts: float, seed: int) -> tuple[Verdict, Counter[str]]:
             fault = random.choice(CHOICES)
             try:
                 wrong += one(arena, publisher, fault)
-            except (AssertionError, DockerException, InsideError) as error:
+            except (AssertionError, CalledProcessError, DockerException, InsideError) as error:
                 say(f"WRONG: {fault.name}: {error}")
                 wrong.append(f"{fault.name}: {str(error).splitlines()[-1]}")
             else:
