@@ -299,6 +299,14 @@ def backlog() -> int:
     return sum(waiting("high").values()) + sum(waiting("low").values()) + int(client.hlen("unacked"))
 
 
+def take_restore_mutex() -> None:
+    """As a worker does that looks for messages to give back, and dies."""
+    with app().connection_for_read() as connection:
+        channel = connection.default_channel
+        mutex = channel.client.lock(channel.unacked_mutex_key, timeout=channel.unacked_mutex_expire)
+        assert mutex.acquire(blocking_timeout=30), "a worker held it all the time"
+
+
 def taken(prefix: str) -> list[str]:
     """Ids with this prefix of the messages that are taken and not acknowledged."""
     messages = importlib.import_module("settings").broker_client().hgetall("unacked").values()

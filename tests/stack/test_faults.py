@@ -13,7 +13,7 @@ from stack.stack import Stack, service_of
 pytestmark = pytest.mark.disruptive
 
 # A killed worker's messages go back to their queue after the visibility timeout; the rest is for running them.
-REDELIVERED_WITHIN = timing.VISIBILITY_TIMEOUT + timing.RESTORE_INTERVAL + 4
+REDELIVERED_WITHIN = timing.VISIBILITY_TIMEOUT + timing.RESTORE_INTERVAL + timing.RESTORE_MUTEX_EXPIRE + 1
 MARGIN = 45
 
 
@@ -38,6 +38,13 @@ def wait_running(inside: Inside, ids: list[str]) -> list[str]:
     return poll_until(running, "tasks running", 30)
 
 
+def make_overdue(inside: Inside) -> None:
+    """The most urgent message of `low` was taken longer ago than the visibility timeout."""
+    message = json.loads(inside.call(run.broker, "RPOP", "low"))
+    inside.call(run.broker, "HSET", "unacked", "overdue", json.dumps([message, "low", "low"]))
+    inside.call(run.broker, "ZADD", "unacked_index", 1, "overdue")
+
+
 def test_a_killed_worker_comes_back_and_its_tasks_are_run_again(stack: Stack, inside: Inside) -> None:
     ids = inside.call(run.publish, "tasks.basic.sleep", [[3]] * 12)
     interrupted = wait_running(inside, ids)
@@ -51,10 +58,18 @@ def test_a_message_past_its_visibility_timeout_goes_back_at_the_next_look(stack:
     with stack.stopped("worker-low"):
         (task,) = inside.call(run.publish, "tasks.basic.add", [[1, 2]], priority=0)
         for within in (30, 4 * timing.RESTORE_INTERVAL):  # the first ends with a look: the next is an interval away
-            message = json.loads(inside.call(run.broker, "RPOP", "low"))
-            inside.call(run.broker, "HSET", "unacked", "overdue", json.dumps([message, "low", "low"]))
-            inside.call(run.broker, "ZADD", "unacked_index", 1, "overdue")
+            make_overdue(inside)
             poll_until(lambda: inside.call(run.broker, "LLEN", "low"), "the message back in its queue", within)
+    poll_until(lambda: inside.call(run.states, [task]) == ["SUCCESS"], "the task done", 30)
+
+
+def test_a_worker_that_died_while_it_looked_does_not_hold_the_others_up_for_long(stack: Stack, inside: Inside) -> None:
+    within = timing.RESTORE_MUTEX_EXPIRE + 4 * timing.RESTORE_INTERVAL
+    with stack.stopped("worker-low"):
+        (task,) = inside.call(run.publish, "tasks.basic.add", [[1, 2]], priority=0)
+        inside.call(run.take_restore_mutex)
+        make_overdue(inside)
+        poll_until(lambda: inside.call(run.broker, "LLEN", "low"), "the message back in its queue", within)
     poll_until(lambda: inside.call(run.states, [task]) == ["SUCCESS"], "the task done", 30)
 
 

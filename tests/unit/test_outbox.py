@@ -73,6 +73,16 @@ def test_a_task_without_outbox_is_only_published(redis: Any, producer: Any) -> N
     assert not redis.exists(UNITS)
 
 
+def test_the_retries_of_one_publish_are_not_those_of_the_next(producer: Any, redis: Any) -> None:
+    def retries() -> object:
+        return producer.connection.transport_options["max_retries"]
+
+    basic.add.apply_async((1, 2), producer=producer)
+    assert retries() == app.conf.task_publish_retry_policy["max_retries"], "kombu leaves them there"
+    basic.add.apply_async((1, 2), producer=producer, retry=False)
+    assert retries() == 0
+
+
 def test_a_publish_that_fails_is_the_reconcilers_to_repeat(redis: Any) -> None:
     assert ledger.apply.apply_async(("a",), task_id="a").id == "a"  # nothing listens at the app's broker
     assert republished(redis) == ["a"]
