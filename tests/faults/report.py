@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from faults.ledger import Verdict
 from faults.protections import Protection
@@ -48,7 +49,12 @@ def table(verdicts: Iterable[Verdict]) -> str:
 def protections(made: Iterable[Unprotected]) -> str:
     """What went wrong without each protection, in Markdown."""
     rows = [
-        [each.protection.name, each.protection.what, each.verdict.fault, "; ".join(each.verdict.wrong) or "nothing"]
+        [
+            each.protection.name,
+            each.protection.what,
+            each.verdict.fault,
+            shorten("; ".join(each.verdict.wrong) or "nothing", 120),
+        ]
         for each in made
     ]
     return _markdown(["without", "it is", "fault", "then"], ["---"] * 4, rows)
