@@ -122,14 +122,14 @@ def submit(task: str, units: list[str], arguments: list[Any], options: Json) -> 
 
 
 def submit_chords(units: list[str], members: int, seconds: float) -> list[str]:
-    """Publish chords of units; names of all that they consist of."""
+    """Publish chords of units, ahead of all that waits; names of all that they consist of."""
     ledger, chord = importlib.import_module("tasks.ledger"), importlib.import_module("celery").chord
     names = []
     for unit in units:
         header = [f"{unit}.{member}" for member in range(members)]
         chord(
-            [ledger.apply.s(name, seconds).set(task_id=name) for name in header],
-            ledger.join.s(unit).set(task_id=unit),
+            [ledger.apply.s(name, seconds).set(task_id=name, priority=0) for name in header],
+            ledger.join.s(unit).set(task_id=unit, priority=0),
         ).apply_async()
         names += [unit, *header]
     return names
