@@ -142,6 +142,11 @@ def test_an_unclear_wish_is_refused(
     assert said in capsys.readouterr().err
 
 
+def test_a_broker_that_is_away_is_named() -> None:
+    with pytest.raises(SystemExit, match=r"dlq: the broker does not answer .*; `make up` starts it"):
+        dlq.main([])
+
+
 def test_an_unknown_id_is_refused(redis: Any) -> None:
     with pytest.raises(SystemExit, match="no such dead letter; `make dlq` lists them"):
         dlq.main(["drop", "1-1"])

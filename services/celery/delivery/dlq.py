@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from redis import Redis
+from redis import Redis, RedisError
 
 from celery_app import app
 from delivery import outbox
@@ -70,8 +70,13 @@ class DeadLetter:
 
 
 def client() -> Any:
-    """The broker, byte for byte."""
-    return Redis.from_url(settings.with_login(settings.redis_broker_url))
+    """The broker, byte for byte. Raises SystemExit where it does not answer."""
+    redis = Redis.from_url(settings.with_login(settings.redis_broker_url))
+    try:
+        redis.ping()
+    except RedisError as error:
+        raise SystemExit(f"dlq: the broker does not answer ({error}); `make up` starts it") from error
+    return redis
 
 
 def dead_letters(redis: Any, first: str = "-", last: str = "+") -> Iterator[DeadLetter]:
