@@ -82,7 +82,7 @@ test-stack: build venv ## The other half; one file: make test-stack T=tests/stac
 	@.venv/bin/pytest $(or $(T),tests/stack)
 
 .PHONY: test-faults
-test-faults: build venv ## Every fault, some 30 minutes; WITHOUT=outbox|…|all: a protection off, its row must go red
+test-faults: build venv ## Every fault, some 35 minutes; WITHOUT=outbox|…|all: a protection off, its row must go red
 	@FAULTS=all WITHOUT='$(WITHOUT)' .venv/bin/pytest tests/faults
 
 .PHONY: soak

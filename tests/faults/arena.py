@@ -205,13 +205,8 @@ def run_fault(stack: Stack, fault: Fault) -> Verdict:
     try:
         with load(arena, fault.durable) as publisher:
             verdict = at_the_right_moment(arena, publisher, fault)
-            begun = time.time()
             say(f"now: {fault.what}")
-            with fault.inject(arena):
-                time.sleep(fault.lasts)
-            over = time.time()
-            if fault.ends_publisher:
-                publisher.go_on()
+            begun, over = inflict(arena, publisher, fault)
             verdict.wrong += healthy_again(stack)
             time.sleep(5)  # of ordinary load
             publisher.stop()
@@ -227,6 +222,17 @@ def run_fault(stack: Stack, fault: Fault) -> Verdict:
         arena.clean()
     say(verdict.sentence())
     return verdict
+
+
+def inflict(arena: Arena, publisher: Publisher, fault: Fault) -> tuple[float, float]:
+    """Bring a fault about and undo it; when it began and when it was over (epoch s)."""
+    begun = time.time()
+    with fault.inject(arena):
+        time.sleep(fault.lasts)
+    over = time.time()
+    if fault.ends_publisher:
+        publisher.go_on()
+    return begun, over
 
 
 def healthy_again(stack: Stack) -> list[str]:

@@ -22,6 +22,7 @@ from faults.arena import (
     at_the_right_moment,
     drain,
     healthy_again,
+    inflict,
     load,
     own_stack,
     prepare,
@@ -82,10 +83,7 @@ def one(arena: Arena, publisher: Publisher, fault: Fault) -> list[str]:
     """A fault, and what it has ended is there again; what is not."""
     at_the_right_moment(arena, publisher, fault)
     say(f"{fault.name}: {fault.what}")
-    with fault.inject(arena):
-        time.sleep(fault.lasts)
-    if fault.ends_publisher:
-        publisher.go_on()
+    inflict(arena, publisher, fault)
     return healthy_again(arena.stack)
 
 
