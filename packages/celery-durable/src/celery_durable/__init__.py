@@ -1,0 +1,40 @@
+"""Celery on Redis that loses no task and applies none twice: see README.md."""
+
+from celery_durable.config import Config
+from celery_durable.durable import Durable
+from celery_durable.errors import (
+    ConfigError,
+    DangerousSettingsError,
+    DelayTooLongError,
+    EffectFailedError,
+    MessageTooLargeError,
+    NotInOutboxError,
+    PublishRefusedError,
+    ResultTooLargeError,
+    TimeLimitTooLongError,
+)
+from celery_durable.install import install
+from celery_durable.once import Once, atomically, once
+from celery_durable.periodic import PeriodicTask
+from celery_durable.schedules import every, zoned
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DangerousSettingsError",
+    "DelayTooLongError",
+    "Durable",
+    "EffectFailedError",
+    "MessageTooLargeError",
+    "NotInOutboxError",
+    "Once",
+    "PeriodicTask",
+    "PublishRefusedError",
+    "ResultTooLargeError",
+    "TimeLimitTooLongError",
+    "atomically",
+    "every",
+    "install",
+    "once",
+    "zoned",
+]

@@ -1,0 +1,152 @@
+"""The result backend: Celery's for Redis, which never stands in the way of delivery.
+
+`install` puts it in the place of Celery's for redis:// and rediss://.
+"""
+
+import logging
+import sys
+import time
+from typing import Any
+
+from celery import states
+from celery.backends import redis
+from redis import RedisError
+
+from celery_durable.errors import ResultTooLargeError
+
+logger = logging.getLogger(__name__)
+
+MEMORY_LOOK_INTERVAL = 5  # s between two looks at Redis' memory
+OF_ARGUMENTS = 10  # part of the limit that arguments may take of an error that is kept
+
+
+class RedisBackend(redis.RedisBackend):
+    """Celery's, with bounds on what is kept, and without effects on who publishes."""
+
+    _looked_at, _has_room = 0.0, True
+
+    @property
+    def durable(self) -> Any:
+        """Of the backend's app."""
+        return self.app.durable
+
+    # --- Publishing ---
+
+    def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:
+        """Publishing leaves the results' Redis alone; whoever waits for a result subscribes then.
+
+        Celery subscribes here, and without that Redis a publish hangs for 20 s and fails.
+        """
+        return {}
+
+    def remove_pending_result(self, result: Any) -> Any:
+        """Called when an AsyncResult goes. At the end of a program Redis' client may be gone before it."""
+        if sys.is_finalizing():
+            return None
+        try:
+            return super().remove_pending_result(result)
+        except (RedisError, OSError) as error:  # raised in __del__, it would only be printed
+            logger.debug("result %s not unsubscribed: %s", result.id, error)
+            return None
+
+    # --- Chords ---
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        try:
+            self.durable.chords.begun(group_id)
+        except RedisError as error:
+            logger.warning("chord %s is not watched: %s", group_id, error)
+        super().set_chord_size(group_id, chord_size)
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
+        """A task that could not be counted as a part of its chord has not ended: the chord would wait for ever."""
+        try:
+            return super().on_chord_part_return(request, state, result, **kwargs)
+        except RedisError:
+            request.outbox_stays = True
+            raise
+
+    # --- Bounds ---
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+    ) -> Any:
+        if state in states.READY_STATES and not self._room():
+            logger.error("result of %s not stored: Redis uses more than result_memory_share of its memory", task_id)
+            return result
+        return super()._store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
+
+    def _get_result_meta(self, result: Any, state: str, traceback: Any, request: Any, **kwargs: Any) -> dict[str, Any]:
+        meta: dict[str, Any] = super()._get_result_meta(result, state, traceback, request, **kwargs)
+        if state in states.EXCEPTION_STATES:
+            config = self.durable.config
+            limit = min(
+                config.max_result_bytes, config.max_ignored_error_bytes if self._ignored(request) else sys.maxsize
+            )
+            if self._size(meta) > limit:
+                self._shrink(meta, limit)
+        return meta
+
+    def _set_with_state(self, key: str, value: Any, state: str) -> Any:
+        limit = self.durable.config.max_result_bytes
+        if state == states.SUCCESS and len(value) > limit:
+            meta = self.decode(value)
+            if "status" in meta:  # a group's list of members has none
+                if (size := self._size(meta["result"])) > limit:
+                    meta["status"] = state = states.FAILURE
+                    meta["result"] = self.prepare_exception(_too_large(size, limit))
+                self._shrink(meta, limit)
+                value = self.encode(meta)
+        return super()._set_with_state(key, value, state)
+
+    def _ignored(self, request: Any) -> bool:
+        """Whether nobody wants the task's result."""
+        ignored = getattr(request, "ignore_result", None)
+        task = self.app.tasks.get(getattr(request, "task", None))
+        return bool(getattr(task, "ignore_result", False) if ignored is None else ignored)
+
+    def _shrink(self, meta: dict[str, Any], limit: int) -> None:
+        """Cut arguments to what they look like, the traceback to its end, and an error's text to its start."""
+        for name in ("args", "kwargs"):
+            if name in meta and self._size(meta[name]) > limit // OF_ARGUMENTS:
+                meta[name] = _cut(repr(meta[name]), limit // OF_ARGUMENTS)
+        if isinstance(meta.get("traceback"), str):
+            meta["traceback"] = _cut(meta["traceback"], limit // 2, end=True)
+        error = meta["result"]
+        if isinstance(error, dict) and "exc_message" in error and self._size(error) > limit // 4:
+            meta["result"] = {**error, "exc_message": [_cut(str(error["exc_message"]), limit // 4)]}
+
+    def _size(self, value: Any) -> int:
+        try:
+            return len(self.encode(value))
+        except Exception:  # not for this to judge: storing it raises
+            return 0
+
+    def _room(self) -> bool:
+        """Whether results may still be stored; Redis is asked now and then."""
+        share, now = self.durable.config.result_memory_share, time.monotonic()
+        if share < 1 and now - self._looked_at > MEMORY_LOOK_INTERVAL:
+            self._looked_at = now
+            try:
+                info = self.client.info("memory")
+                limit = int(info.get("maxmemory") or 0)
+                self._has_room = not limit or int(info["used_memory"]) < share * limit
+            except RedisError:  # storing the result will tell
+                self._has_room = True
+        return self._has_room
+
+
+def _too_large(size: int, limit: int) -> ResultTooLargeError:
+    return ResultTooLargeError(
+        f"a result of {size} bytes; max_result_bytes is {limit}. Keep it elsewhere, and return its name."
+    )
+
+
+def _cut(text: str, size: int, end: bool = False) -> str:
+    """A text of so many bytes at most, with a sign that it was cut."""
+    data = text.encode(errors="backslashreplace")
+    if len(data) <= size:
+        return text
+    kept = data[-size:] if end else data[:size]
+    part = kept.decode(errors="ignore")
+    return f"… {part}" if end else f"{part} …"

@@ -1,0 +1,35 @@
+"""Threads that do something again and again."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+class Background:
+    """Calls a function at once and then every `interval` seconds, from a daemon thread, until it is stopped.
+
+    What the function raises is logged, and does not end the thread.
+    """
+
+    def __init__(self, name: str, interval: float, function: Callable[[], None]) -> None:
+        self._name, self._interval, self._function = name, interval, function
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._function()
+            except Exception:
+                logger.exception("%s failed; it is tried again in %g s", self._name, self._interval)
+            if self._stopped.wait(self._interval):
+                return
+
+    def stop(self, timeout: float = 0) -> None:
+        """No more calls; wait so many seconds for one that is under way."""
+        self._stopped.set()
+        if timeout:
+            self._thread.join(timeout)

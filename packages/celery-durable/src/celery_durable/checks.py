@@ -1,0 +1,78 @@
+"""Settings that would lose or repeat work are refused when a worker or beat starts, each with its reason.
+
+What depends on one another in `Config` is checked when it is made; here it is what the app and Redis are really set to.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis import RedisError
+
+from celery_durable.errors import DangerousSettingsError
+
+CONSUMER = "celery_durable.consumer:Consumer"
+
+
+def refuse_dangerous_settings(app: Any) -> None:
+    """Raises DangerousSettingsError. What Redis is set to is only looked at where it answers: it may start later."""
+    scheme = urlsplit(app.durable.broker_url).scheme
+    if scheme not in ("redis", "rediss"):
+        raise DangerousSettingsError(
+            [f"broker_url: is {scheme}://; celery_durable works with redis:// and rediss://, a single Redis each"]
+        )
+    wrong = [*_of_the_app(app)]
+    for name, client in (("broker", app.durable.broker), ("store", app.durable.store)):
+        try:
+            wrong += _of_redis(name, client.info(), app.durable.config.redis_memory_limit)
+        except RedisError:
+            continue
+    if wrong:
+        raise DangerousSettingsError(wrong)
+
+
+def _of_the_app(app: Any) -> Iterator[str]:
+    conf, config = app.conf, app.durable.config
+    visibility = config.visibility_timeout
+    if not conf.task_time_limit or conf.task_time_limit >= visibility:
+        yield (
+            f"task_time_limit: {conf.task_time_limit}; it must be less than Config.visibility_timeout "
+            f"({visibility:g} s), or a solo worker's task runs twice"
+        )
+    if not conf.task_soft_time_limit or conf.task_soft_time_limit >= (conf.task_time_limit or 0):
+        yield f"task_soft_time_limit: {conf.task_soft_time_limit}; it must be less than task_time_limit"
+    options = conf.broker_transport_options or {}
+    if options.get("socket_timeout"):
+        yield (
+            f"broker_transport_options.socket_timeout: {options['socket_timeout']}; a worker waits for messages on "
+            "that connection, and each time-out leaks a prefetch slot until it is deaf; publishers have "
+            "Config.publish_socket_timeout"
+        )
+    if conf.worker_soft_shutdown_timeout >= config.stop_grace_period:
+        yield (
+            f"worker_soft_shutdown_timeout: {conf.worker_soft_shutdown_timeout}; it must be less than "
+            f"Config.stop_grace_period ({config.stop_grace_period:g} s), or the worker is killed in the middle of it"
+        )
+    if config.acks_late and not conf.task_acks_late:
+        yield "task_acks_late: off; a killed worker takes its running tasks with it"
+    if config.consumer and conf.worker_consumer != CONSUMER:
+        yield (
+            f"worker_consumer: {conf.worker_consumer}; messages are only safe with the library's own, "
+            f"remove the setting or make yours a subclass of {CONSUMER} and set Config(consumer=False)"
+        )
+
+
+def _of_redis(name: str, info: dict[str, Any], memory_limit: int | None) -> Iterator[str]:
+    if int(info.get("cluster_enabled", 0)):
+        yield f"{name}: is a Redis Cluster, where kombu's keys are on different nodes; use a single Redis"
+    if not int(info.get("aof_enabled", 0)):
+        yield f"{name}: appendonly is off; a restart loses all that came after its last snapshot"
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        yield f"{name}: maxmemory-policy is {policy}; a full Redis throws messages away, set noeviction"
+    maxmemory = int(info.get("maxmemory", 0))
+    if memory_limit and not 0 < 2 * maxmemory <= memory_limit:
+        yield (
+            f"{name}: maxmemory is {maxmemory >> 20} MiB and its container's limit {memory_limit >> 20} MiB; rewriting "
+            "the AOF forks, so the limit must be at least twice maxmemory"
+        )

@@ -1,0 +1,71 @@
+"""Clients of Redis, made from `Config`: one for each address and process."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from redis import AuthenticationError, CredentialProvider, Redis
+
+from celery_durable.config import Config
+
+
+class PasswordFile(CredentialProvider):
+    """Reads the password at each connect: who replaces the file needs to restart nobody."""
+
+    def __init__(self, path: Path, username: str | None) -> None:
+        self._path, self._username = path, username
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """Raises redis' AuthenticationError, a ConnectionError, when the file cannot be read."""
+        try:
+            password = self._path.read_text().strip()
+        except OSError as error:
+            raise AuthenticationError(f"password_file: cannot read {self._path}: {error.strerror}") from error
+        return (self._username, password) if self._username else (password,)
+
+
+def credentials(config: Config, username: str | None, password: object) -> PasswordFile | None:
+    """The password file for a connection, where Config names one and the address has no password of its own."""
+    return PasswordFile(config.password_file, username) if config.password_file and not password else None
+
+
+class Clients:
+    """Clients of one app."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._pid = 0
+        self._clients: dict[str, Any] = {}
+
+    def get(self, url: str, **options: Any) -> Any:
+        """This process's client of the Redis at `url`; its replies are text. Connects when it is used.
+
+        Any: redis-py types each reply bytes | str, whatever decode_responses says.
+        """
+        if self._pid != os.getpid():  # a socket that is shared over a fork mixes replies up
+            self._clients, self._pid = {}, os.getpid()
+        if url not in self._clients:
+            self._clients[url] = connect(url, self._config, **options)
+        return self._clients[url]
+
+
+def connect(url: str, config: Config, make: Callable[..., Any] = Redis.from_url, **options: Any) -> Any:
+    """A client, or what else `make` makes of an address and redis-py's options."""
+    parts = urlsplit(url)
+    username = unquote(parts.username) if parts.username else None
+    if provider := credentials(config, username, parts.password):
+        options["credential_provider"] = provider
+        address = parts.netloc.rpartition("@")[2]
+        url = parts._replace(netloc=address).geturl()  # redis-py takes a user or a provider, not both
+    return make(
+        url,
+        **{
+            "decode_responses": True,
+            "socket_connect_timeout": config.publish_connect_timeout,
+            "socket_timeout": config.publish_socket_timeout,
+            "health_check_interval": config.health_check_interval,
+            **options,
+        },
+    )

@@ -1,0 +1,235 @@
+"""Dead letters: messages that cannot be run, kept in a stream of the broker instead of thrown away.
+
+The rule is AMQP's: what is rejected without requeue. `python -m celery_durable dlq` lists them, shows one, puts them
+back on their queues, or drops them.
+
+    <key_prefix>dead-letters         stream; its ids carry the time. Fields of an entry:
+        reason          why, one of `Reason`
+        error           what was wrong with it, in words
+        queue           where it came from
+        task, id        of the task, where they can be told
+        payload         the message as it came, byte for byte
+        size            of the payload in bytes; more than it holds where only its start was kept
+    <key_prefix>dead-letters:stats   hash: bytes kept in all, and `overflowed`, how many were removed to stay in bounds
+
+Both are bounded, by Config.max_dead_letters and Config.max_dead_letter_bytes.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from celery_durable.config import Config
+from celery_durable.signals import dead_letter_overflowed, message_dead_lettered
+
+logger = logging.getLogger(__name__)
+
+MAX_ERROR = 1000  # characters
+MAX_NAME = 255  # characters of a task's name, its id, a queue
+START = 65_536  # bytes that are kept of a message that is larger than all dead letters may be
+PAGE_BYTES = 8 << 20  # that one round trip reads at most, and one entry more
+
+# Adds a dead letter, and removes the oldest while there are too many or too large ones. With a delivery tag it is taken
+# out of the unacknowledged messages in the same step, unless it has gone back to its queue meanwhile: then it is no
+# dead letter. allow-oom: a full broker must not keep a message from being set aside; what it takes is bounded.
+# KEYS: stream, stats, hash and index of unacknowledged messages. ARGV: most entries, most bytes, delivery tag or "",
+# bytes of the payload, then fields and values. Returns nil, or the removed ones' reason, task, id.
+ADD = """#!lua flags=allow-oom
+local tag = ARGV[3]
+if tag ~= '' then
+    if redis.call('HDEL', KEYS[3], tag) == 0 then
+        return nil
+    end
+    redis.call('ZREM', KEYS[4], tag)
+end
+redis.call('XADD', KEYS[1], '*', unpack(ARGV, 5))
+local total = redis.call('HINCRBY', KEYS[2], 'bytes', ARGV[4])
+local count = redis.call('XLEN', KEYS[1])
+if count == 1 then
+    redis.call('HSET', KEYS[2], 'bytes', ARGV[4])
+    total = tonumber(ARGV[4])
+end
+local removed = {}
+while count > tonumber(ARGV[1]) or (total > tonumber(ARGV[2]) and count > 1) do
+    local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+    local entry = {}
+    for i = 1, #oldest[2], 2 do
+        entry[oldest[2][i]] = oldest[2][i + 1]
+    end
+    redis.call('XDEL', KEYS[1], oldest[1])
+    count = count - 1
+    total = redis.call('HINCRBY', KEYS[2], 'bytes', -#(entry.payload or ''))
+    redis.call('HINCRBY', KEYS[2], 'overflowed', 1)
+    removed[#removed + 1] = {entry.reason or '', entry.task or '', entry.id or ''}
+end
+return removed
+"""
+
+# Removes an entry if it is there, and with a list puts a message at its end. KEYS: stream, stats, list. ARGV: entry's
+# id, bytes of its payload, message or "". Returns 1 if it was there.
+TAKE = """
+if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then
+    return 0
+end
+redis.call('HINCRBY', KEYS[2], 'bytes', -ARGV[2])
+if ARGV[3] ~= '' then
+    redis.call('LPUSH', KEYS[3], ARGV[3])
+end
+return 1
+"""
+
+
+class Reason(StrEnum):
+    """Why a message is a dead letter."""
+
+    MALFORMED = "malformed"
+    TOO_LARGE = "larger than max_message_bytes"
+    UNKNOWN_TASK = "unknown task"
+    REJECTED = "rejected by its task"
+    RETRIES_EXHAUSTED = "retries exhausted"
+    TIME_LIMIT = "hard time limit"
+    WORKER_LOST = "killed its process"
+
+
+# What tells nothing certain of the message: anybody can have written it, under any id.
+UNREADABLE = (Reason.MALFORMED, Reason.TOO_LARGE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Letter:
+    """A dead letter."""
+
+    reason: str
+    error: str
+    queue: str
+    task: str
+    task_id: str
+    payload: bytes
+    size: int  # of the whole payload
+    id: str = ""  # of its entry in the stream
+
+    @property
+    def time(self) -> datetime:
+        """When it became one."""
+        return datetime.fromtimestamp(int(self.id.partition("-")[0]) / 1000, UTC)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the payload was kept."""
+        return len(self.payload) == self.size
+
+    def fields(self) -> list[str | bytes]:
+        """Fields and values of its entry, as XADD takes them."""
+        texts = {"reason": self.reason, "error": self.error, "queue": self.queue, "task": self.task, "id": self.task_id}
+        return [*(part for pair in texts.items() for part in pair), "size", str(self.size), "payload", self.payload]
+
+
+def letter(reason: Reason, error: str, queue: str, payload: bytes, max_bytes: int) -> Letter:
+    """A dead letter of a message, whatever is in it; of one larger than `max_bytes` only the start is kept."""
+    headers = headers_of(payload)
+    return Letter(
+        reason=reason.value,
+        error=_text(error, MAX_ERROR),
+        queue=_text(queue, MAX_NAME),
+        task=_text(headers.get("task") or "", MAX_NAME),
+        task_id=_text(headers.get("id") or "", MAX_NAME),
+        payload=payload if len(payload) <= max_bytes else payload[:START],
+        size=len(payload),
+    )
+
+
+def headers_of(payload: bytes) -> dict[str, Any]:
+    """The headers of a message, as far as there are any."""
+    try:
+        headers = json.loads(payload)["headers"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    return headers if isinstance(headers, dict) else {}
+
+
+def _text(value: object, longest: int) -> str:
+    """Text that Redis takes: JSON can hold half of a surrogate pair."""
+    return str(value)[:longest].encode(errors="backslashreplace").decode()
+
+
+class DeadLetters:
+    """The stream of one broker."""
+
+    def __init__(self, config: Config, key: str) -> None:
+        """`key`: of the stream, with every prefix."""
+        self._config = config
+        self.key, self.stats_key = key, f"{key}:stats"
+
+    def add(self, client: Any, new: Letter, app: Any, unacked: tuple[str, str, str] = ("", "", "")) -> bool:
+        """Add a dead letter, and announce it. `client` prefixes no keys.
+
+        `unacked`: delivery tag, and the keys of the hash and the index that it is taken out of. Returns whether it was
+        still there. Raises RedisError.
+        """
+        tag, *books = unacked
+        limits = [self._config.max_dead_letters, self._config.max_dead_letter_bytes]
+        removed = client.register_script(ADD)(
+            keys=[self.key, self.stats_key, *(book or self.key for book in books)],
+            args=[*limits, tag, len(new.payload), *new.fields()],
+        )
+        if removed is None:
+            return False
+        logger.error("dead letter of queue %s: %s; %s[%s] %s", new.queue, new.reason, new.task, new.task_id, new.error)
+        message_dead_lettered.send(sender=app, letter=new)
+        for entry in removed:
+            reason, task, task_id = (
+                part.decode(errors="replace") if isinstance(part, bytes) else part for part in entry
+            )
+            logger.error(
+                "dead letters: too many or too large, the oldest was removed: %s; %s[%s]", reason, task, task_id
+            )
+            dead_letter_overflowed.send(sender=app, reason=reason, task=task, task_id=task_id)
+        return True
+
+    def take(self, client: Any, old: Letter, list_name: str = "", message: bytes = b"") -> bool:
+        """Remove a dead letter; with a message, put that at the end of a list in the same step. False if it is gone."""
+        keys = [self.key, self.stats_key, list_name or self.key]
+        return bool(client.register_script(TAKE)(keys=keys, args=[old.id, len(old.payload), message]))
+
+    def read(self, client: Any, first: str = "-", last: str = "+") -> Iterator[Letter]:
+        """All of them between two ids, oldest first; a round trip reads some PAGE_BYTES. `client` decodes nothing."""
+        page = 1
+        while entries := client.xrange(self.key, first, last, count=page):
+            size = 0
+            for entry_id, fields in entries:
+                found = _letter_of(entry_id, fields)
+                size += len(found.payload)
+                yield found
+            first = f"({entries[-1][0].decode()}"
+            page = min(500, max(1, PAGE_BYTES * len(entries) // max(1, size)))
+
+    def count(self, client: Any) -> tuple[int, int, int]:
+        """How many there are, their bytes, and how many were removed to stay in bounds."""
+        with client.pipeline(transaction=False) as pipe:
+            pipe.xlen(self.key)
+            pipe.hmget(self.stats_key, "bytes", "overflowed")
+            length, (size, overflowed) = pipe.execute()
+        return length, int(size or 0), int(overflowed or 0)
+
+
+def _letter_of(entry_id: bytes, fields: dict[bytes, bytes]) -> Letter:
+    """Whatever the fields are: somebody else may have written the entry."""
+    reason, error, queue, task, task_id, size = (
+        fields.get(name, b"").decode(errors="backslashreplace")
+        for name in (b"reason", b"error", b"queue", b"task", b"id", b"size")
+    )
+    payload = fields.get(b"payload", b"")
+    return Letter(
+        id=entry_id.decode(),
+        reason=reason,
+        error=error,
+        queue=queue,
+        task=task,
+        task_id=task_id,
+        payload=payload,
+        size=int(size) if size.isdecimal() else len(payload),
+    )

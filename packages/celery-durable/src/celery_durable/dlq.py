@@ -1,0 +1,133 @@
+"""The command `dlq`: looks at dead letters, puts them back on their queues, or drops them.
+
+python -m celery_durable -A APP dlq [list]
+python -m celery_durable -A APP dlq show ID
+python -m celery_durable -A APP dlq requeue|drop ID | --task NAME | --reason WORDS | --all
+"""
+
+import argparse
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import Any
+
+from redis import RedisError
+
+from celery_durable.dead_letters import Letter, Reason
+from celery_durable.errors import NotRequeueableError
+from celery_durable.requeue import DeadLetterOffice
+
+LISTED = 50
+SHOWN = 2000  # characters of a payload
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command."""
+    parser.add_argument("action", choices=["list", "show", "requeue", "drop"], nargs="?", default="list")
+    parser.add_argument("id", nargs="?", help="of a dead letter, as list shows it")
+    parser.add_argument("--task", help="all of this task")
+    parser.add_argument("--reason", help=f"all with this reason: {', '.join(Reason)}")
+    parser.add_argument("--all", action="store_true")
+
+
+def run(app: Any, options: argparse.Namespace) -> int:
+    """Do what the options say. Returns the exit code: 0, 1 when something was left, 2 when the options are unclear."""
+    try:
+        with app.durable.raw_broker() as client:
+            command = Command(app, client)
+            if options.action == "list":
+                return command.list()
+            return command.each(options)
+    except RedisError as error:
+        print(f"dlq: Redis does not answer ({error}); is it up?", file=sys.stderr)
+        return 1
+
+
+class Command:
+    """The command on the dead letters of one app."""
+
+    def __init__(self, app: Any, client: Any) -> None:
+        self._stream, self._client = app.durable.dead_letters, client
+        self._office = DeadLetterOffice(app.durable)
+
+    def list(self) -> int:
+        """Print how many there are by reason and task, and the newest of them."""
+        counts: Counter[tuple[str, str]] = Counter()
+        newest: deque[Letter] = deque(maxlen=LISTED)
+        for letter in self._stream.read(self._client):
+            counts[letter.reason, letter.task] += 1
+            newest.append(letter)
+        _, size, overflowed = self._stream.count(self._client)
+        if not counts:
+            print("no dead letters")
+        for (reason, task), count in counts.most_common():
+            print(f"{count:6}  {reason}  {task or '(no task)'}")
+        if counts:
+            print()
+        for letter in newest:
+            print(f"{letter.id:<18} {letter.time:%Y-%m-%d %H:%M:%S}  {letter.queue:<5} {letter.task}[{letter.task_id}]")
+            print(f"{'':18} {letter.reason}: {letter.error}"[:200])
+            if chord := self._office.chord(letter):
+                print(f"{'':18} in a chord: {chord}")
+        if (more := counts.total() - len(newest)) > 0:
+            print(f"… and {more} older ones")
+        if overflowed:
+            print(f"{overflowed} older ones were removed: there were too many, or too large ones ({size} bytes now)")
+        return 0
+
+    def each(self, options: argparse.Namespace) -> int:
+        """Show, requeue or drop what the options name."""
+        if options.reason is not None and options.reason not in set(Reason):
+            print(f"dlq: --reason: choose of {', '.join(map(repr, map(str, Reason)))}", file=sys.stderr)
+            return 2
+        if [bool(options.id), options.task is not None, options.reason is not None, options.all].count(True) != 1:
+            print(f"dlq: {options.action}: which? an ID, --task, --reason or --all", file=sys.stderr)
+            return 2
+        found = left = 0
+        for letter in self._chosen(options):
+            found += 1
+            try:
+                print(self._do(options.action, letter))
+            except NotRequeueableError as error:
+                left += 1
+                print(f"left {letter.id}: {error}; see it with show, take it away with drop", file=sys.stderr)
+        if not found:
+            print("dlq: no such dead letter; list shows them", file=sys.stderr)
+        return 0 if found and not left else 1
+
+    def _chosen(self, options: argparse.Namespace) -> Iterator[Letter]:
+        if options.id:
+            yield from self._stream.read(self._client, options.id, options.id)
+            return
+        for letter in self._stream.read(self._client):
+            if options.all or (
+                options.task == letter.task if options.task is not None else options.reason == letter.reason
+            ):
+                yield letter
+
+    def _do(self, action: str, letter: Letter) -> str:
+        if action == "show":
+            return self._whole(letter)
+        name = f"{letter.id} {letter.task}[{letter.task_id}]"
+        done = (
+            self._office.drop(self._client, letter) if action == "drop" else self._office.requeue(self._client, letter)
+        )
+        if not done:
+            return f"gone meanwhile: {name}"
+        return f"dropped {name}" if action == "drop" else f"put back {name} on {letter.queue}"
+
+    def _whole(self, letter: Letter) -> str:
+        text = letter.payload.decode(errors="backslashreplace")
+        values = {
+            "id": letter.id,
+            "time": letter.time,
+            "reason": letter.reason,
+            "error": letter.error,
+            "queue": letter.queue,
+            "task": letter.task,
+            "task_id": letter.task_id,
+            "chord": self._office.chord(letter) or "none",
+            "size": f"{letter.size} bytes" + ("" if letter.whole else f", {len(letter.payload)} of them kept"),
+            "payload": f"{text[:SHOWN]}{'…' if len(text) > SHOWN else ''}",
+        }
+        return "\n".join(f"{name:<8} {value}" for name, value in values.items())

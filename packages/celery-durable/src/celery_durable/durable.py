@@ -1,0 +1,156 @@
+"""`Durable`: what `install` gives, and everything of one app that its parts share."""
+
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from kombu.transport.redis import Channel
+from redis import Redis
+from redis.client import Pipeline
+
+from celery_durable.chords import Chords
+from celery_durable.clients import Clients, connect
+from celery_durable.config import Config
+from celery_durable.dead_letters import DeadLetters
+from celery_durable.once import Once, once
+from celery_durable.outbox import BrokerView, Entry, Outbox
+from celery_durable.revocations import Revocations
+from celery_durable.settings import TransportOptions
+from celery_durable.ticks import Ticks
+
+logger = logging.getLogger(__name__)
+
+OTHER = "other"  # a queue that the app does not have: its name came with a message
+
+
+class Durable:
+    """Delivery for one app: its clients, outbox, dead letters, and names in Redis.
+
+    For tasks: `once`, `store`, `wait_until_on_disk`. For a periodic task: `reconcile`.
+    """
+
+    def __init__(self, app: Any, config: Config) -> None:
+        self.app, self.config = app, config
+        self._clients = Clients(config)
+        self.outbox = Outbox(config, lambda: self.store)
+        self.revocations = Revocations(config, lambda: self.broker, lambda: self.broker_key("revoked"))
+        self.chords = Chords(config, lambda: self.store)
+        self.ticks = Ticks(config, lambda: self.store)
+        self.worker_name = ""  # of this worker's connections
+        self._transport = TransportOptions(config)
+
+    # --- For tasks ---
+
+    @property
+    def store(self) -> Any:
+        """This process's client of the store; its replies are text."""
+        return self._clients.get(self.config.store)
+
+    @property
+    def broker(self) -> Any:
+        """This process's client of the broker, for what is not a message; its replies are text."""
+        return self._clients.get(self.broker_url)
+
+    def once(self, marker: str, effect: Callable[[Pipeline], Any], ttl: float | None = None) -> Once:
+        """Apply an effect in the store unless its marker is there: see `once.once`."""
+        return once(self.store, marker, effect, ttl, marked=self.config.done_markers)
+
+    def wait_until_on_disk(self) -> None:
+        """Wait until outbox entries that were written outlive a loss of power: see `Outbox.wait_until_on_disk`."""
+        self.outbox.wait_until_on_disk()
+
+    def reconcile(self) -> dict[str, int]:
+        """What a periodic task must call every ten seconds or so: publish again what was lost, look after chords.
+
+        Returns {"published", "waiting", "overdue_chords"}. Raises outbox.PUBLISH_ERRORS while Redis is away.
+        """
+        with self.raw_broker() as client:
+            view = BrokerView(client, self._list_of, self.unacked_key, self.config.publish_socket_timeout)
+            found = self.outbox.republish(self.app.amqp.publish_entry, view)
+        return {**found, "overdue_chords": self.chords.look(self.app.backend)}
+
+    # --- Connections ---
+
+    def worker_options(self, call: dict[str, Any] | None) -> dict[str, Any]:
+        """Transport options of a connection that consumes; `call` are those that the caller gives."""
+        return self._transport.of_worker(self._transport_options, call, self.worker_name)
+
+    def publisher_options(self, call: dict[str, Any] | None) -> dict[str, Any]:
+        """Transport options of a connection that publishes."""
+        return self._transport.of_publisher(self._transport_options, call, self.worker_name)
+
+    # --- The broker ---
+
+    @property
+    def broker_url(self) -> str:
+        """Address of the broker."""
+        url = self.app.conf.broker_write_url
+        return str(url if isinstance(url, str) else url[0])
+
+    def raw_broker(self) -> Redis:
+        """A client of the broker that decodes nothing; a context manager."""
+        client: Redis = connect(self.broker_url, self.config, decode_responses=False)
+        return client
+
+    @property
+    def _transport_options(self) -> dict[str, Any]:
+        return dict(self.app.conf.broker_transport_options or {})
+
+    def prefixed(self, key: str) -> str:
+        """A key of kombu's in the broker."""
+        return f"{self._transport_options.get('global_keyprefix', '')}{key}"
+
+    def broker_key(self, name: str) -> str:
+        """A key of the library in the broker."""
+        return self.prefixed(f"{self.config.key_prefix}{name}")
+
+    @property
+    def unacked_key(self) -> str:
+        """The hash of messages that workers hold."""
+        return self.prefixed(self._transport_options.get("unacked_key", Channel.unacked_key))
+
+    @cached_property
+    def dead_letters(self) -> DeadLetters:
+        """The stream of dead letters."""
+        return DeadLetters(self.config, self.broker_key("dead-letters"))
+
+    def priority_steps(self) -> list[int]:
+        """Steps of the queues' priorities, most urgent first."""
+        return list(self._transport_options.get("priority_steps") or Channel.priority_steps)
+
+    def priority_lists(self, queue: str) -> list[str]:
+        """The Redis lists of a queue, most urgent first."""
+        return [self._list(queue, step) for step in self.priority_steps()]
+
+    def priority_list(self, queue: str, priority: int) -> str:
+        """The Redis list in which a message of that priority waits."""
+        steps = self.priority_steps()
+        return self._list(queue, max((step for step in steps if step <= priority), default=steps[-1]))
+
+    def _list(self, queue: str, step: int) -> str:
+        separator = self._transport_options.get("sep", Channel.sep)
+        return self.prefixed(f"{queue}{separator}{step}" if step else queue)
+
+    def _list_of(self, entry: Entry) -> str:
+        return self.priority_list(self.queue_name(entry.queue), entry.priority)
+
+    def queue_name(self, name: str) -> str:
+        """A queue's name in Redis: `task_queues` may give it another there."""
+        queues = self.app.amqp.queues
+        return str(queues[name].name) if name in queues else name
+
+    # --- Names for metrics ---
+
+    def queue_of(self, exchange: Any, routing_key: Any) -> str:
+        """The queue of the app that a message came from, or goes to, by its binding; what a message says itself is no
+        name of a queue."""
+        known = self._queue_names
+        return known.get((exchange, routing_key)) or known.get(("", routing_key)) or OTHER
+
+    @cached_property
+    def _queue_names(self) -> dict[tuple[str, str], str]:
+        """Names of the queues by exchange and routing key. Celery names only the queue where its exchange is direct."""
+        queues = self.app.amqp.queues.values()
+        by_binding = {(queue.exchange.name, queue.routing_key): queue.name for queue in queues}
+        return by_binding | {("", queue.name): queue.name for queue in queues}

@@ -1,0 +1,87 @@
+"""Messages published, and those that took another way than their queue's."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from celery import current_app, signals
+from prometheus_client import Counter
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from redis import RedisError
+
+from celery_durable.dead_letters import Letter
+from celery_durable.signals import (
+    dead_letter_overflowed,
+    message_dead_lettered,
+    outbox_republished,
+    outbox_written,
+    publish_failed,
+)
+
+PUBLISHED = Counter("celery_published_total", "Messages that Redis has accepted.", ["task", "queue"])
+PUBLISH_FAILURES = Counter(
+    "celery_publish_failures_total",
+    "Publishes that raised. The message may be in the queue all the same: an exception does not mean 'not enqueued'.",
+    ["task"],
+)
+DEAD_LETTERS = Counter("celery_dead_letters_total", "Messages that became dead letters.", ["queue", "reason"])
+OVERFLOWED = Counter(
+    "celery_dead_letters_overflowed_total", "Dead letters removed because there were too many or too large ones."
+)
+OUTBOX_WRITTEN = Counter("celery_outbox_written_total", "Tasks written to the outbox.", ["task"])
+OUTBOX_REPUBLISHED = Counter(
+    "celery_outbox_republished_total", "Outbox entries that the reconciler published again.", ["task", "queue"]
+)
+
+
+def connect() -> None:
+    """Count; a second time changes nothing."""
+    signals.after_task_publish.connect(_published)
+    publish_failed.connect(_publish_failed)
+    message_dead_lettered.connect(_dead_lettered)
+    dead_letter_overflowed.connect(_overflowed)
+    outbox_written.connect(_written)
+    outbox_republished.connect(_republished)
+
+
+def _published(sender: str, exchange: Any, routing_key: str, **_: Any) -> None:
+    durable = getattr(current_app, "durable", None)
+    name = getattr(exchange, "name", exchange) or ""
+    PUBLISHED.labels(sender, durable.queue_of(name, routing_key) if durable else "other").inc()
+
+
+def _publish_failed(task: str, **_: Any) -> None:
+    PUBLISH_FAILURES.labels(task).inc()
+
+
+def _dead_lettered(sender: Any, letter: Letter, **_: Any) -> None:
+    DEAD_LETTERS.labels(sender.durable.queue_of("", letter.queue), letter.reason).inc()
+
+
+def _overflowed(**_: Any) -> None:
+    OVERFLOWED.inc()
+
+
+def _written(task: str, **_: Any) -> None:
+    OUTBOX_WRITTEN.labels(task).inc()
+
+
+def _republished(task: str, queue: str, **_: Any) -> None:
+    OUTBOX_REPUBLISHED.labels(task, queue).inc()
+
+
+class StoreCollector(Collector):
+    """What the store holds, asked at each scrape. While it is away there are no samples."""
+
+    def __init__(self, durable: Any) -> None:
+        self._durable = durable
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        try:
+            entries, overdue = self._durable.outbox.size(), self._durable.chords.overdue()
+        except RedisError:
+            return
+        yield GaugeMetricFamily("celery_outbox_entries", "Outbox entries that have not ended.", value=entries)
+        yield GaugeMetricFamily(
+            "celery_chords_overdue", "Chords whose callback was not published in time.", value=overdue
+        )

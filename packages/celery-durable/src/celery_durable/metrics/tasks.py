@@ -1,0 +1,74 @@
+"""Outcome, run time and queue wait of each task.
+
+Pool children see what a task did (Celery's signals around its run); what only the main process sees, a revoked message,
+the hard time limit, a lost child, the library announces as `request_ended`.
+"""
+
+import time
+from typing import Any
+
+from celery import Task, signals
+from prometheus_client import Counter, Histogram
+
+from celery_durable.signals import request_ended
+from celery_durable.times import eta_of, zone_of
+
+# From 1 ms to 10 min: a cached query and a task at the hard limit both fall inside.
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+TASKS = Counter("celery_tasks_total", "Task runs and how they ended.", ["task", "queue", "outcome"])
+RUNTIME = Histogram("celery_task_runtime_seconds", "Run time of a task.", ["task", "queue"], buckets=BUCKETS)
+WAIT = Histogram(
+    "celery_task_queue_wait_seconds",
+    "From when a task was due (published, ETA, retry time or redelivery, whichever came last) until it ran.",
+    ["task", "queue"],
+    buckets=BUCKETS,
+)
+UNSTAMPED = Counter(
+    "celery_task_unstamped_total", "Tasks run without a publish stamp: no wait is known.", ["task", "queue"]
+)
+REDELIVERED = Counter("celery_task_redelivered_total", "Tasks run after their message was restored.", ["task", "queue"])
+
+
+def connect() -> None:
+    """Count; a second time changes nothing."""
+    signals.task_prerun.connect(started)
+    signals.task_postrun.connect(finished)
+    request_ended.connect(ended_from_outside)
+
+
+def due_at(published_at: float | None, eta: float, redelivered_at: float | None) -> float | None:
+    """When a task could first have run (epoch seconds), or None for a message without a publish stamp."""
+    return None if published_at is None else max(published_at, eta, redelivered_at or 0.0)
+
+
+def _labels(task: Task) -> tuple[str, str]:
+    info = task.request.delivery_info or {}
+    if not hasattr(task.app, "durable"):
+        return task.name, "other"
+    return task.name, task.app.durable.queue_of(info.get("exchange"), info.get("routing_key"))
+
+
+def started(task: Task, **_: Any) -> None:
+    request, labels = task.request, _labels(task)
+    if not request.is_eager:
+        eta = eta_of({"eta": request.eta}, zone_of(task.app))
+        due = due_at(request.get("published_at"), eta, request.get("redelivered_at"))
+        if due is None:
+            UNSTAMPED.labels(*labels).inc()
+        else:
+            WAIT.labels(*labels).observe(max(0.0, time.time() - due))
+        if request.get("redelivered"):
+            REDELIVERED.labels(*labels).inc()
+    request.started_at = time.perf_counter()
+
+
+def finished(task: Task, state: str | None, **_: Any) -> None:
+    labels = _labels(task)
+    RUNTIME.labels(*labels).observe(time.perf_counter() - task.request.started_at)
+    if state:  # None: the child is being killed, and the main process says why
+        TASKS.labels(*labels, state.lower()).inc()
+
+
+def ended_from_outside(task: str, queue: str, outcome: str, **_: Any) -> None:
+    TASKS.labels(task, queue, outcome).inc()

@@ -1,0 +1,327 @@
+"""The outbox: a task that must run is written to the store first, then published, and again until it has ended.
+
+A task with `outbox=True` is such a task, however it is called. A publish that fails or hangs, and a message that is
+lost later (a broker that crashed or was emptied, a worker killed between two commands), are repeated by `republish`
+with the same task id. An entry ends when its task succeeds, fails for good, is revoked, or its message becomes a dead
+letter.
+
+Each message of an entry carries a number, its publication, in the header `outbox_publication`. The entry knows the
+newest: an older one does not run and does not end the entry, so a retry and what it replaced, or a message that was
+published again and its predecessor, never run both. Without a fault no entry runs twice; with one it may, so its effect
+goes with `once`.
+
+    <key_prefix>outbox                  hash: task id -> JSON, see `Entry`
+    <key_prefix>outbox:publications     hash: task id -> number of the newest message
+    <key_prefix>outbox:due              sorted set: task id by when to look at it next (epoch s)
+"""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kombu.exceptions import OperationalError
+from kombu.utils.json import dumps, loads
+from redis import RedisError
+
+from celery_durable.config import Config
+from celery_durable.signals import outbox_republished, publish_failed
+from celery_durable.times import eta_of
+
+logger = logging.getLogger(__name__)
+
+PUBLICATION = "outbox_publication"  # the header
+
+# Publishing failed, or nobody knows: the message may be in its queue all the same.
+PUBLISH_ERRORS = (OperationalError, RedisError, OSError)
+
+BATCH = 100  # entries a look
+TIME_BUDGET = 5  # s that one call of `republish` goes on
+SCANNED = 1000  # unacknowledged messages a round trip
+
+# May this message run? No, if a newer one took its place. Then the entry is looked at again when it should have ended.
+# KEYS: publications, due. ARGV: id, publication, time of the next look.
+START = """
+local newest = redis.call('HGET', KEYS[1], ARGV[1])
+if newest and tonumber(ARGV[2]) < tonumber(newest) then
+    return 0
+end
+redis.call('ZADD', KEYS[2], 'XX', ARGV[3], ARGV[1])
+return 1
+"""
+
+# Ends an entry, unless a newer message took this one's place. KEYS: outbox, publications, due. ARGV: id, publication.
+END = """
+local newest = redis.call('HGET', KEYS[2], ARGV[1])
+if not newest or tonumber(ARGV[2]) < tonumber(newest) then
+    return 0
+end
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+return 1
+"""
+
+# The entries that are due, each put off so that no other call takes it. KEYS: outbox, publications, due. ARGV: now,
+# time of the next look, how many at most. Returns id, JSON, publication of each.
+CLAIM = """
+local claimed = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])) do
+    local entry = redis.call('HGET', KEYS[1], id)
+    if entry then
+        redis.call('ZADD', KEYS[3], ARGV[2], id)
+        claimed[#claimed + 1] = {id, entry, redis.call('HGET', KEYS[2], id) or '0'}
+    else
+        redis.call('ZREM', KEYS[3], id)
+        redis.call('HDEL', KEYS[2], id)
+    end
+end
+return claimed
+"""
+
+# The number for another message of a claimed entry; 0 if it has ended, was started or written again since. KEYS:
+# publications, due. ARGV: id, publication and time of the next look as `CLAIM` left them.
+ADVANCE = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
+    return 0
+end
+if tonumber(redis.call('ZSCORE', KEYS[2], ARGV[1])) ~= tonumber(ARGV[3]) then
+    return 0
+end
+return redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
+"""
+
+# Replaces an entry that has not ended. KEYS: outbox. ARGV: id, JSON.
+REPLACE = "if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end"
+
+ID = re.compile(rb'"id": ?"((?:[^"\\]|\\.)*)"')  # in a message
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task to be run: all that publishing it takes, and when it was published last."""
+
+    name: str
+    queue: str
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    body: Any
+    options: dict[str, Any]
+    published: float = 0.0  # epoch s; 0: not yet, as far as anybody knows
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return str(self.headers["id"])
+
+    @property
+    def priority(self) -> int:
+        """Of its message."""
+        priority = self.options.get("priority")
+        return priority if isinstance(priority, int) else 0
+
+
+class Outbox:
+    """The entries of one app."""
+
+    def __init__(self, config: Config, store: Callable[[], Any]) -> None:
+        """`store` gives this process's client of the store."""
+        self._config, self._store = config, store
+        self.key = f"{config.key_prefix}outbox"
+        self.publications_key, self.due_key = f"{self.key}:publications", f"{self.key}:due"
+
+    # --- The life of an entry ---
+
+    def write(self, entry: Entry) -> int:
+        """Write an entry down, in place of an earlier one of the same task (a retry). Raises RedisError.
+
+        Returns the number of the message that is to be published.
+        """
+        with self._store().pipeline(transaction=True) as pipe:
+            pipe.hincrby(self.publications_key, entry.id, 1)
+            pipe.hset(self.key, entry.id, dumps(vars(entry)))
+            pipe.zadd(self.due_key, {entry.id: self._next_look(entry)})
+            return int(pipe.execute()[0])
+
+    def due_now(self, entry: Entry) -> None:
+        """Its message is not in its queue, as far as anybody knows: have it published soon. Raises RedisError."""
+        store = self._store()
+        store.register_script(REPLACE)(keys=[self.key], args=[entry.id, dumps(vars(replace(entry, published=0.0)))])
+        store.zadd(self.due_key, {entry.id: 0}, xx=True)
+
+    def start(self, task_id: str, publication: int) -> bool:
+        """Whether a message of an entry may run. It may if nobody can tell: without the store, or without the entry."""
+        store, later = self._store(), time.time() + self._config.republish_after
+        try:
+            keys = [self.publications_key, self.due_key]
+            return bool(store.register_script(START)(keys=keys, args=[task_id, publication, later]))
+        except RedisError as error:
+            logger.warning("outbox: start of %s not noted: %s", task_id, error)
+            return True
+
+    def end(self, task_id: str, publication: int) -> None:
+        """A message of an entry has come to its end. Without Redis the entry stays, and runs once more."""
+        store = self._store()
+        try:
+            keys = [self.key, self.publications_key, self.due_key]
+            store.register_script(END)(keys=keys, args=[task_id, publication])
+        except RedisError as error:
+            logger.warning("outbox: end of %s not noted: %s", task_id, error)
+
+    def wait_until_on_disk(self) -> None:
+        """Wait until what was written to the outbox outlives a loss of power: up to a second with AOF everysec.
+
+        For whoever must not promise before: after an entry, or after a batch of them. Needs Redis 7.2. Raises
+        TimeoutError and RedisError.
+        """
+        timeout = self._config.publish_socket_timeout - 1
+        with self._store().pipeline(transaction=False) as pipe:
+            pipe.set(f"{self.key}:barrier", "1")  # WAITAOF waits for the writes of its own connection
+            pipe.execute_command("WAITAOF", 1, 0, int(timeout * 1000))
+            _, (written, _) = pipe.execute()
+        if not written:
+            raise TimeoutError(f"the store has not written to its disk for {timeout:g} s")
+
+    def size(self) -> int:
+        """How many entries have not ended. Raises RedisError."""
+        return int(self._store().hlen(self.key))
+
+    def _next_look(self, entry: Entry) -> float:
+        """When it should have ended, if nothing goes wrong; at once where it is not published."""
+        if not entry.published:
+            return 0.0
+        return max(entry.published, eta_of(entry.headers)) + self._config.republish_after
+
+    # --- The reconciler ---
+
+    def republish(self, publish: Callable[[Entry, int], None], broker: "BrokerView") -> dict[str, int]:
+        """Publish again what has not ended and is neither in its queue nor with a worker. Bounded in time.
+
+        Returns {"published", "waiting"}: how many were published, and how many still wait for their turn. An entry that
+        cannot be published is logged, and stands in nobody's way. Raises PUBLISH_ERRORS while the broker is away;
+        whatever was not published then is due at once.
+        """
+        deadline, published, waiting = time.monotonic() + TIME_BUDGET, 0, 0
+        while time.monotonic() < deadline:
+            now = time.time()
+            put_off = now + self._config.republish_after
+            claimed = self._claim(now, put_off)
+            left = {entry.id: now for entry, _ in claimed if entry}
+            try:
+                entries = [(entry, number) for entry, number in claimed if entry]
+                here = broker.not_lost([entry for entry, _ in entries if entry.published])
+                for entry, number in entries:
+                    if entry.id in here:
+                        left[entry.id] = now + self._config.recheck_after
+                        waiting += 1
+                        continue
+                    published += self._publish(entry, number, put_off, publish)
+                    del left[entry.id]
+            finally:
+                if left:
+                    self._store().zadd(self.due_key, left, xx=True)
+            if len(claimed) < BATCH:
+                break
+        return {"published": published, "waiting": waiting}
+
+    def _claim(self, now: float, put_off: float) -> list[tuple[Entry | None, int]]:
+        keys = [self.key, self.publications_key, self.due_key]
+        claimed = self._store().register_script(CLAIM)(keys=keys, args=[now, put_off, BATCH])
+        return [(self._read(task_id, entry), int(number)) for task_id, entry, number in claimed]
+
+    def _read(self, task_id: str, text: str) -> Entry | None:
+        """An entry as it was written down, or None for what is none, which is logged."""
+        try:
+            entry = Entry(**loads(text))
+            if entry.id != task_id:
+                raise ValueError(f"its id is {entry.id}")
+        except Exception:
+            logger.exception("outbox: %s of %s cannot be read and stays: %.300s", task_id, self.key, text)
+            return None
+        return entry
+
+    def _publish(self, entry: Entry, number: int, put_off: float, publish: Callable[[Entry, int], None]) -> int:
+        """Publish it if it still must be; 1 or 0. Raises PUBLISH_ERRORS."""
+        store = self._store()
+        keys = [self.publications_key, self.due_key]
+        if not (number := int(store.register_script(ADVANCE)(keys=keys, args=[entry.id, number, put_off]))):
+            return 0
+        try:
+            publish(entry, number)
+        except PUBLISH_ERRORS:
+            raise
+        except Exception as error:
+            publish_failed.send(sender=None, task=entry.name, error=error)
+            again = self._config.republish_after
+            logger.exception("%s[%s] cannot be published; it is tried every %g s", entry.name, entry.id, again)
+            return 0
+        published = replace(entry, published=time.time())
+        store.register_script(REPLACE)(keys=[self.key], args=[entry.id, dumps(vars(published))])
+        if entry.published:
+            age = published.published - entry.published
+            outbox_republished.send(sender=None, task=entry.name, queue=entry.queue, age=age)
+            logger.warning("%s[%s] published again after %.0f s", entry.name, entry.id, age)
+        return 1
+
+
+class BrokerView:
+    """What the broker tells of messages that were published and have not ended."""
+
+    def __init__(
+        self,
+        client: Any,
+        list_of: Callable[[Entry], str],
+        unacked_key: str,
+        patience: float,
+    ) -> None:
+        """`client` decodes nothing; `list_of` gives the Redis list an entry's message waits in; `patience`: s that a
+        publish may have taken."""
+        self._client, self._list_of, self._unacked_key, self._patience = client, list_of, unacked_key, patience
+
+    def not_lost(self, entries: Iterable[Entry]) -> set[str]:
+        """Ids of those whose message waits in its queue or is held by a worker, as far as that can be told.
+
+        A message waits if the next one of its list is not newer. One without a publish stamp, or that was given back,
+        tells nothing: then all of the list wait. Raises RedisError.
+        """
+        lists = {entry.id: self._list_of(entry) for entry in entries}
+        if not lists:
+            return set()
+        heads = self._heads(set(lists.values()))
+        passed = [entry for entry in entries if _is_newer(heads[lists[entry.id]], entry.published + self._patience)]
+        gone = {entry.id for entry in passed}
+        return (lists.keys() - gone) | (self._held(gone) if gone else set())
+
+    def _heads(self, lists: set[str]) -> Mapping[str, bytes | None]:
+        names = sorted(lists)
+        with self._client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.lindex(name, -1)
+            return dict(zip(names, pipe.execute(), strict=True))
+
+    def _held(self, ids: set[str]) -> set[str]:
+        """Those of the ids that are unacknowledged."""
+        held, cursor = set(), 0
+        wanted = {task_id.encode() for task_id in ids}
+        while True:
+            cursor, found = self._client.hscan(self._unacked_key, cursor, count=SCANNED)
+            for message in found.values():
+                held |= wanted.intersection(ID.findall(message))
+            if not cursor:
+                return {task_id.decode() for task_id in held}
+
+
+def _is_newer(head: bytes | None, than: float) -> bool:
+    """Whether the next message of a list was published after a time (epoch s): also where the list is empty."""
+    if head is None:
+        return True
+    try:
+        headers = loads(head)["headers"]
+        stamp = headers["published_at"]
+        if headers.get("redelivered") or not isinstance(stamp, int | float):
+            return False
+        return bool(stamp > than)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False

@@ -1,0 +1,27 @@
+"""Periodic tasks that several beats may send: each due time of an entry runs once."""
+
+from typing import Any
+
+from celery import Task
+from celery.exceptions import Ignore
+from celery.utils.log import get_task_logger
+
+logger = get_task_logger(__name__)
+
+ENTRY, DUE = "beat_entry", "beat_due"  # headers of what the library's scheduler sends
+
+
+class PeriodicTask(Task):
+    """Base of what beat sends. Of all messages of a due time one runs, the others are ignored.
+
+    The library's scheduler names entry and due time in headers. Without them (a call by hand) the task always runs.
+    """
+
+    abstract = True
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        entry, due = self.request.get(ENTRY), self.request.get(DUE)
+        if entry is not None and due is not None and not self.app.durable.ticks.claim(entry, due, task_id):
+            logger.info("%s ignored: another message of entry %s for %.3f is there (two beats?)", self.name, entry, due)
+            raise Ignore
+        super().before_start(task_id, args, kwargs)

@@ -1,0 +1,187 @@
+"""How the app publishes: by way of the outbox for tasks that ask for it, and never what would run twice."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from typing import Any
+
+from celery import current_task
+from celery.app import amqp
+from kombu import serialization
+from kombu.transport import redis
+from kombu.utils.json import dumps
+from redis import RedisError
+
+from celery_durable.clients import credentials
+from celery_durable.errors import DelayTooLongError, MessageTooLargeError, NotInOutboxError, TimeLimitTooLongError
+from celery_durable.outbox import PUBLICATION, PUBLISH_ERRORS, Entry
+from celery_durable.signals import outbox_written, publish_failed
+from celery_durable.times import eta_of, zone_of
+from celery_durable.transport import Transport
+
+logger = logging.getLogger(__name__)
+
+# Options that belong to one publish, and not to what is published.
+OF_ONE_PUBLISH = (
+    "queue",
+    "exchange",
+    "exchange_type",
+    "routing_key",
+    "declare",
+    "event_dispatcher",
+    "retry",
+    "retry_policy",
+)
+
+ENVELOPE = 1000  # bytes that the transport adds to a message's body, headers and properties, redelivery included
+
+
+class Connection(amqp.Connection):
+    """kombu's, with the library's transport in the place of kombu's for Redis. Its address stays as it was: whoever
+    reads it (Flower, `celery report`) sees redis://."""
+
+    durable: Any  # of its app, see `AMQP`
+
+    def get_transport_cls(self) -> Any:
+        found = super().get_transport_cls()
+        return Transport if found is redis.Transport else found
+
+    def _init_params(self, *args: Any, **kwargs: Any) -> None:
+        super()._init_params(*args, **kwargs)
+        if provider := credentials(self.durable.config, self.userid, self.password):
+            self.credential_provider = provider
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """Looks every second whether a broker that is away is back; kombu's waits grow to 30 s."""
+        return super().ensure_connection(*args, **{"interval_start": 1, "interval_step": 0, **kwargs})
+
+
+class AMQP(amqp.AMQP):
+    """Celery's way to publish, by way of the outbox for tasks with `outbox=True`.
+
+    `apply_async(later=True)` writes such a task down and leaves the publishing to the reconciler: for a caller that may
+    not wait for a broker that is away or frozen.
+    """
+
+    @cached_property
+    def Connection(self) -> type:  # noqa: N802 - Celery's name
+        """The app's connections know their app."""
+        return type("Connection", (Connection,), {"durable": self.app.durable})
+
+    @cached_property
+    def send_once(self) -> Callable[..., Any]:
+        """Celery's way to publish a task, without the outbox."""
+        send = super()._create_task_sender()
+
+        def send_once(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            if options.get("retry") is False:
+                # kombu leaves a retried publish's policy in options that all connections of the pool share, and the
+                # next new connection is retried: 6 s on a frozen broker, not 3.
+                connection = producer.connection
+                connection.transport_options = {**connection.transport_options, "max_retries": 0}
+            try:
+                return send(producer, name, message, **options)
+            except Exception as error:
+                publish_failed.send(sender=self.app, task=name, error=error)
+                raise
+
+        return send_once
+
+    def _create_task_sender(self) -> Callable[..., Any]:
+        config, outbox = self.app.durable.config, self.app.durable.outbox
+
+        def send_task_message(producer: Any, name: str, message: Any, later: bool = False, **options: Any) -> Any:
+            self._refuse_what_runs_twice(name, message.headers)
+            self._refuse_what_is_too_large(name, message)
+            if not (config.outbox and getattr(self.app.tasks.get(name), "outbox", False)):
+                if later:
+                    raise NotInOutboxError(f"later: {name} has no outbox; give it outbox=True, or publish it now")
+                with _running_task_stays():
+                    return self.send_once(producer, name, message, **options)
+            entry = self._entry(name, message, options, published=0.0 if later else time.time())
+            with _running_task_stays():
+                number = outbox.write(entry)
+            outbox_written.send(sender=self.app, task=name)
+            if later:
+                return None
+            try:
+                return self.send_once(producer, name, message, **{**_numbered(options, number), "retry": False})
+            except PUBLISH_ERRORS as error:
+                logger.warning("%s[%s] not published (%s): the outbox has it", name, entry.id, error)
+                with suppress(RedisError):  # it is there; this is to have it published soon
+                    outbox.due_now(entry)
+                return None
+
+        return send_task_message
+
+    def publish_entry(self, entry: Entry, publication: int) -> None:
+        """Publish an outbox entry's message. Raises outbox.PUBLISH_ERRORS."""
+        message = amqp.task_message(entry.headers, entry.properties, tuple(entry.body), None)
+        options = _numbered(entry.options, publication)
+        with self.app.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
+            self.send_once(producer, entry.name, message, queue=entry.queue, **options)
+
+    def _entry(self, name: str, message: Any, options: dict[str, Any], published: float) -> Entry:
+        serializer = options.get("serializer") or self.app.conf.task_serializer
+        if serializer != "json":
+            raise NotInOutboxError(
+                f"{name}: its serializer is {serializer}; the outbox keeps JSON, use serializer='json'"
+            )
+        queue = options.get("queue") or self.default_queue
+        return Entry(
+            name=name,
+            queue=queue if isinstance(queue, str) else queue.name,
+            headers=message.headers,
+            properties=message.properties,
+            body=message.body,
+            options={key: value for key, value in options.items() if key not in OF_ONE_PUBLISH},
+            published=published,
+        )
+
+    def _refuse_what_runs_twice(self, name: str, headers: dict[str, Any]) -> None:
+        """Raises DelayTooLongError or TimeLimitTooLongError: a worker that does not renew lets it run again."""
+        config = self.app.durable.config
+        delay = eta_of(headers, zone_of(self.app)) - time.time()
+        if delay > config.max_delay:
+            raise DelayTooLongError(
+                f"{name}: due in {delay:.0f} s; on Redis a countdown, ETA or retry delay is {config.max_delay:g} s at "
+                "most (Config.max_delay). What is later is for beat, or for a table that a periodic task looks into."
+            )
+        limit = (headers.get("timelimit") or [None])[0]
+        if limit and limit >= config.visibility_timeout:
+            raise TimeLimitTooLongError(
+                f"{name}: time_limit is {limit:g} s; on Redis it must be less than {config.visibility_timeout:g} s "
+                "(Config.visibility_timeout), or the task runs again beside itself. Cut it into smaller ones."
+            )
+
+    def _refuse_what_is_too_large(self, name: str, message: Any) -> None:
+        """Raises MessageTooLargeError for what a worker would not take."""
+        limit = self.app.durable.config.max_message_bytes
+        _, _, body = serialization.dumps(message.body, self.app.conf.task_serializer)
+        size = (
+            (len(body) + 2) // 3 * 4 + len(dumps(message.headers)) + len(dumps(message.properties)) + ENVELOPE
+        )  # base64
+        if size > limit:
+            raise MessageTooLargeError(
+                f"{name}: a message of {size} bytes; max_message_bytes is {limit}. "
+                "Keep the data elsewhere, and send its name."
+            )
+
+
+def _numbered(options: dict[str, Any], publication: int) -> dict[str, Any]:
+    """Options of a publish, with the number of the entry's message: a retry comes with the headers of its first try."""
+    return {**options, "headers": {**(options.get("headers") or {}), PUBLICATION: publication}}
+
+
+@contextmanager
+def _running_task_stays() -> Iterator[None]:
+    """What a running task could not publish keeps it in the outbox: the rest of its chain would be lost with it, so it
+    runs again."""
+    try:
+        yield
+    except PUBLISH_ERRORS:
+        if current_task:
+            current_task.request.outbox_stays = True
+        raise

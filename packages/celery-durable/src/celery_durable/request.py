@@ -1,0 +1,75 @@
+"""What ends a task from outside its process, and whether its message becomes a dead letter then."""
+
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+
+from celery_durable.dead_letters import Reason
+from celery_durable.outbox import PUBLICATION
+from celery_durable.signals import request_ended
+
+SOFT_LIMIT_RETRIES = 3  # what is too slow is too slow at its twentieth try
+
+
+class DurableRequest:
+    """Put in front of Celery's Request, or of the task's own.
+
+    A message that was acknowledged late and ends badly becomes a dead letter instead of being acknowledged.
+    """
+
+    _dead: tuple[Reason, str] | None = None
+
+    def acknowledge(self: Any) -> None:
+        if self._dead is None or self.acknowledged:
+            super().acknowledge()  # type: ignore[misc]
+        else:
+            self.message.dead = self._dead
+            self.reject(requeue=False)
+
+    def on_timeout(self: Any, soft: bool, timeout: float) -> None:
+        if not soft:
+            self._announce_end("time_limit")
+        super().on_timeout(soft, timeout)  # type: ignore[misc]
+
+    def on_failure(self: Any, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        error = exc_info.exception
+        error = getattr(error, "exc", error)  # billiard wraps it to keep its traceback
+        lost = isinstance(error, WorkerLostError | SystemExit)
+        if lost and not (self._already_revoked or self._already_cancelled):
+            self._announce_end("worker_lost")
+        if self.app.durable.config.dead_letters:
+            self._judge(error)
+        super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
+        if self._dead and not self.task.acks_late:  # else it ends with its message, unless that has gone back
+            self._end_entry()
+
+    def _judge(self: Any, error: object) -> None:
+        """Whether the message is a dead letter after this error."""
+        retries, allowed = self.request_dict.get("retries") or 0, self.task.max_retries
+        if isinstance(error, SoftTimeLimitExceeded):
+            allowed = SOFT_LIMIT_RETRIES if allowed is None else min(allowed, SOFT_LIMIT_RETRIES)
+        last = allowed is not None and retries >= allowed
+        if isinstance(error, Reject):
+            self.message.dead = (Reason.REJECTED, str(error.reason))
+        elif isinstance(error, TimeLimitExceeded):  # billiard tells of it here first, and of the time-out after
+            self._dead = (Reason.TIME_LIMIT, f"{error.args[0]:g} s")
+        elif isinstance(error, WorkerLostError | SystemExit):
+            if last:
+                self._dead = (Reason.WORKER_LOST, str(error))
+        elif last and not isinstance(error, Ignore | Retry) and retries:
+            self._dead = (Reason.RETRIES_EXHAUSTED, f"{type(error).__name__}: {error}")
+
+    def _announce_revoked(self: Any, reason: str, terminated: bool, signum: int | None, expired: bool) -> None:
+        self._announce_end("expired" if expired else "revoked")
+        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+        self._end_entry()
+
+    def _announce_end(self: Any, outcome: str) -> None:
+        queue = self.app.durable.queue_of(self.delivery_info)
+        request_ended.send(sender=self.app, task=self.task.name, queue=queue, outcome=outcome)
+
+    def _end_entry(self: Any) -> None:
+        if publication := self.request_dict.get(PUBLICATION):
+            self.app.durable.outbox.end(self.id, publication)

@@ -1,0 +1,114 @@
+"""What becomes of a dead letter that somebody has looked at: back to its queue, or away."""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from celery import states
+from celery.app.task import Context
+from kombu.transport.virtual import Channel, Message
+from kombu.utils.json import dumps
+
+from celery_durable.consumer import PATIENCE
+from celery_durable.dead_letters import UNREADABLE, Letter, Reason
+from celery_durable.errors import DeadLetterDroppedError, NotRequeueableError
+from celery_durable.outbox import PUBLICATION, Entry
+
+# Headers that tell of the message's past, and are wrong of its new life.
+FORGOTTEN = ("redelivered", "redelivered_at", PATIENCE, "eta", "expires")
+
+# Of these Celery has told nobody that the task failed: its chord waits.
+UNTOLD = (*UNREADABLE, Reason.UNKNOWN_TASK)
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a task message carries."""
+
+    args: Any
+    kwargs: Any
+    embed: dict[str, Any]  # callbacks, errbacks, chain, chord
+
+
+class DeadLetterOffice:
+    """Does it for one app. Nothing is changed where an error is raised."""
+
+    def __init__(self, durable: Any) -> None:
+        self._durable, self._app = durable, durable.app
+
+    def chord(self, letter: Letter) -> str:
+        """The chord that waits for the task: its callback and its group's id. Empty where it is in none, or that cannot
+        be told."""
+        try:
+            message = json.loads(letter.payload)
+            callback = body_of(message).embed.get("chord") or {}
+            return f"{callback['task']}, group {message['headers'].get('group')}" if callback else ""
+        except Exception:  # it may be anything
+            return ""
+
+    def requeue(self, client: Any, letter: Letter) -> bool:
+        """Put it at the end of its queue, with retries, times and counts reset. False if it is gone.
+
+        Raises NotRequeueableError, RedisError.
+        """
+        message = self._message(letter)
+        priority = message["properties"].get("priority")
+        priority = priority if isinstance(priority, int) else 0
+        if getattr(self._app.tasks.get(letter.task), "outbox", False) and self._durable.config.outbox:
+            entry = self._entry(letter, message, priority)
+            message["headers"][PUBLICATION] = self._durable.outbox.write(entry)
+        list_name = self._durable.priority_list(letter.queue, priority)
+        return bool(self._durable.dead_letters.take(client, letter, list_name, dumps(message).encode()))
+
+    def drop(self, client: Any, letter: Letter) -> bool:
+        """Remove it; the chord that waits for its task fails. False if it is gone. Raises RedisError."""
+        if not self._durable.dead_letters.take(client, letter):
+            return False
+        if letter.reason in UNTOLD and self.chord(letter):
+            message = json.loads(letter.payload)
+            body = body_of(message)
+            request = Context({**message["headers"], **body.embed, "args": body.args, "kwargs": body.kwargs})
+            error = DeadLetterDroppedError(f"{letter.task}[{letter.task_id}]: {letter.reason}: {letter.error}")
+            self._app.backend.on_chord_part_return(request, states.FAILURE, error)
+        return True
+
+    def _message(self, letter: Letter) -> dict[str, Any]:
+        config = self._durable.config
+        if letter.reason == Reason.MALFORMED:
+            raise NotRequeueableError(f"it is malformed ({letter.error})")
+        if not letter.whole or letter.size > config.max_message_bytes:
+            raise NotRequeueableError(f"it has {letter.size} bytes; max_message_bytes is {config.max_message_bytes}")
+        if letter.queue not in {queue.name for queue in self._app.amqp.queues.values()}:
+            raise NotRequeueableError(f"the app has no queue {letter.queue!r}")
+        try:
+            message: dict[str, Any] = json.loads(letter.payload)
+            kept = {name: value for name, value in message["headers"].items() if name not in FORGOTTEN}
+            message["headers"] = {**kept, "retries": 0, "published_at": time.time()}
+            message["properties"]["delivery_tag"] = str(uuid4())
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise NotRequeueableError(f"it cannot be read ({type(error).__name__}: {error})") from error
+        return message
+
+    def _entry(self, letter: Letter, message: dict[str, Any], priority: int) -> Entry:
+        try:
+            body = body_of(message)
+        except Exception as error:  # whatever a decoder raises
+            raise NotRequeueableError(f"its body cannot be read ({type(error).__name__}: {error})") from error
+        return Entry(
+            name=letter.task,
+            queue=letter.queue,
+            headers=message["headers"],
+            properties={},
+            body=[body.args, body.kwargs, body.embed],
+            options={"priority": priority},
+            published=message["headers"]["published_at"],
+        )
+
+
+def body_of(message: dict[str, Any]) -> Body:
+    """The body of a task message, compressed or not. Raises whatever decoding does."""
+    decoder = Channel.__new__(Channel)  # decodes the transport's base64, and connects nothing
+    args, kwargs, embed = Message(message, channel=decoder, accept={"application/json"}).decode()
+    return Body(args, kwargs, embed or {})

@@ -1,0 +1,118 @@
+"""Beat's scheduler: what is due is sent, each message names its due time, and the clock may be set."""
+
+import copy
+import logging
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from celery import beat
+from redis import RedisError
+
+from celery_durable.checks import refuse_dangerous_settings
+from celery_durable.periodic import DUE, ENTRY
+from celery_durable.schedules import due
+from celery_durable.signals import beat_sent, beat_ticked
+
+logger = logging.getLogger(__name__)
+
+SET_BACK = 1.0  # s that the clock must go back to count as set back
+TRY_AGAIN = 1.0  # s after a send that failed
+
+
+class Scheduler(beat.PersistentScheduler):
+    """Celery's persistent scheduler, with these differences:
+
+    - A message carries its entry's name and due time (`beat_entry`, `beat_due`), so that tasks can tell a second beat's
+      message from their own.
+    - An entry that could not be sent is still due: it is tried again, and not skipped until its next due time.
+    - A clock that is set back stops nothing; entries count from the new time.
+    - It knows how long an entry has been due and unsent, whatever the clock says, and touches its heartbeat file only
+      while that is less than Config.beat_overdue_after.
+    """
+
+    def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
+        refuse_dangerous_settings(app)
+        self._clock = time.time() - time.monotonic()
+        self._deadlines: dict[str, tuple[datetime, float]] = {}  # entry: its last run, and when it is due (monotonic)
+        self._failed = False
+        super().__init__(app, *args, **kwargs)
+
+    @property
+    def durable(self) -> Any:
+        """Of beat's app."""
+        return self.app.durable
+
+    def setup_schedule(self) -> None:
+        super().setup_schedule()
+        self._start_from_now()  # its file may be from a time when the clock was wrong
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        clock = time.time() - time.monotonic()
+        if clock < self._clock - SET_BACK:
+            logger.warning("the clock was set back by %.0f s: the schedule counts from now", self._clock - clock)
+            self._start_from_now()
+            self._deadlines.clear()
+            self._heap = None
+        self._clock = clock
+        self._failed = False
+        delay: float = super().tick(*args, **kwargs)
+        self._report()
+        return TRY_AGAIN if self._failed else delay
+
+    def apply_entry(self, entry: Any, producer: Any = None) -> None:
+        """Send an entry that is due. `tick` has noted it as sent; where that is not so it is due still."""
+        logger.info("sending due task %s (%s)", entry.name, entry.task)
+        times = due(entry.schedule, entry.last_run_at, self.schedule[entry.name].last_run_at)
+        stamped = copy.copy(entry)
+        headers = {**(entry.options.get("headers") or {}), ENTRY: entry.name, DUE: times.newest}
+        stamped.options = {**entry.options, "headers": headers}
+        try:
+            self.apply_async(stamped, producer=producer, advance=False)
+        except beat.SchedulingError as error:
+            logger.error("entry %s not sent, trying again in %g s: %s", entry.name, TRY_AGAIN, error)
+            self.schedule[entry.name] = entry
+            self._heap, self._failed = None, True
+        else:
+            beat_sent.send(sender=self.app, entry=entry.name, lateness=max(0.0, time.time() - times.first))
+
+    def overdue(self) -> float:
+        """Seconds that the longest waiting entry has been due and is not sent, by a clock that nobody sets."""
+        now, names = time.monotonic(), set()
+        for entry in list(self.schedule.values()):
+            names.add(entry.name)
+            if self._deadlines.get(entry.name, (None,))[0] != entry.last_run_at:
+                self._deadlines[entry.name] = entry.last_run_at, now + self._remaining(entry)
+        for gone in self._deadlines.keys() - names:
+            del self._deadlines[gone]
+        return max([0.0, *(now - deadline for _, deadline in self._deadlines.values())])
+
+    def _remaining(self, entry: Any) -> float:
+        try:
+            is_due, remaining = entry.is_due()
+            return 0.0 if is_due else float(remaining)
+        except Exception:  # Celery says so when it comes to it
+            return float(self.max_interval)
+
+    def _report(self) -> None:
+        overdue, config = self.overdue(), self.durable.config
+        beat_ticked.send(sender=self.app, overdue=overdue)
+        if config.heartbeat_file and overdue < config.beat_overdue_after:
+            config.heartbeat_file.touch()
+
+    def _start_from_now(self) -> None:
+        """Entries that ran in what is now the future count from now."""
+        late = list(self._in_the_future())
+        for entry in late:
+            entry.last_run_at = entry.default_now()
+        if late:
+            try:
+                self.durable.ticks.forget_after(time.time(), [entry.name for entry in late])
+            except RedisError as error:
+                logger.warning("due times that come again are not forgotten: %s", error)
+
+    def _in_the_future(self) -> Iterator[Any]:
+        for entry in self.schedule.values():
+            if entry.last_run_at.timestamp() > time.time() + SET_BACK:
+                yield entry

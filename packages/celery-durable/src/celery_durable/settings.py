@@ -1,0 +1,115 @@
+"""Celery's settings: what the library says where the app says nothing, and what it insists on.
+
+Defaults go below the app's own settings, whenever those are made. What the library insists on is said in one log line
+for each setting of the app that it replaces.
+"""
+
+import logging
+from typing import Any
+
+from celery.app import defaults as celery_defaults
+
+from celery_durable.checks import CONSUMER
+from celery_durable.config import PUBLISH_TRIES, Config
+
+logger = logging.getLogger(__name__)
+
+SCHEDULER = "celery_durable.scheduler:Scheduler"
+BACKEND = "celery_durable.backend:RedisBackend"
+
+
+def defaults(config: Config) -> dict[str, Any]:
+    """Celery's settings where the app says nothing, each with what goes wrong without it."""
+    wanted: dict[str, Any] = {
+        # --- The broker ---
+        "broker_connection_retry_on_startup": True,
+        "broker_channel_error_retry": True,  # a Redis that refuses writes (full, no disk) ends the worker otherwise
+        "broker_connection_max_retries": None,  # the default gives up after 100 tries and exits
+        # A publish that fails is tried again after 0.2 and 0.7 s, then the caller gets the error: on a frozen Redis
+        # within 16 s. The first try on a new connection takes two time-outs there, and a third retry took 17 s in all.
+        "task_publish_retry_policy": {
+            "max_retries": PUBLISH_TRIES - 1,
+            "interval_start": 0.2,
+            "interval_step": 0.5,
+            "interval_max": 1,
+        },
+        # --- Running: a task's message is gone only when the task is done ---
+        "task_acks_late": config.acks_late,  # acknowledged first, a killed child loses its task (12 of 1000)
+        # Without late acknowledgement a worker would take more than it can run, and lose it when it is killed.
+        "worker_disable_prefetch": not config.acks_late,
+        "task_reject_on_worker_lost": config.worker_lost,  # acks_late alone acknowledges a task whose child was killed
+        "task_retry_on_worker_lost": config.worker_lost,  # a task that always kills its child would come back for ever
+        "task_time_limit": config.time_limit,
+        "task_soft_time_limit": config.soft_time_limit,
+        # As many messages as slots, those that run included: none waits in a busy worker while another is idle, or for
+        # the visibility timeout when it is killed. Throughput is the same with 64.
+        "worker_prefetch_multiplier": 1,
+        # Held messages with an ETA or behind a rate limit take some 8 kB of the worker's memory each.
+        "worker_eta_task_limit": config.max_held,
+        # Losing Redis for a moment must not cancel running tasks: with True, 4 of 8 were lost.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_soft_shutdown_timeout": config.soft_shutdown,
+        "worker_enable_soft_shutdown_on_idle": True,  # prefetched and ETA tasks count as idle, and must go back too
+        # --- Results ---
+        "result_backend_always_retry": True,  # otherwise a task fails because its result could not be stored
+        "result_backend_max_retries": 20,
+        "result_backend_max_sleep_between_retries_ms": 2000,
+        "redis_socket_connect_timeout": config.publish_connect_timeout,
+        "redis_socket_timeout": config.publish_socket_timeout,
+        "redis_socket_keepalive": True,
+        "redis_retry_on_timeout": True,
+        # --- Beat ---
+        "beat_scheduler": SCHEDULER,
+        "beat_max_loop_interval": config.beat_max_loop,
+    }
+    if config.consumer:
+        wanted["worker_consumer"] = CONSUMER  # Celery's falls over malformed messages, and over them again
+    return {name: value for name, value in wanted.items() if name in celery_defaults.SETTING_KEYS}
+
+
+class TransportOptions:
+    """Options of kombu's transport for the connections of one app."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._said: set[str] = set()
+
+    def _insisted(self) -> dict[str, Any]:
+        """What the promises rest on: `Config` says it, not broker_transport_options."""
+        return {
+            "visibility_timeout": self._config.visibility_timeout,
+            "unacked_restore_interval": self._config.restore_interval,
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": self._config.restore_mutex_expire,
+        }
+
+    def of_worker(self, own: dict[str, Any], call: dict[str, Any] | None, name: str) -> dict[str, Any]:
+        """Of a connection that consumes. `own`: the app's broker_transport_options; `call`: those of the call."""
+        insisted = self._insisted()
+        self._say(own, insisted)
+        defaults = {"health_check_interval": self._config.health_check_interval, "socket_keepalive": True}
+        named = {"client_name": name} if name else {}
+        return {**defaults, **own, **named, **insisted, **(call or {})}
+
+    def of_publisher(self, own: dict[str, Any], call: dict[str, Any] | None, name: str) -> dict[str, Any]:
+        """Of a connection that publishes: without a socket timeout a frozen Redis holds the caller for over 45 s.
+
+        And without health checks: a PING before the message would wait for a time-out of its own. And without retries
+        of kombu's own: of a new connection they hold a publish for 6 s where it is refused.
+        """
+        patience: dict[str, Any] = {"health_check_interval": 0, "max_retries": 0}
+        if self._config.publish_timeout:
+            patience["socket_connect_timeout"] = self._config.publish_connect_timeout
+            patience["socket_timeout"] = self._config.publish_socket_timeout
+        return {**self.of_worker(own, None, name), **patience, **(call or {})}
+
+    def _say(self, own: dict[str, Any], insisted: dict[str, Any]) -> None:
+        for name in own.keys() & insisted.keys() - self._said:
+            self._said.add(name)
+            if own[name] != insisted[name]:
+                logger.warning(
+                    "broker_transport_options.%s: %r is replaced by %r; change it in celery_durable.Config",
+                    name,
+                    own[name],
+                    insisted[name],
+                )

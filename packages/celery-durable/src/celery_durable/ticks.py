@@ -1,0 +1,48 @@
+"""Which message of a due time may run: several beats, or one that was killed, may send the same.
+
+<key_prefix>beat:<entry>     sorted set by due time (epoch s): "<due time> <task id>" of the message that runs
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from celery_durable.config import Config
+
+KEPT_FOR = 6 * 3600  # s; messages of one due time are sent within seconds
+
+# KEYS: the entry's set. ARGV: due time, task id, oldest due time that is kept, s that the set is kept. Returns whether
+# this task may run: it is the first, or the first come again.
+CLAIM = """
+local holder = redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], ARGV[1], 'LIMIT', 0, 1)[1]
+if holder then
+    return holder == ARGV[1] .. ' ' .. ARGV[2] and 1 or 0
+end
+redis.call('ZADD', KEYS[1], ARGV[1], ARGV[1] .. ' ' .. ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return 1
+"""
+
+
+class Ticks:
+    """The due times of one app's periodic tasks."""
+
+    def __init__(self, config: Config, store: Callable[[], Any]) -> None:
+        self._config, self._store = config, store
+
+    def key(self, entry: str) -> str:
+        """Of an entry's due times."""
+        return f"{self._config.key_prefix}beat:{entry}"
+
+    def claim(self, entry: str, due: float, task_id: str) -> bool:
+        """Whether this task may run for that due time. Raises RedisError."""
+        arguments = [f"{due:.3f}", task_id, f"{min(due, time.time()) - KEPT_FOR:.3f}", 2 * KEPT_FOR]
+        return bool(self._store().register_script(CLAIM)(keys=[self.key(entry)], args=arguments))
+
+    def forget_after(self, moment: float, entries: Iterable[str]) -> None:
+        """Due times after a moment (epoch s) come again: the clock was set back. Raises RedisError."""
+        with self._store().pipeline(transaction=False) as pipe:
+            for entry in entries:
+                pipe.zremrangebyscore(self.key(entry), f"({moment:.3f}", "+inf")
+            pipe.execute()

@@ -1,0 +1,198 @@
+"""kombu's stock Redis transport, made safe for messages that it stumbles over: they become dead letters.
+
+Wire format, keys and time-outs are kombu's: stock publishers and workers share its queues. `publishing.Connection` puts
+it in the place of kombu's own for redis:// and rediss:// of an app that `install` was called for.
+"""
+
+import logging
+import sys
+import time
+from contextlib import suppress
+from queue import Empty
+from typing import Any
+
+from kombu.transport import redis
+from kombu.transport.virtual import QoS as VirtualQoS
+from kombu.utils.json import dumps
+from redis import DataError, Redis, RedisError
+
+from celery_durable import dead_letters
+from celery_durable.dead_letters import Reason
+
+logger = logging.getLogger(__name__)
+
+# Puts an unacknowledged message at the end of a list, unless somebody else has already given it back.
+# KEYS: hash and index of unacknowledged messages, list. ARGV: delivery tag, message.
+PUT_BACK = """
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 1 then
+    redis.call('ZREM', KEYS[2], ARGV[1])
+    redis.call('LPUSH', KEYS[3], ARGV[2])
+end
+"""
+
+
+class TooLargeError(ValueError):
+    """A message is larger than `Config.max_message_bytes`."""
+
+
+class Popping:
+    """A client that keeps what BRPOP popped: until it is among the unacknowledged messages nobody else has it."""
+
+    popped: tuple[bytes, bytes] | None = None  # list (without global_keyprefix) and message
+    max_message_bytes = sys.maxsize
+
+    def parse_response(self, connection: Any, command_name: str, **options: Any) -> Any:
+        reply = super().parse_response(connection, command_name, **options)  # type: ignore[misc]
+        if command_name == "BRPOP" and reply:
+            self.popped = reply
+            if len(reply[1]) > self.max_message_bytes:
+                raise TooLargeError(f"{len(reply[1])} bytes")
+        return reply
+
+
+class Client(Popping, Redis):
+    """kombu's client without `global_keyprefix`."""
+
+
+class PrefixedClient(Popping, redis.PrefixedStrictRedis):
+    """kombu's client with `global_keyprefix`."""
+
+
+class QoS(redis.QoS):
+    """Rejects without requeue into the dead letters. A message may know why: `dead`, a reason and an error."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """kombu's, but it notes the queue instead of the binding that led to it: a message is given back to the queue
+        that it came from, and not to every queue of a topic."""
+        delivery = message.delivery_info
+        binding = delivery["exchange"], delivery["routing_key"]  # kombu's KeyError, for a message without them
+        origin = [message._raw, *(("", delivery["queue"]) if "queue" in delivery else binding)]
+        with self.pipe_or_acquire() as pipe:
+            pipe.zadd(self.unacked_index_key, {delivery_tag: time.time()})
+            pipe.hset(self.unacked_key, delivery_tag, dumps(origin))
+            pipe.execute()
+            VirtualQoS.append(self, message, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        message = None if requeue else self._delivered.get(delivery_tag)
+        if message is None or not self.channel.durable.config.dead_letters:
+            super().reject(delivery_tag, requeue=requeue)
+        else:
+            self.channel.dead_letter(message, *getattr(message, "dead", (Reason.REJECTED, "")))
+            self._quick_ack(delivery_tag)
+
+    def renew(self, delivery_tags: list[str]) -> None:
+        """The worker still holds these messages: nobody gives them back. Raises RedisError."""
+        if delivery_tags:
+            now = time.time()
+            with self.channel.raw_client() as client:
+                index = self.channel.prefixed(self.unacked_index_key)
+                client.zadd(index, dict.fromkeys(delivery_tags, now), xx=True)
+
+
+class Channel(redis.Channel):
+    QoS = QoS
+
+    def __init__(self, connection: Any, **options: Any) -> None:
+        self.durable = connection.client.durable  # of the app that the connection belongs to
+        self._remembered: dict[bool, dict[str, Any]] = {}
+        super().__init__(connection, **options)
+
+    def _get_client(self) -> Any:
+        made = super()._get_client()  # checks redis-py's version
+        if self.global_keyprefix:
+            return lambda **options: PrefixedClient(global_keyprefix=self.global_keyprefix, **options)
+        return Client if made is Redis else made
+
+    def raw_client(self) -> Any:
+        """A client that prefixes no keys; a context manager. Scripts have several keys, and kombu's prefixes one."""
+        return Redis(connection_pool=self.pool)
+
+    def prefixed(self, key: str) -> str:
+        """A key with `global_keyprefix`."""
+        return f"{self.global_keyprefix}{key}"
+
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        """kombu's, remembered: they are asked for again when a channel whose connection has gone gives its messages
+        back, and kombu finds nobody to ask (AttributeError 'hostname', kombu#970)."""
+        if self.connection is not None and self.connection.client is not None:
+            self._remembered[asynchronous] = super()._connparams(asynchronous)
+        return dict(self._remembered[asynchronous])
+
+    # --- Reading ---
+
+    def basic_consume(self, queue: str, no_ack: bool, callback: Any, *args: Any, **kwargs: Any) -> Any:
+        def hand_over(message: Any) -> Any:
+            # From here on the message is the consumer's: what goes wrong is no longer its payload's fault.
+            if self.client.popped is not None:
+                message.popped, self.client.popped = self.client.popped[1], None
+            return callback(message)
+
+        return super().basic_consume(queue, no_ack, hand_over, *args, **kwargs)
+
+    def _brpop_read(self, **options: Any) -> Any:
+        self.client.popped = None
+        config = self.durable.config
+        self.client.max_message_bytes = config.max_message_bytes
+        try:
+            return super()._brpop_read(**options)
+        except Exception as error:
+            # Not popped, or already with its consumer: not the message's fault. A connection that broke in between has
+            # lost it, and nothing can be written now.
+            popped = self.client.popped
+            if popped is None or (isinstance(error, OSError | RedisError) and not isinstance(error, DataError)):
+                raise
+            if config.dead_letters:
+                reason = Reason.TOO_LARGE if isinstance(error, TooLargeError) else Reason.MALFORMED
+                queue = popped[0].decode().rsplit(self.sep, 1)[0]
+                self._dead_letter(reason, f"{type(error).__name__}: {error}", queue, popped[1])
+            raise Empty from error
+
+    # --- Dead letters ---
+
+    def dead_letter(self, message: Any, reason: Reason, error: str) -> None:
+        """Make an unacknowledged message a dead letter, unless it has gone back to its queue. Raises RedisError."""
+        payload = getattr(message, "popped", None) or dumps(message._raw).encode()
+        books = (self.prefixed(self.unacked_key), self.prefixed(self.unacked_index_key))
+        self._dead_letter(reason, error, _queue_of(message), payload, (message.delivery_tag, *books))
+
+    def _dead_letter(
+        self, reason: Reason, error: str, queue: str, payload: bytes, unacked: tuple[str, str, str] = ("", "", "")
+    ) -> None:
+        durable = self.durable
+        new = dead_letters.letter(reason, error, queue, payload, durable.config.max_dead_letter_bytes)
+        with self.raw_client() as client:
+            durable.dead_letters.add(client, new, durable.app, unacked)
+
+    # --- Giving back ---
+
+    def put_back(self, message: Any, **headers: Any) -> None:
+        """Put an unacknowledged message at the end of its queue, with these headers besides. Raises RedisError."""
+        payload = {**message._raw, "headers": {**message._raw["headers"], **headers}}
+        list_name = self._q_for_pri(_queue_of(message), self._get_message_priority(payload))
+        keys = [self.prefixed(key) for key in (self.unacked_key, self.unacked_index_key, list_name)]
+        with self.raw_client() as client:
+            client.register_script(PUT_BACK)(keys=keys, args=[message.delivery_tag, dumps(payload)])
+        self.qos._quick_ack(message.delivery_tag)
+
+    def _do_restore_message(self, payload: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Stamps `redelivered_at` (epoch seconds) on what goes back: its wait is counted from then."""
+        headers = payload.get("headers")
+        if isinstance(headers, dict):
+            headers["redelivered_at"] = time.time()
+        super()._do_restore_message(payload, *args, **kwargs)
+
+
+def _queue_of(message: Any) -> str:
+    """The queue that a message came from; its routing key for one that was fetched, not consumed."""
+    return str(message.delivery_info.get("queue") or message.delivery_info.get("routing_key"))
+
+
+class Transport(redis.Transport):
+    Channel = Channel
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        """Notes the queue that a message came from: its routing key need not be the queue's name."""
+        with suppress(TypeError, KeyError):  # kombu finds what is wrong with it
+            message["properties"]["delivery_info"]["queue"] = queue
+        super()._deliver(message, queue)

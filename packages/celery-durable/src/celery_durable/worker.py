@@ -1,0 +1,105 @@
+"""What a worker has besides Celery's own: checks at its start, a heartbeat, its registration, lasting revocations."""
+
+import json
+import logging
+import time
+from typing import Any
+
+from celery import bootsteps
+from celery.worker import WorkController, control
+from redis import RedisError
+
+from celery_durable.background import Background
+from celery_durable.checks import refuse_dangerous_settings
+from celery_durable.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+
+def queue_names(worker: WorkController) -> list[str]:
+    """Names of the queues that a worker consumes."""
+    return sorted(queue.name for queue in worker.app.amqp.queues.consume_from.values())
+
+
+class Start(bootsteps.Step):
+    """Checks the settings, and names the worker's connections, before anything is taken from a queue.
+
+    The names tell in CLIENT LIST who consumes what. Redis drops them with the connection: 0.3 s after a SIGKILL the
+    worker is gone from the list.
+    """
+
+    def __init__(self, parent: WorkController, **kwargs: Any) -> None:
+        refuse_dangerous_settings(parent.app)
+        names = ",".join(queue_names(parent)).replace(" ", "_")  # Redis allows no spaces in it
+        parent.app.durable.worker_name = f"celery-worker:{parent.hostname}:{names}"
+        super().__init__(parent, **kwargs)
+
+
+class Heartbeat(bootsteps.StartStopStep):
+    """Touches a file from the worker's event loop, so that a stuck loop shows; health checks need no broker for it."""
+
+    requires = ("celery.worker.components:Timer",)
+
+    def include_if(self, parent: WorkController) -> bool:
+        return parent.app.durable.config.heartbeat_file is not None
+
+    def start(self, parent: WorkController) -> None:
+        config = parent.app.durable.config
+        parent.timer.call_repeatedly(config.heartbeat_interval, config.heartbeat_file.touch)
+
+
+class Registration(bootsteps.StartStopStep):
+    """Keeps this worker's entry in the registry fresh. Only a clean stop removes it: what is left was killed.
+
+    <key_prefix>workers      hash in the broker: node name -> JSON {"queues", "concurrency", "started", "heartbeat"}
+
+    In a thread, because the loop must not wait for a Redis that is away.
+    """
+
+    def start(self, parent: WorkController) -> None:
+        durable = parent.app.durable
+        entry = {"queues": queue_names(parent), "concurrency": parent.concurrency, "started": time.time()}
+
+        def renew() -> None:
+            try:
+                renewed = {**entry, "heartbeat": time.time()}
+                durable.broker.hset(durable.broker_key("workers"), parent.hostname, json.dumps(renewed))
+            except RedisError as error:
+                logger.debug("registration not renewed: %s", error)
+
+        self._thread = Background("registration", durable.config.registration_interval, renew)
+
+    def stop(self, parent: WorkController) -> None:
+        durable = parent.app.durable
+        self._thread.stop(durable.config.publish_socket_timeout)  # a renewal under way would put the entry back
+        try:
+            durable.broker.hdel(durable.broker_key("workers"), parent.hostname)
+        except RedisError as error:
+            logger.warning("registration of %s stays, Redis is away: %s", parent.hostname, error)
+
+    terminate = stop
+
+
+class Revocations(bootsteps.Step):
+    """Remembers what this worker is told to revoke, by whoever tells it: a sender without the library does not."""
+
+    def __init__(self, parent: WorkController, **kwargs: Any) -> None:
+        durable = parent.app.durable
+        for command in ("revoke", "revoke_by_stamped_headers"):
+            control.Panel.data[command] = _remembering(durable, command, control.Panel.data[command])
+        super().__init__(parent, **kwargs)
+
+
+def _remembering(durable: Any, command: str, run: Any) -> Any:
+    def handler(state: Any, *args: Any, **kwargs: Any) -> Any:
+        first = "task_id" if command == "revoke" else "headers"
+        try:
+            durable.revocations.remember(command, {first: args[0] if args else kwargs.get(first)})
+        except RedisError as error:
+            logger.warning("%s is forgotten when this worker stops: %s", command, error)
+        return run(state, *args, **kwargs)
+
+    return handler
+
+
+STEPS = (Start, Heartbeat, Registration, Revocations, Watchdog)
