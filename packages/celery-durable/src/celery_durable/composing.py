@@ -6,7 +6,7 @@ _made: dict[tuple[Any, Any], Any] = {}
 
 
 def in_front(mixin: Any, base: Any) -> Any:
-    """A class that is `base` with `mixin` before it, one for each pair; `base` itself where it has the mixin already."""
+    """A class that is `base` with `mixin` before it, the same one each time; `base` where it has the mixin already."""
     if issubclass(base, mixin):
         return base
     if (mixin, base) not in _made:
