@@ -5,7 +5,7 @@ COMPOSE := docker compose
 # --no-deps: after an edit of .env it would recreate Redis, which only `make up` may do.
 RUN := $(COMPOSE) run --rm --no-deps
 CLIENT := $(RUN) client
-FAULTS := PYTHONPATH=tests:services/celery .venv/bin/python -m
+FAULTS := PYTHONPATH=tests:services/celery:packages/celery-durable/src .venv/bin/python -m
 
 ##@ Run the stack
 
@@ -37,15 +37,19 @@ logs: .env ## Follow the logs: make logs [S=worker-low]
 
 .PHONY: tour
 tour: .env ## The guided tour, each Celery concept live: make tour [LESSON=chords] [PAUSE=1]
-	@$(RUN) -e PAUSE='$(PAUSE)' -e GRAFANA_ADDRESS="$$(scripts/grafana.sh)" client python client.py $(LESSON)
+	@$(RUN) -e PAUSE='$(PAUSE)' -e GRAFANA_ADDRESS="$$(scripts/grafana.sh)" client python -m tour $(LESSON)
+
+.PHONY: client
+client: .env ## How tasks are called: runs services/celery/client.py, each call with what came of it
+	@$(CLIENT) python client.py
 
 .PHONY: scale
-scale: .env ## Worker containers per queue: make scale [HIGH=2] [LOW=4]; kept in .env
-	@HIGH='$(HIGH)' LOW='$(LOW)' scripts/scale.sh
+scale: .env ## Worker containers of a queue: make scale LOW=4 [HIGH=2]; kept in .env
+	@scripts/scale.sh $(MAKEOVERRIDES)
 
 .PHONY: load
-load: .env ## More traffic, beside the producer: make load PROFILE=flood [FOR=60s]
-	@$(RUN) --use-aliases -e PROFILE='$(or $(PROFILE),flood)' -e FOR='$(or $(FOR),60s)' producer
+load: .env ## More traffic, beside the producer: make load TRAFFIC=flood [FOR=60s]
+	@$(RUN) --use-aliases -e TRAFFIC='$(or $(TRAFFIC),flood)' -e FOR='$(or $(FOR),60s)' producer
 
 .PHONY: chaos
 chaos: .env venv ## A fault on the running stack, for you to watch: make chaos FAULT=worker-kill; without FAULT: the list
@@ -61,7 +65,7 @@ celery: .env ## Any celery command: make celery ARGS="inspect stats"
 
 .PHONY: dlq
 dlq: .env ## Dead letters: make dlq [ARGS="show ID"|"requeue …"|"drop …"|--help]
-	@$(CLIENT) python -m delivery.dlq $(or $(ARGS),list)
+	@$(CLIENT) python -m celery_durable -A celery_app dlq $(or $(ARGS),list)
 
 .PHONY: shell
 shell: .env ## A shell beside the workers, with the app and its tasks
@@ -114,8 +118,12 @@ engine: ## Find a container engine with Compose v2, or set one up (SETUP=0 forbi
 	@scripts/env.sh
 
 .PHONY: env
-env: ## Make .env and the secrets, once
+env: queues ## Make .env and the secrets, once
 	@scripts/env.sh
+
+.PHONY: queues
+queues: ## Write what follows from the table of queues, services/celery/queues.py
+	@scripts/queues.sh
 
 .PHONY: images
 images: engine env ## Get third-party images: present, pulled, or built from offline/ where no registry answers
@@ -123,11 +131,11 @@ images: engine env ## Get third-party images: present, pulled, or built from off
 
 .PHONY: build
 build: images ## Build our own images
-	@$(COMPOSE) build --quiet worker-high queue-exporter
+	@$(COMPOSE) build --quiet beat queue-exporter
 
 .PHONY: dashboards
 dashboards: venv ## Write grafana/dashboards/ from grafana/src/
-	@cd grafana/src && ../../.venv/bin/python -m dashboards
+	@cd grafana/src && PYTHONPATH=../../services/celery ../../.venv/bin/python -m dashboards
 
 .PHONY: lessons
 lessons: venv ## Write docs/lessons/ from a run of the tour on the running stack

@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
-# `make scale [HIGH=n] [LOW=n]`: sets the number of worker containers, now and in .env, so that a later `make up` keeps it.
+# `make scale LOW=4 [HIGH=2] …`: sets the number of worker containers of queues, now and in .env, so that a later `make up`
+# keeps it. Arguments: <QUEUE>=<number>, the queue as in .env's WORKER_<QUEUE>_REPLICAS.
 set -euo pipefail
 
-[ -n "${HIGH}${LOW}" ] || { echo "scale: say how many: make scale HIGH=2, LOW=4 or both." >&2; exit 2; }
+queues=$(sed -n 's/^WORKER_\(.*\)_REPLICAS=.*/\1/p' .env)
+fail() { echo "scale: $*" >&2; exit 2; }
+
 services=()
-for knob in HIGH LOW; do
-    count=${!knob}
-    [ -n "$count" ] || continue
-    [[ $count =~ ^[0-9]{1,3}$ ]] || { echo "scale: $knob=$count is not a number of containers (0 to 999)." >&2; exit 2; }
-    sed -i "s/^WORKER_${knob}_REPLICAS=.*/WORKER_${knob}_REPLICAS=$count/" .env
-    services+=("worker-${knob,,}")
+for argument in "$@"; do
+    queue=${argument%%=*} count=${argument#*=}
+    grep -qxF "$queue" <<<"$queues" || fail "$queue is no queue; choose of: $(tr '\n' ' ' <<<"$queues")"
+    [[ $count =~ ^[0-9]{1,3}$ ]] || fail "$queue=$count is not a number of containers (0 to 999)."
+    services+=("worker-$(tr A-Z_ a-z- <<<"$queue")")
+done
+[ "${#services[@]}" -gt 0 ] || fail "say how many: make scale $(head -n 1 <<<"$queues")=2"
+for argument in "$@"; do
+    knob=WORKER_${argument%%=*}_REPLICAS
+    sed "s/^$knob=.*/$knob=${argument#*=}/" .env >.env.new && cat .env.new >.env && rm .env.new
 done
 # --no-recreate: the containers that run go on, whatever else was edited in .env.
 docker compose up --detach --no-recreate --wait "${services[@]}"
-docker compose ps worker-high worker-low --format 'table {{.Service}}\t{{.Name}}\t{{.Status}}'
+docker compose ps "${services[@]}" --format 'table {{.Service}}\t{{.Name}}\t{{.Status}}'

@@ -7,14 +7,34 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 started=$SECONDS
 
-# A running Redis keeps the access list that it was started with.
-for instance in redis:broker redis-results:results; do
-    service=${instance%:*} acl=secrets/redis_${instance#*:}.acl
-    if now=$(docker compose exec -T "$service" cat /run/secrets/redis.acl 2>/dev/null) && [ "$now" != "$(cat "$acl")" ]; then
-        echo "up: $service runs with an old access list: restarting it"
-        docker compose restart "$service"
-    fi
-done
+# Prints "service secret" for each secret that is newer than a running container which was given it: a container keeps
+# those that it was started with, Redis' access list among them.
+new_secrets() {
+    local service since file running
+    running=$(docker compose ps --quiet 2>/dev/null)
+    [ -n "$running" ] || return 0
+    # shellcheck disable=SC2086 # words
+    docker inspect $running --format '{{$service := index .Config.Labels "com.docker.compose.service"}}{{$since := .State.StartedAt}}{{range .Mounts}}{{$service}} {{$since}} {{.Source}}{{"\n"}}{{end}}' |
+        while read -r service since file; do
+            case $file in
+                "$PWD"/secrets/*)
+                    touch -d "${since%.*}Z" "$log"
+                    if [ "$file" -nt "$log" ]; then echo "$service ${file##*/}"; fi
+                    ;;
+            esac
+        done
+}
+
+new=$(new_secrets)
+if [ -n "$new" ]; then
+    services=$(cut -d ' ' -f 1 <<<"$new" | sort -u)
+    echo "up: new in secrets/: $(cut -d ' ' -f 2 <<<"$new" | sort -u | xargs); restarting $(xargs <<<"$services")"
+    # Redis first: the others log in by its access list.
+    for group in "$(grep '^redis' <<<"$services")" "$(grep -v '^redis' <<<"$services")"; do
+        # shellcheck disable=SC2086 # words
+        [ -z "$group" ] || docker compose restart $group
+    done
+fi
 
 docker compose up --detach --wait --wait-timeout 120 2> >(tee "$log" >&2)
 failed=$?
@@ -40,7 +60,7 @@ cat <<'TEXT'
 
 Try next:
   make tour                          every concept of Celery, live
-  make load PROFILE=flood FOR=60s    thousands of low-priority tasks; queries keep their speed
+  make load TRAFFIC=flood FOR=60s    thousands of low-priority tasks; queries keep their speed
   make scale LOW=4                   four containers share them
   make chaos FAULT=worker-kill       kill a worker under load: nothing is lost
   make inspect                       what each worker is doing

@@ -1,10 +1,12 @@
-"""What beat sends, and when. Every entry expires before it is due again, so that missed ticks do not pile up."""
+"""What beat sends, and when. Every entry expires before it is due again, so that missed ticks do not pile up.
+
+celery_durable adds one of its own: celery-durable.reconcile, every 10 s.
+"""
 
 from typing import Any
 
-import timing
-from scheduler import every
-from settings import HIGH, LOW
+from celery_durable import every
+from queues import DEFAULT, QUEUES
 
 
 def entry(task: str, seconds: int, queue: str, priority: int) -> dict[str, Any]:
@@ -14,11 +16,9 @@ def entry(task: str, seconds: int, queue: str, priority: int) -> dict[str, Any]:
 
 
 ENTRIES = {
-    "index": entry("tasks.search.index_corpus", 60, LOW, 5),
-    "canary-high": entry("tasks.maintenance.canary", 15, HIGH, 5),
-    "canary-low": entry("tasks.maintenance.canary", 15, LOW, 5),
-    "reconcile": entry("tasks.maintenance.reconcile", 30, LOW, 1),  # mends what is stuck: ahead of what is stuck
-    "republish": entry("tasks.maintenance.republish", timing.OUTBOX_INTERVAL, HIGH, 1),
-    "report": entry("tasks.maintenance.report", 60, LOW, 3),
-    "expire": entry("tasks.maintenance.expire", 600, LOW, 7),
+    "index": entry("tasks.search.index_corpus", 60, DEFAULT.name, 5),
+    "repair": entry("tasks.search.repair", 30, DEFAULT.name, 1),  # mends what is stuck: ahead of what is stuck
+    "report": entry("tasks.maintenance.report", 60, DEFAULT.name, 3),
+    "expire": entry("tasks.maintenance.expire", 600, DEFAULT.name, 7),
+    **{f"canary-{queue.name}": entry("tasks.maintenance.canary", 15, queue.name, 5) for queue in QUEUES},
 }

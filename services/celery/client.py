@@ -1,113 +1,102 @@
-"""The guided tour of Celery on the live stack: `make tour`; in the client container `python client.py [LESSON …]`."""
+"""How tasks are called, from the simplest call to a workflow: read it from top to bottom.
 
-import argparse
-import json
-import os
-import signal
-import sys
-from typing import Any, TextIO
+`make client` runs it on the stack that is up (`python client.py` in the client container), and prints what came of each
+call. `make tour` has the rest of Celery, a lesson each.
+"""
 
-from kombu.exceptions import OperationalError
-from redis import RedisError
-from rich.console import Console
+from datetime import UTC, datetime, timedelta
+
+from celery import chain, chord, group
+from celery.exceptions import TimeoutError as ResultTimeoutError
 
 from celery_app import app
-from tour.lessons import CONCEPTS, LESSONS
-from tour.run import Result, run, what_is_missing
-from tour.show import Screen, contents
-from tour.tour import Tour
+from tasks import advanced, basic, search, workflows
 
-WIDTH = 120  # where there is no terminal
+WAIT = 30  # s for a result; a program that waits without a limit waits for ever when no worker is there
 
 
-def chosen(names: list[str]) -> list[str]:
-    """The lessons that are named, by their own name or by that of their page; all when none is.
-
-    Raises SystemExit for a name that is neither.
-    """
-    pages = {concept.page: [lesson.name for lesson in concept.lessons] for concept in CONCEPTS}
-    lessons = [lesson for name in names for lesson in pages.get(name, [name])] or list(LESSONS)
-    for name in lessons:
-        if name not in LESSONS:
-            print(f"LESSON: no lesson {name!r}; choose of: {', '.join(LESSONS)}", file=sys.stderr)
-            print(f"or a page of lessons: {', '.join(pages)}", file=sys.stderr)
-            raise SystemExit(2)
-    return lessons
+def show(call: str, result: object) -> None:
+    """A call, and what came of it."""
+    print(f"{call:<34} {result}")
 
 
-def as_json(done: list[Result]) -> list[dict[str, Any]]:
-    """What came of each step, for tests and for the pages in docs/lessons/."""
-    return [
-        {
-            "lesson": lesson.name,
-            "step": step.title,
-            "seconds": round(seconds, 1),
-            "findings": {f.name: {"value": f.value, "holds": f.holds, "source": f.source} for f in outcome.findings},
-            "error": outcome.error,
-            "unavailable": outcome.unavailable,
-        }
-        for lesson, outcomes, seconds in done
-        for step, outcome in zip(lesson.steps, outcomes, strict=False)  # a failed step is the last
-    ]
+def main() -> None:
+    """The examples."""
+    # --- A call ---
 
+    # `delay` publishes a message and returns at once; a worker runs the task. `get` waits for what it returns.
+    promise = basic.add.delay(2, 3)
+    show("add.delay(2, 3)", promise.get(timeout=WAIT))
 
-def stop(*_: object) -> None:
-    """SIGTERM ends a tour as Ctrl-C does."""
-    raise KeyboardInterrupt
+    # The promise knows the task's id, by which any other program finds its state and its result.
+    again = app.AsyncResult(promise.id)
+    show("the same by its id", f"{again.state} {again.result}")
 
+    # Called as a function it runs here and now, without any worker.
+    show("add(2, 3)", basic.add(2, 3))
 
-def tour(lessons: list[str], screen: Screen, record: TextIO | None) -> int:
-    """Take the tour. Returns its exit code: 1 when a check failed, 130 when it was interrupted."""
-    tour, done, code = Tour(screen.progress), list[Result](), 0
-    signal.signal(signal.SIGTERM, stop)
+    # --- Options of a call ---
+
+    # `apply_async` takes the arguments as one, and options: a priority (0 is the most urgent), a queue, a time-out.
+    promise = basic.whoami.apply_async(priority=1, queue="high")
+    me = promise.get(timeout=WAIT)
+    show("whoami, priority 1, queue high", f"ran on {me['worker']} with priority {me['priority']}")
+
+    # In two seconds, or at a time. On Redis 60 s are the limit; what is later is for beat (beat_schedule.py).
+    asked = datetime.now(UTC)
+    basic.add.apply_async((1, 1), countdown=2).get(timeout=WAIT)
+    show("add in 2 s", f"{(datetime.now(UTC) - asked).total_seconds():.1f} s later")
+    basic.add.apply_async((1, 1), eta=datetime.now(UTC) + timedelta(seconds=1)).get(timeout=WAIT)
+
+    # A task that must run, whatever breaks meanwhile: it has `outbox=True` where it is defined (docs/delivery.md).
+
+    # --- What can go wrong ---
+
+    # A task that raises: `get` raises its error here.
     try:
-        tour.events.start()
-        for result in run([LESSONS[name] for name in lessons], tour, screen):
-            done.append(result)
-            failed = any(outcome.failed for outcome in result[1])
-            if failed and (missing := what_is_missing()):
-                print(f"tour: {missing}", file=sys.stderr)
-                code = 1
-                break
-            code = code or int(failed)
-        screen.summary(done)
-    except KeyboardInterrupt:
-        print("\ntour: interrupted, cleaning up …", file=sys.stderr)
-        code = 130
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
-        try:
-            tour.clean()
-        except (RedisError, OperationalError) as error:
-            print(f"tour: could not remove its queues, Redis is away: {error}", file=sys.stderr)
-    if record:
-        json.dump(as_json(done), record, default=str)
-    return code
+        basic.failing.delay("for this example").get(timeout=WAIT)
+    except RuntimeError as error:
+        show("failing.delay(…).get()", error)
 
+    # One that fails at first and is tried again by itself.
+    show("flaky.delay(failures=1)", f"try {basic.flaky.delay(failures=1).get(timeout=WAIT)} succeeded")
 
-def main(arguments: list[str]) -> int:
-    """Run the lessons that the arguments name. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("lessons", nargs="*", metavar="LESSON", help="a lesson, or a page of lessons (default: all)")
-    parser.add_argument("--json", action="store_true", help="print the outcomes as JSON, and the tour on stderr")
-    options = parser.parse_args(arguments)
-    lessons = chosen(options.lessons)
-    console = Console(stderr=options.json)
-    if not console.is_terminal:
-        console.width = WIDTH
-    app.loader.import_default_modules()
-    if not options.lessons:
-        contents(CONCEPTS, console)
-    if missing := what_is_missing():
-        print(f"tour: {missing}", file=sys.stderr)
-        return 1
-    pause = os.environ.get("PAUSE") == "1"
-    if pause and not sys.stdin.isatty():
-        parser.error("PAUSE=1 needs a terminal")
-    screen = Screen(console, pause)
-    return tour(lessons, screen, sys.stdout if options.json else None)
+    # Wrong arguments are told apart from bad luck, and are not tried again.
+    try:
+        basic.add.delay("two", 3).get(timeout=WAIT)
+    except ValueError as error:
+        show('add.delay("two", 3)', error)
+
+    # Waiting has a limit; the task goes on without whoever waited.
+    try:
+        basic.sleep.delay(2).get(timeout=0.5)
+    except ResultTimeoutError:
+        show("sleep.delay(2).get(timeout=0.5)", "not done yet")
+
+    # --- A task that reports ---
+
+    promise = advanced.progress.delay(steps=4, seconds=1)
+    show("progress.delay(steps=4)", promise.get(timeout=WAIT))
+
+    # --- Workflows: signatures are calls that have not been made yet ---
+
+    total = chain(basic.add.s(1, 2), workflows.square.s())  # each task gets the result of the one before
+    show("chain: (1 + 2)²", total.delay().get(timeout=WAIT))
+    squares = group(workflows.square.s(number) for number in range(4))  # side by side
+    show("group: squares of 0 to 3", squares.delay().get(timeout=WAIT))
+    summed = chord(squares, workflows.total.s())  # then one task with all their results
+    show("chord: their sum", summed.delay().get(timeout=WAIT))
+
+    # --- The demo's own job ---
+
+    answer = search.search.delay("import").get(timeout=WAIT)
+    if answer["generation"] is None:
+        found = "there is no index yet: beat has one made each minute"
+    else:
+        best = answer["best"][0]["name"] if answer["best"] else "none"
+        found = f"{answer['occurrences']} times in {answer['documents']} documents, most often in {best}"
+    show('search.delay("import")', found)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

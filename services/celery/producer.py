@@ -1,4 +1,4 @@
-"""The traffic of the stack: sends tasks by a profile of profiles.toml until it is stopped, or for a given time."""
+"""The traffic of the stack: sends tasks by a pattern of traffic.toml until it is stopped, or for a given time."""
 
 import argparse
 import logging
@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter as Count
 from collections.abc import Callable, Iterable
+from itertools import chain, islice
 from pathlib import Path
 from random import Random
 from threading import Event, Thread
@@ -18,16 +19,16 @@ import prometheus_client
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
-import timing
-from celery_app import app
-from delivery.checks import refuse_dangerous_settings
-from metrics.exposition import registry, serve
-from profiles import Profile, ProfileError, Sending, load_profiles, seconds
-from settings import PRIORITIES, broker_client, priority_lists, settings
+from celery_app import app, durable
+from celery_durable import DangerousSettingsError
+from celery_durable.checks import refuse_dangerous_settings
+from celery_durable.metrics.exposition import registry, serve
+from settings import DELIVERY, settings
+from traffic import Pattern, Sending, TrafficError, load_patterns, seconds
 
 logger = logging.getLogger("producer")
 
-PROFILES = Path(__file__).with_name("profiles.toml")
+PATTERNS = Path(__file__).with_name("traffic.toml")
 
 MAX_LATE = 5.0  # s; what is later is not sent any more, so that a stall is not followed by a burst of all it missed
 RETRY_INTERVAL = 1.0  # s between two tries while Redis is away
@@ -92,33 +93,33 @@ class Stream:
 
 def queue_depths(queues: Iterable[str]) -> dict[str, int]:
     """Waiting messages of each queue, over all its priorities. Raises RedisError."""
-    names = list(queues)
-    with broker_client().pipeline(transaction=False) as pipe:
-        for name in names:
-            for priority_list in priority_lists(name):
-                pipe.llen(priority_list)
-        lengths = pipe.execute()
-    return {name: sum(lengths[i * PRIORITIES : (i + 1) * PRIORITIES]) for i, name in enumerate(names)}
+    lists = {name: durable.priority_lists(name) for name in queues}
+    with durable.broker.pipeline(transaction=False) as pipe:
+        for name in chain.from_iterable(lists.values()):
+            pipe.llen(name)
+        lengths = iter(pipe.execute())
+    return {name: sum(islice(lengths, len(of_queue))) for name, of_queue in lists.items()}
 
 
 class Producer:
-    """Sends a profile's messages, each when it is due, one of each stream in turn so that no stream starves another.
+    """Sends a pattern's messages, each when it is due, one of each stream in turn so that no stream starves another.
 
     Times are seconds on `clock`, which is monotonic; it, `sleep` and `depths` are replaced in tests.
     """
 
     def __init__(
         self,
-        profile: Profile,
+        pattern: Pattern,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] | None = None,
         depths: Callable[[Iterable[str]], dict[str, int]] = queue_depths,
     ) -> None:
         self.stopping = Event()
+        self.crashed = False
         self._clock, self._sleep, self._depths = clock, sleep or self.stopping.wait, depths
         self._start = clock()
-        self._end = self._start + profile.duration if profile.duration else float("inf")
-        self._streams = [Stream(name, sending, profile.seed, self._start) for name, sending in profile.send.items()]
+        self._end = self._start + pattern.duration if pattern.duration else float("inf")
+        self._streams = [Stream(name, sending, pattern.seed, self._start) for name, sending in pattern.send.items()]
         self._queues = sorted({stream.queue for stream in self._streams})
         self._held: set[str] = set()
         self._away_since: float | None = None
@@ -132,9 +133,17 @@ class Producer:
             UNPUBLISHED.labels(stream.sending.task)
 
     def run(self) -> None:
-        """Send until the profile's time is over or `stopping` is set."""
+        """Send until the pattern's time is over or `stopping` is set."""
         while not self.stopping.is_set() and (now := self._clock()) < self._end:
             self._turn(now)
+
+    def run_logged(self) -> None:
+        """`run` in a thread: what it raises would be lost there."""
+        try:
+            self.run()
+        except Exception:
+            self.crashed = True
+            logger.exception("the producer crashed")
 
     def finish(self, stuck: bool = False) -> None:
         """After `run`, or when it is stuck in a publish: what was due and could not be published is given up."""
@@ -155,7 +164,7 @@ class Producer:
         if self._away_since is None and now >= self._next_heartbeat:
             # Turning is not enough: without Redis for long, the container is to be seen as unhealthy.
             (settings.run_dir / "heartbeat").touch()
-            self._next_heartbeat = now + timing.HEARTBEAT_INTERVAL
+            self._next_heartbeat = now + DELIVERY.heartbeat_interval
         self._limit_lateness(now)
         if self._away_since is None or now >= self._next_try:
             for stream in self._streams:
@@ -241,68 +250,74 @@ class Producer:
                 THROTTLED.labels(queue).set(0)
 
 
-def chosen_profile(arguments: list[str]) -> tuple[str, Profile]:
-    """The profile that the command line or the environment names, and its name. Raises ProfileError."""
+def chosen_pattern(arguments: list[str]) -> tuple[str, Pattern]:
+    """The pattern that the command line or the environment names, and its name. Raises TrafficError."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog=f"Each option may also come from the environment: PROFILE, FOR, SEED. Profiles are in {PROFILES}.",
+        epilog=f"Each option may also come from the environment: TRAFFIC, FOR, SEED. Patterns are in {PATTERNS}.",
     )
     env = os.environ.get
-    parser.add_argument("--profile", default=env("PROFILE") or "steady", help="what to send (default: steady)")
+    parser.add_argument("--traffic", default=env("TRAFFIC") or "steady", help="what to send (default: steady)")
     parser.add_argument(
         "--for",
         dest="duration",
         default=env("FOR"),
         metavar="TIME",
-        help="how long, like 60s, 5m or 1h (default: what the profile says, else until it is stopped)",
+        help="how long, like 60s, 5m or 1h (default: what the pattern says, else until it is stopped)",
     )
     parser.add_argument(
         "--seed",
         default=env("SEED"),
-        help="an integer; the same seed draws the same arguments in the same order (default: what the profile says)",
+        help="an integer; the same seed draws the same arguments in the same order (default: what the pattern says)",
     )
     options = parser.parse_args(arguments)
-    profiles = load_profiles(PROFILES)
-    if options.profile not in profiles:
-        raise ProfileError(f"PROFILE: no {options.profile!r} in {PROFILES.name}; choose one of {', '.join(profiles)}")
+    patterns = load_patterns(PATTERNS)
+    if options.traffic not in patterns:
+        raise TrafficError(f"TRAFFIC: no {options.traffic!r} in {PATTERNS.name}; choose one of {', '.join(patterns)}")
     changes: dict[str, Any] = {}
     if options.duration:
         try:
             changes["duration"] = seconds(options.duration)
         except ValueError as error:
-            raise ProfileError(f"FOR: {error}; it is {options.duration!r}") from None
+            raise TrafficError(f"FOR: {error}; it is {options.duration!r}") from None
     if options.seed:
         try:
             changes["seed"] = int(options.seed)
         except ValueError:
-            raise ProfileError(f"SEED: must be an integer; it is {options.seed!r}") from None
-    return options.profile, profiles[options.profile].model_copy(update=changes)
+            raise TrafficError(f"SEED: must be an integer; it is {options.seed!r}") from None
+    return options.traffic, patterns[options.traffic].model_copy(update=changes)
 
 
 def main(arguments: list[str]) -> int:
-    """Run the producer; returns its exit code: 0, or 2 for a mistake in the profiles or the options."""
+    """Run the producer; returns its exit code: 0, 1 when it crashed or Redis is set dangerously, 2 for a mistake in the
+    patterns or the options."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s] %(message)s")
     try:
-        name, profile = chosen_profile(arguments)
-    except ProfileError as error:
+        name, pattern = chosen_pattern(arguments)
+    except TrafficError as error:
         print(error, file=sys.stderr)
         return 2
-    refuse_dangerous_settings(app.conf)
-    producer = Producer(profile)
+    try:
+        refuse_dangerous_settings(app)
+    except DangerousSettingsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    producer = Producer(pattern)
     # In a thread, because a name lookup cannot be interrupted: where the redis container is gone it takes Docker 10 s.
-    thread = Thread(target=producer.run, daemon=True)
+    thread = Thread(target=producer.run_logged, daemon=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: producer.stopping.set())
-    serve(settings.metrics_port, registry())
-    rate = sum(sending.rate for sending in profile.send.values())
-    logger.info("profile %s: %g messages a second, seed %d", name, rate, profile.seed)
+    if settings.metrics_port is not None:
+        serve(settings.metrics_port, registry())
+    rate = sum(sending.rate for sending in pattern.send.values())
+    logger.info("pattern %s: %g messages a second, seed %d", name, rate, pattern.seed)
     thread.start()
     while thread.is_alive() and not producer.stopping.is_set():
         thread.join(0.25)
     thread.join(STOP_WITHIN)
     producer.finish(stuck=thread.is_alive())
     print(producer.summary(), flush=True)
-    return 0
+    return int(producer.crashed)
 
 
 if __name__ == "__main__":

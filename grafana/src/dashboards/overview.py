@@ -1,17 +1,18 @@
 """Overview: the health of the stack in five seconds. On top what is true now, below by queue how it came about."""
 
-from grafana_foundation_sdk.builders import common, timeseries
+from grafana_foundation_sdk.builders import common, stat, timeseries
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.common import ScaleDistribution
 from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DynamicConfigValue, GridPos, Panel
+
+from queues import QUEUES
 
 from .panels import Query, fixed, graph, number, only_for_this, setting, stacked, timeline
 
 WIDTH = 24  # columns of Grafana's grid
 NUMBER_HEIGHT, GRAPH_HEIGHT = 4, 7  # rows of about 38 px: numbers and three rows of graphs fill a 1920x1080 screen
 
-QUEUES = {"high": "orange", "low": "blue"}
 # By priority, 0 (the most urgent) to 9.
 PRIORITIES = (
     "dark-red",
@@ -30,6 +31,10 @@ PER_MINUTE = "suffix:/min"
 
 WAIT = "queue:celery_task_queue_wait_seconds:quantile_rate1m"
 OLDEST = 'max(celery_queue_oldest_message_age_seconds{queue="$queue"})'
+BEAT_OVERDUE = (
+    "max(celery_beat_overdue_seconds) > time() - max(celery_beat_last_tick_timestamp_seconds) "
+    "or time() - max(celery_beat_last_tick_timestamp_seconds)"
+)
 CONSUMERS = 'max(celery_queue_consumers{queue="$queue"})'
 # While something reports runs: without `and` a rate over 5 m would show 0 for as long after its source is gone.
 FAILURE_SHARE = (
@@ -39,7 +44,15 @@ FAILURE_SHARE = (
 
 def each_queue(expr: str) -> list[Query]:
     """The query once for each queue, in one order on all panels; `$queue` stands for its name."""
-    return [(expr.replace("$queue", queue), queue) for queue in QUEUES]
+    return [(expr.replace("$queue", queue.name), queue.name) for queue in QUEUES]
+
+
+def limits(panel: stat.Panel, share: float) -> stat.Panel:
+    """Each queue's own thresholds in seconds: red at a share of its max_wait, yellow at a fifth of that."""
+    for queue in QUEUES:
+        red = queue.max_wait * share
+        panel = panel.override_by_name(queue.name, [only_for_this([(0, "green"), (red / 5, "yellow"), (red, "red")])])
+    return panel
 
 
 def now() -> list[Builder[Panel]]:
@@ -66,24 +79,28 @@ def now() -> list[Builder[Panel]]:
             "none",
             [(0, "red"), (1, "green")],
         ),
-        number(
-            "Oldest message",
-            "How long the message at the head of the queue has waited. Red where OldestMessageTooOld fires: 30 s on "
-            "the high queue, 5 min on the low one.",
-            each_queue(OLDEST),
-            "s",
-            [(0, "green"), (60, "yellow"), (300, "red")],
-        )
-        .decimals(0)
-        .override_by_name("high", [only_for_this([(0, "green"), (5, "yellow"), (30, "red")])]),
-        number(
-            "Wait, p95",
-            "19 of 20 tasks of the last minute started within this, counted from when they were due. No data: none "
-            "ran.",
-            each_queue(f'max({WAIT}{{queue="$queue", quantile="0.95"}})'),
-            "s",
-            [(0, "green"), (60, "yellow"), (300, "red")],
-        ).override_by_name("high", [only_for_this([(0, "green"), (1, "yellow"), (10, "red")])]),
+        limits(
+            number(
+                "Oldest message",
+                "How long the message at the head of the queue has waited. Red where OldestMessageTooOld fires "
+                "(max_wait of the queue in services/celery/queues.py).",
+                each_queue(OLDEST),
+                "s",
+                [(0, "green")],
+            ).decimals(0),
+            share=1,
+        ),
+        limits(
+            number(
+                "Wait, p95",
+                "19 of 20 tasks of the last minute started within this, counted from when they were due. Red: a third "
+                "of what the oldest message may wait. No data: none ran.",
+                each_queue(f'max({WAIT}{{queue="$queue", quantile="0.95"}})'),
+                "s",
+                [(0, "green")],
+            ),
+            share=1 / 3,
+        ),
         number(
             "Failed runs",
             "Share of the runs of the last 5 minutes that failed, hit the hard time limit, were rejected or lost their "
@@ -93,9 +110,10 @@ def now() -> list[Builder[Panel]]:
             [(0, "green"), (0.01, "yellow"), (0.05, "red")],
         ).decimals(1),
         number(
-            "Beat's last tick",
-            "Time since beat last looked at its schedule, which it does every 5 s; a scrape may add 5 s.",
-            [("time() - max(celery_beat_last_tick_timestamp_seconds)", "")],
+            "Beat overdue",
+            "How long an entry has been due and is not sent, or beat has not looked at its schedule, which it does "
+            "every 5 s; a scrape may add 5 s.",
+            [(BEAT_OVERDUE, "")],
             "s",
             [(0, "green"), (12, "yellow"), (15, "red")],
         ).decimals(0),
@@ -127,8 +145,7 @@ def queues() -> list[Builder[Panel]]:
                 PER_SECOND,
             )
         ).override_by_regexp("/arriving/", [setting("custom.lineStyle", {"fill": "dash", "dash": [6, 4]}), no_fill()]),
-        waits("high"),
-        waits("low"),
+        *(waits(queue.name) for queue in QUEUES),
         by_queue(
             graph(
                 "Oldest message",
@@ -143,8 +160,7 @@ def queues() -> list[Builder[Panel]]:
 def work() -> list[Builder[Panel]]:
     """The backlog, and the workers that face it."""
     return [
-        backlog("high"),
-        backlog("low"),
+        *(backlog(queue.name) for queue in QUEUES),
         by_queue(
             graph(
                 "Failed runs",
@@ -183,15 +199,18 @@ def parts() -> list[Builder[Panel]]:
         ).decimals(0),
         graph(
             "Beat",
-            "How late each entry was last sent, and the time since beat last looked at its schedule, which it does "
-            "every 5 s.",
+            "How late each entry was last sent, how long one has been due and is not sent, and the time since beat "
+            "last looked at its schedule, which it does every 5 s.",
             [
                 ("max by (entry) (celery_beat_lateness_seconds)", "{{entry}}"),
+                ("max(celery_beat_overdue_seconds)", "overdue"),
                 ("time() - max(celery_beat_last_tick_timestamp_seconds)", "since the last tick"),
             ],
             "s",
             last=False,
-        ).override_by_name("since the last tick", [fixed("gray"), no_fill()]),
+        )
+        .override_by_name("since the last tick", [fixed("gray"), no_fill()])
+        .override_by_name("overdue", [fixed("red")]),
         by_queue(
             graph(
                 "Producer",
@@ -277,8 +296,8 @@ def delivery() -> list[Builder[Panel]]:
         ).override_by_name("dead letters", [fixed("red")]),
         graph(
             "Published again",
-            "Units of work that were written to the outbox, and those that it published again because their message "
-            "was lost: a fault somewhere, of which nobody felt more than a delay.",
+            "Tasks that were written to the outbox, and those that it published again because their message was lost: "
+            "a fault somewhere, of which nobody felt more than a delay.",
             [
                 ("sum(rate(celery_outbox_written_total[1m])) * 60 or 0 * count(up)", "written"),
                 ("sum(rate(celery_outbox_republished_total[1m])) * 60 or 0 * count(up)", "published again"),
@@ -323,8 +342,8 @@ def backlog(queue: str) -> timeseries.Panel:
 
 def by_queue(panel: timeseries.Panel) -> timeseries.Panel:
     """Each queue, and the workers of it, in one colour on all panels."""
-    for queue, color in QUEUES.items():
-        panel = panel.override_by_regexp(f"/\\b{queue}\\b/", [fixed(color)])
+    for queue in QUEUES:
+        panel = panel.override_by_regexp(f"/\\b{queue.name}\\b/", [fixed(queue.color)])
     return panel
 
 

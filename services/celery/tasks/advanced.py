@@ -9,7 +9,7 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from pydantic import Field
 
 from celery_app import Task, app
-from delivery.periodic import PeriodicTask
+from celery_durable import PeriodicTask
 from tasks.arguments import Name, Number, Seconds, checked
 from tasks.notes import note
 
@@ -198,6 +198,6 @@ def slow_lane() -> None:
 
 @app.task(base=PeriodicTask, bind=True, ignore_result=False)
 @checked
-def tick(self: Task, name: Name) -> None:
+def tick(self: PeriodicTask, name: Name) -> None:
     """What a lesson's beat sends: notes the due time that it stands for."""
-    note(name, str((self.request.headers or {}).get("beat_due")))
+    note(name, str(self.request.get("beat_due")))

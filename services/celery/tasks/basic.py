@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from celery.utils.log import get_task_logger
 from pydantic import BaseModel, Field
 
-import timing
 from celery_app import Task, app
+from settings import DELIVERY
 from tasks.arguments import Name, Number, Seconds, checked
 
 logger = get_task_logger(__name__)
@@ -98,7 +98,7 @@ class FlakyError(Exception):
     autoretry_for=(FlakyError,),
     max_retries=MAX_FAILURES,
     retry_backoff=1,  # s: 1, 2, 4 …
-    retry_backoff_max=timing.MAX_DELAY,
+    retry_backoff_max=DELIVERY.max_delay,
     retry_jitter=True,  # a random part of it, so that tasks that failed together do not come back together
 )
 @checked

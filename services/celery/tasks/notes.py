@@ -1,6 +1,6 @@
 """Where tasks leave what they saw and what they did: under `tour:<name>` in redis-results, for whoever called them."""
 
-from settings import results_client
+from celery_app import durable
 
 KEPT_FOR = 600  # s
 
@@ -12,7 +12,7 @@ def key(name: str) -> str:
 
 def note(name: str, text: str) -> int:
     """Append a line to a list. Returns how many lines it has."""
-    with results_client().pipeline() as pipe:
+    with durable.store.pipeline() as pipe:
         pipe.rpush(key(name), text)
         pipe.expire(key(name), KEPT_FOR)
         return int(pipe.execute()[0])

@@ -5,8 +5,7 @@ from typing import Any
 from celery import states
 from celery.result import AsyncResult
 
-from celery_app import app
-from settings import results_client
+from celery_app import app, durable
 from tour.lesson import Seen
 from tour.waiting import describe, until
 
@@ -53,7 +52,7 @@ class Backend:
 
     def stored(self, task: AsyncResult | str) -> Seen[bool]:
         """Whether the backend has anything of it."""
-        return Seen(bool(results_client().exists(f"celery-task-meta-{id_of(task)}")), "backend")
+        return Seen(bool(durable.store.exists(f"celery-task-meta-{id_of(task)}")), "backend")
 
     @staticmethod
     def now(task: AsyncResult | str) -> dict[str, Any]:

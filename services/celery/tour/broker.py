@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from settings import broker_client, priority_lists
+from celery_app import durable
 from tour.lesson import Seen
 from tour.waiting import until
 
@@ -26,7 +26,7 @@ class Broker:
 
     def by_priority(self, queue: str) -> Seen[dict[int, int]]:
         """Messages that wait, by priority; without those priorities that have none."""
-        lengths = [int(broker_client().llen(name)) for name in priority_lists(queue)]
+        lengths = [int(durable.broker.llen(name)) for name in durable.priority_lists(queue)]
         return Seen({step: length for step, length in enumerate(lengths) if length}, "broker")
 
     def waiting(self, queue: str, least: int = 0) -> Seen[int]:
@@ -42,7 +42,7 @@ class Broker:
         """Messages of a private queue that a worker has taken and not acknowledged, once they are `count`."""
 
         def taken() -> int:
-            return int(broker_client().hlen(f"{queue}-unacked"))
+            return int(durable.broker.hlen(f"{queue}-unacked"))
 
         until(lambda: taken() == count, f"{count} unacknowledged messages of {queue}")
         return Seen(taken(), "broker")
@@ -51,8 +51,8 @@ class Broker:
         """Take all messages out of a private queue, most urgent first, once they are `least`."""
         self.waiting(queue, least)
         taken = []
-        for priority, name in enumerate(priority_lists(queue)):
-            while raw := broker_client().rpop(name):
+        for priority, name in enumerate(durable.priority_lists(queue)):
+            while raw := durable.broker.rpop(name):
                 message = json.loads(raw)
                 args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
                 taken.append(Message(message["headers"], args, kwargs, priority, len(raw)))

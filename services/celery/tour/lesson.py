@@ -19,6 +19,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 APP = Path(__file__).parents[1]
+LIBRARY = "celery_durable"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Step:
 
     @property
     def code(self) -> list[tuple[str, str]]:
-        """(file, source) of what is shown, read from the files themselves; the step's own body comes last."""
+        """(file in the project, source) of what is shown; the step's own body comes last."""
         return [*(source_of(shown) for shown in self.shows), body_of(self.run)]
 
 
@@ -154,21 +155,25 @@ class Concept:
         return lesson
 
 
-def _relative(shown: Any) -> str:
-    return str(Path(inspect.getfile(shown)).resolve().relative_to(APP))
+def _in_project(shown: Any) -> str:
+    """The file of something in the project: the library is installed from it."""
+    file = Path(inspect.getfile(shown)).resolve()
+    if LIBRARY in file.parts:
+        return "packages/celery-durable/src/" + "/".join(file.parts[file.parts.index(LIBRARY) :])
+    return f"services/celery/{file.relative_to(APP)}"
 
 
 def source_of(shown: Any) -> tuple[str, str]:
-    """File (below services/celery) and source of a task with its decorators, a function or a class."""
+    """File and source of a task with its decorators, a function or a class."""
     function = shown
     if not inspect.isclass(shown):
         function = inspect.unwrap(getattr(shown, "_orig_run", None) or getattr(shown, "run", shown))
         function = getattr(function, "__func__", function)
-    return _relative(function), textwrap.dedent(inspect.getsource(function)).rstrip()
+    return _in_project(function), textwrap.dedent(inspect.getsource(function)).rstrip()
 
 
 def body_of(function: Any) -> tuple[str, str]:
     """File and source of what a step does: its body, without decorator and signature."""
     lines = inspect.getsource(function).splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("def "))
-    return _relative(function), textwrap.dedent("\n".join(lines[start + 1 :])).strip()
+    return _in_project(function), textwrap.dedent("\n".join(lines[start + 1 :])).strip()

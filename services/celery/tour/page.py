@@ -1,6 +1,6 @@
 """docs/lessons/: the lessons as pages, with their source, the evidence of a run and what to take away.
 
-`make lessons` runs the tour, then `python -m tour.page RECORD FOLDER`; RECORD is what `client.py --json` printed.
+`make lessons` runs the tour, then `python -m tour.page RECORD FOLDER`; RECORD is what `python -m tour --json` printed.
 """
 
 import json
@@ -14,7 +14,7 @@ from tour.lessons import CONCEPTS
 from tour.show import value
 
 NOTICE = "<!-- Written by `make lessons` from services/celery/tour/: edit the lessons, not this page. -->\n"
-Record = dict[tuple[str, str], dict[str, Any]]  # (lesson, step) -> what client.py --json says of it
+Record = dict[tuple[str, str], dict[str, Any]]  # (lesson, step) -> what the tour's --json says of it
 
 
 def read(text: str) -> Record:
@@ -68,7 +68,7 @@ def _page(concept: Concept, record: Record) -> str:
 def _step(lesson: Lesson, step: Step, recorded: dict[str, Any]) -> list[str]:
     parts = [f"### {step.title}\n"]
     for file, code in step.code:
-        parts += ["```python", f"# services/celery/{file}", code, "```\n"]
+        parts += ["```python", f"# {file}", code, "```\n"]
     parts += ["| Evidence | Must be | Seen | By |", "|---|---|---|---|"]
     for name, check in step.expect.items():
         finding = recorded["findings"].get(name)

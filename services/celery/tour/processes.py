@@ -14,22 +14,45 @@ from typing import Any
 from tour.lesson import Seen
 from tour.waiting import TookTooLongError, until
 
+# Fields of celery_durable.Config of a worker whose messages come back after 5 s, and what must be shorter then.
+SOON = {
+    "visibility_timeout": 5,
+    "renew_interval": 1,
+    "max_delay": 4.5,
+    "time_limit": 4.5,
+    "soft_time_limit": 4,
+    "default_retry_delay": 1,
+    "unknown_task_delay": 1,
+    "publish_connect_timeout": 0.5,
+    "publish_socket_timeout": 0.5,
+}
 STARTS_WITHIN = 30  # s; about 0.6 alone
 STOPS_WITHIN = 8
 
 
 class Process:
-    """A `celery` command of a lesson's own; `more` is what tour/app.py takes."""
+    """A `celery` command of a lesson's own; `more` is what tour/app.py takes, `delivery` are fields of
+    celery_durable.Config that are not the stack's."""
 
     ready = ""  # what its log says when it is
 
     def __init__(
-        self, command: Sequence[str], queue: str, log: Path, environment: Mapping[str, str] | None = None, **more: Any
+        self,
+        command: Sequence[str],
+        queue: str,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        delivery: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> None:
         self.queue = queue
         self._log = log
-        # SIGTERM is Celery's own, a warm stop, and not the stack's soft one, which takes 6 s.
-        variables = {"REMAP_SIGTERM": "", **(environment or {}), "TOUR_PROCESS": json.dumps({"queue": queue, **more})}
+        variables = {
+            "REMAP_SIGTERM": "",  # SIGTERM is Celery's own, a warm stop, and not the stack's soft one, which takes 6 s
+            **(environment or {}),
+            "TOUR_PROCESS": json.dumps({"queue": queue, **more}),
+            "DELIVERY": json.dumps({"metrics_port": None, "heartbeat_file": None, **(delivery or {})}),
+        }
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "celery", "-A", "tour.app", *command],
@@ -118,4 +141,5 @@ class Beat(Process):
     def __init__(self, queue: str, log: Path, state: Path, **more: Any) -> None:
         self.name = f"celerybeat@{os.uname().nodename}"
         command = ["beat", "--loglevel=INFO", "--pidfile=", f"--schedule={state}"]
-        super().__init__(command, queue, log, **more)
+        # Not the stack's reconciler: a lesson's beat sends what the lesson says.
+        super().__init__(command, queue, log, delivery={"outbox": False}, **more)

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from redis import RedisError
 
-from celery_app import app
-from settings import HIGH, LOW, broker_client, results_client
+from celery_app import app, durable
+from queues import QUEUES
 from tour import record
 from tour.lesson import Lesson, Step
 from tour.record import Outcome
@@ -19,14 +19,14 @@ Result = tuple[Lesson, list[Outcome], float]
 
 def what_is_missing() -> str:
     """The first service that every lesson needs and that is not there, with what to do; empty when all are."""
-    for name, client in (("redis", broker_client), ("redis-results", results_client)):
+    for name, client in (("redis", durable.broker), ("redis-results", durable.store)):
         try:
-            client().ping()
+            client.ping()
         except RedisError as error:
             return f"{name} does not answer ({error}). Is the stack up? make up; if it is: make logs S={name}"
     answers = app.control.inspect(timeout=2).active_queues() or {}
     consumed = {queue["name"] for queues in answers.values() for queue in queues}
-    for queue in (HIGH, LOW):
+    for queue in (each.name for each in QUEUES):
         if queue not in consumed:
             scale = f"make scale {queue.upper()}=1"
             return f"no worker consumes the queue `{queue}`: make up, or {scale}; make logs S=worker-{queue}"

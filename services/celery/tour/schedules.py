@@ -5,7 +5,7 @@ from typing import Any
 
 from celery.schedules import crontab, schedule, solar
 
-from scheduler import every, zoned
+from celery_durable import every, zoned
 
 Schedule = dict[str, dict[str, Any]]
 

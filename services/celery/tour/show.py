@@ -54,7 +54,7 @@ class Screen:
         """The heading of a step and the code that it runs."""
         self._console.print(f"\n[bold]{number}/{of} {escape(step.title)}[/]\n", highlight=False)
         for file, code in step.code:
-            self._console.print(f"  [dim]services/celery/{escape(file)}[/]", highlight=False)
+            self._console.print(f"  [dim]{escape(file)}[/]", highlight=False)
             syntax = Syntax(code, "python", theme="ansi_dark", background_color="default", word_wrap=True)
             self._console.print(Padding(syntax, (0, 0, 1, 4)))
         if self._pause:

@@ -16,13 +16,16 @@ from celery import states
 from celery.result import AsyncResult
 from celery.schedules import BaseSchedule
 
-from celery_app import app
-from settings import results_client, settings
+from celery_app import app, durable
+from settings import settings
 from tasks.notes import key
 from tour.lesson import Seen
 from tour.waiting import UnavailableError, describe, until
 
 T = TypeVar("T")
+
+# What lessons revoke that is no task's id.
+REVOKED, REVOKED_STAMP = "an-id-that-is-revoked", 'stamp:["order", "tour-'
 
 
 # --- What Celery says ---
@@ -60,7 +63,7 @@ def noted(name: str, count: int = 0) -> Seen[list[str]]:
     """The lines that tasks have noted under a name (tasks/notes.py), once there are `count`."""
 
     def lines() -> list[str]:
-        return list(results_client().lrange(key(name), 0, -1))
+        return list(durable.store.lrange(key(name), 0, -1))
 
     until(lambda: len(lines()) >= count, f"{count} lines noted under {name}")
     return Seen(lines(), "redis-results")
@@ -68,7 +71,7 @@ def noted(name: str, count: int = 0) -> Seen[list[str]]:
 
 def redis(*command: Any) -> Seen[Any]:
     """What a Redis command on redis-results returns."""
-    return Seen(results_client().execute_command(*command), "redis-results")
+    return Seen(durable.store.execute_command(*command), "redis-results")
 
 
 # --- Remote control ---

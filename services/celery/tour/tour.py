@@ -10,12 +10,10 @@ from uuid import uuid4
 from celery.result import AsyncResult, GroupResult
 from redis import RedisError
 
-from celery_app import app
-from delivery import dead_letters, dlq
-from settings import broker_client, priority_lists, results_client
+from celery_app import app, durable
 from tasks.notes import key
 from tour import events, sources, waiting
-from tour.app import PREFIX, private_keys, private_queue
+from tour.app import PREFIX, dead_letters_of, private_queue, unacked_keys
 from tour.backend import Backend
 from tour.broker import Broker
 from tour.events import Events
@@ -132,9 +130,10 @@ class Tour:
         self._running, self._workers = [], {}
 
     def _drop_dead_letters(self) -> None:
-        for letter in dlq.dead_letters(dlq.client()):
-            if letter.task_id in self.events.ours:
-                broker_client().xdel(dead_letters.KEY, letter.id)
+        with durable.raw_broker() as client:
+            for letter in durable.dead_letters.read(client):
+                if letter.task_id in self.events.ours:
+                    durable.dead_letters.take(client, letter)
 
     def clean(self) -> None:
         """Remove all that the tour has made. Raises RedisError where Redis is away; its processes end all the same."""
@@ -149,18 +148,20 @@ class Tour:
             self._clean_redis()
 
     def _clean_redis(self) -> None:
-        results, broker = results_client(), broker_client()
-        ticks = [
-            f"once:beat:tick-{queue}:{float(tick):.3f}"
-            for queue in self.events.queues
-            for tick in results.lrange(key(queue), 0, -1)
-            if tick.replace(".", "", 1).isdecimal()
-        ]
+        results, broker = durable.store, durable.broker
+        ticks = [durable.ticks.key(f"tick-{queue}") for queue in self.events.queues]
         notes = [key(f"{name}{more}") for name in self._names for more in ("", "-first")]
         tasks = [name for task in self.events.ours for name in (f"celery-task-meta-{task}", key(task))]
         for name in (*ticks, *notes, *tasks):
             results.delete(name)
+        revoked = durable.broker_key("revoked")
+        ours = {f"id:{task}" for task in (*self.events.ours, sources.REVOKED)}
+        for member in broker.zrange(revoked, 0, -1):
+            if member in ours or member.startswith(sources.REVOKED_STAMP):
+                broker.zrem(revoked, member)
         for queue in self.events.queues:
             bindings = [f"_kombu.binding.{queue}", f"_kombu.binding_permanent.{queue}"]
-            broker.delete(*priority_lists(queue), *private_keys(queue).values(), *bindings)
+            letters = dead_letters_of(queue)
+            own = [*unacked_keys(queue).values(), letters.key, letters.stats_key]
+            broker.delete(*durable.priority_lists(queue), *own, *bindings)
         self._drop_dead_letters()

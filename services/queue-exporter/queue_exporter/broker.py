@@ -20,10 +20,6 @@ from .settings import SettingError, Settings
 
 # Seconds to connect, to wait for a reply, and for a whole read; a scrape's answer may not take longer.
 BROKER_TIMEOUT = 2.0
-# HASH of worker registrations: node name → JSON with `heartbeat`, epoch seconds.
-REGISTRY_KEY = "celery-workers"
-# STREAM of messages that were rejected for good.
-DEAD_LETTERS_KEY = "dead-letters"
 # A line of CLIENT LIST that belongs to a worker: celery-worker:<nodename>:<queue>[,<queue>], in some database.
 # Redis allows no spaces in a connection's name, so a name cannot imitate another field.
 WORKER_CONNECTION = re.compile(rb" name=celery-worker:([^: ]+):(\S+) .* db=(\d+) ")
@@ -59,8 +55,8 @@ class Broker:
         self._commands: list[tuple[str | int, ...]] = [
             *(command for key in self._lists.values() for command in (("LLEN", key), ("LINDEX", key, -1))),
             ("HLEN", settings.unacked_key),
-            ("XLEN", DEAD_LETTERS_KEY),
-            ("HGETALL", REGISTRY_KEY),
+            ("XLEN", settings.dead_letters_key),
+            ("HGETALL", settings.registry_key),
             # As two words it escapes redis-py's parser, which would build a dict of thirty fields for each connection.
             ("CLIENT", "LIST"),
         ]
@@ -167,5 +163,5 @@ def _heartbeats(registry: Mapping[bytes, bytes]) -> tuple[dict[str, float], set[
         try:
             heartbeats[nodename] = float(json.loads(value)["heartbeat"])
         except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
-            problems.add(f"{REGISTRY_KEY}: the registration of {nodename} has no readable heartbeat")
+            problems.add(f"the registration of {nodename} has no readable heartbeat")
     return heartbeats, problems

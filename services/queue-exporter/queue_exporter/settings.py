@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 # counts right beside a Celery told nothing.
 KOMBU_PRIORITY_STEPS = "0,3,6,9"
 KOMBU_PRIORITY_SEPARATOR = "\x06\x16"
+CELERY_DURABLE_PREFIX = "celery-durable:"  # celery_durable.Config.key_prefix
 
 
 class SettingError(Exception):
@@ -32,6 +33,7 @@ class Settings:
     priority_steps: tuple[int, ...]
     priority_separator: str
     global_keyprefix: str
+    key_prefix: str
     port: int
 
     @classmethod
@@ -46,6 +48,7 @@ class Settings:
             priority_steps=_priority_steps(environ.get("PRIORITY_STEPS") or KOMBU_PRIORITY_STEPS),
             priority_separator=environ.get("PRIORITY_SEPARATOR") or KOMBU_PRIORITY_SEPARATOR,
             global_keyprefix=environ.get("GLOBAL_KEYPREFIX", ""),
+            key_prefix=environ.get("KEY_PREFIX") or CELERY_DURABLE_PREFIX,
             port=_port(environ.get("PORT") or "9541"),
         )
 
@@ -53,6 +56,16 @@ class Settings:
         """The Redis list of a queue's priority step, as kombu's Channel._q_for_pri names it: step 0 has no suffix."""
         suffix = f"{self.priority_separator}{step}" if step else ""
         return f"{self.global_keyprefix}{queue}{suffix}"
+
+    @property
+    def dead_letters_key(self) -> str:
+        """The stream of messages that were rejected for good (celery_durable.dead_letters)."""
+        return f"{self.global_keyprefix}{self.key_prefix}dead-letters"
+
+    @property
+    def registry_key(self) -> str:
+        """The hash of worker registrations: node name → JSON with `heartbeat` in epoch s (celery_durable.worker)."""
+        return f"{self.global_keyprefix}{self.key_prefix}workers"
 
     @property
     def unacked_key(self) -> str:

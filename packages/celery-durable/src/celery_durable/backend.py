@@ -12,6 +12,7 @@ from celery import states
 from celery.backends import redis
 from redis import RedisError
 
+from celery_durable.clients import credentials
 from celery_durable.errors import ResultTooLargeError
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,14 @@ class RedisBackend(redis.RedisBackend):
     """Celery's, with bounds on what is kept, and without effects on who publishes."""
 
     _looked_at, _has_room = 0.0, True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        login = self.connparams.get("username"), self.connparams.get("password")
+        if provider := credentials(self.durable.config, *login):
+            self.connparams.pop("username", None)
+            self.connparams.pop("password", None)
+            self.connparams["credential_provider"] = provider
 
     @property
     def durable(self) -> Any:

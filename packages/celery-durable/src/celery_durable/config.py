@@ -76,6 +76,11 @@ class Config:
     republish_after: float = 95
     #: How soon an entry whose message waits in its queue is looked at again.
     recheck_after: float = 15
+    #: How often beat has the outbox looked at, and the queue and priority of the message that does it. None: the
+    #: default queue. It should not wait behind what takes long.
+    reconcile_interval: float = 10
+    reconcile_queue: str | None = None
+    reconcile_priority: int = 1
 
     # --- Messages that cannot be run ---
 
@@ -123,6 +128,8 @@ class Config:
     heartbeat_interval: float = 2
     #: How often a worker renews its registration in the broker.
     registration_interval: float = 5
+    #: The registration of a worker that was killed is kept so long.
+    registration_kept: float = 86_400
     #: How often the watchdog looks.
     watchdog_interval: float = 2
     #: A worker whose event loop stands still for so long ends itself, although Redis answers.

@@ -1,7 +1,10 @@
 """`Durable`: what `install` gives, and everything of one app that its parts share."""
 
+import json
 import logging
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -61,14 +64,30 @@ class Durable:
         self.outbox.wait_until_on_disk()
 
     def reconcile(self) -> dict[str, int]:
-        """What a periodic task must call every ten seconds or so: publish again what was lost, look after chords.
+        """Publish again what was lost, look after chords, forget workers that were killed long ago.
 
-        Returns {"published", "waiting", "overdue_chords"}. Raises outbox.PUBLISH_ERRORS while Redis is away.
+        The task `celery_durable.reconcile` does it; beat sends it. Returns {"published", "waiting", "overdue_chords"}.
+        Raises outbox.PUBLISH_ERRORS while Redis is away.
         """
         with self.raw_broker() as client:
             view = BrokerView(client, self._list_of, self.unacked_key, self.config.publish_socket_timeout)
             found = self.outbox.republish(self.app.amqp.publish_entry, view)
+        self._forget_workers()
         return {**found, "overdue_chords": self.chords.look(self.app.backend)}
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """What each registered worker says of itself (see `worker.Registration`), by node name. Raises RedisError."""
+        found = {}
+        for node, text in self.broker.hgetall(self.broker_key("workers")).items():
+            with suppress(ValueError):  # somebody else's
+                found[node] = dict(json.loads(text))
+        return found
+
+    def _forget_workers(self) -> None:
+        oldest = time.time() - self.config.registration_kept
+        gone = [node for node, entry in self.workers().items() if entry.get("heartbeat", 0) < oldest]
+        if gone:
+            self.broker.hdel(self.broker_key("workers"), *gone)
 
     # --- Connections ---
 

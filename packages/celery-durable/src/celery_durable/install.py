@@ -15,6 +15,7 @@ from celery_durable.control import Control
 from celery_durable.durable import Durable
 from celery_durable.errors import ConfigError
 from celery_durable.events import connect_events
+from celery_durable.periodic import RECONCILE, PeriodicTask
 from celery_durable.publishing import AMQP
 from celery_durable.task import patient, put_in_front
 
@@ -48,9 +49,15 @@ def install(app: Celery, config: Config) -> Durable:
     for task in list(app._tasks.values()):
         put_in_front(task, config)
     app.steps["worker"].update(worker.STEPS)
+    app.task(_reconcile, name=RECONCILE, base=PeriodicTask, bind=True, shared=False, ignore_result=True)
     connect_events()
     _install_metrics(app, config)
     return durable
+
+
+def _reconcile(task: PeriodicTask) -> dict[str, int]:
+    """See Durable.reconcile."""
+    return task.app.durable.reconcile()  # type: ignore[no-any-return]
 
 
 class DurableApp(Celery):

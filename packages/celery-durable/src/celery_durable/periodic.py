@@ -8,6 +8,7 @@ from celery.utils.log import get_task_logger
 
 logger = get_task_logger(__name__)
 
+RECONCILE = "celery_durable.reconcile"  # the task, and beat's entry
 ENTRY, DUE = "beat_entry", "beat_due"  # headers of what the library's scheduler sends
 
 

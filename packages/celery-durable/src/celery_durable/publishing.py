@@ -53,6 +53,11 @@ class Connection(amqp.Connection):
         if provider := credentials(self.durable.config, self.userid, self.password):
             self.credential_provider = provider
 
+    def info(self) -> dict[str, Any]:
+        """Without the password file: a worker tells this by remote control, as JSON."""
+        info: dict[str, Any] = super().info()
+        return {name: value for name, value in info.items() if name != "credential_provider"}
+
     def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
         """Looks every second whether a broker that is away is back; kombu's waits grow to 30 s."""
         return super().ensure_connection(*args, **{"interval_start": 1, "interval_step": 0, **kwargs})

@@ -11,8 +11,8 @@ from celery import beat
 from redis import RedisError
 
 from celery_durable.checks import refuse_dangerous_settings
-from celery_durable.periodic import DUE, ENTRY
-from celery_durable.schedules import due
+from celery_durable.periodic import DUE, ENTRY, RECONCILE
+from celery_durable.schedules import due, every
 from celery_durable.signals import beat_sent, beat_ticked
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,17 @@ class Scheduler(beat.PersistentScheduler):
     def setup_schedule(self) -> None:
         super().setup_schedule()
         self._start_from_now()  # its file may be from a time when the clock was wrong
+
+    def install_default_entries(self, data: Any) -> None:
+        """Celery's, and the reconciler's."""
+        super().install_default_entries(data)
+        config = self.durable.config
+        if config.outbox and RECONCILE not in data:
+            options: dict[str, Any] = {"expires": config.reconcile_interval, "priority": config.reconcile_priority}
+            if config.reconcile_queue:
+                options["queue"] = config.reconcile_queue
+            entry = {"task": RECONCILE, "schedule": every(config.reconcile_interval), "options": options}
+            self.update_from_dict({RECONCILE: entry})
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         clock = time.time() - time.monotonic()

@@ -4,8 +4,7 @@ from collections import Counter
 
 from celery.schedules import crontab
 
-import scheduler
-from delivery import periodic
+from celery_durable import schedules as clock
 from tasks import advanced
 from tour import schedules
 from tour.lesson import Concept, Evidence, Seen, at_least, between, both
@@ -39,13 +38,13 @@ def kinds(tour: Tour) -> Evidence:
 
 @entries.step(
     "Nine in Tokyo is not nine here",
-    shows=(scheduler.zoned,),
+    shows=(clock.zoned,),
     covers=("timezone-aware entries",),
     expect={"hours between them": 9.0},
     learn="Celery's crontab goes by the app's time zone, here UTC; an entry by another clock needs a zone of its own.",
 )
 def time_zone(tour: Tour) -> Evidence:
-    here, there = tour.due(crontab(hour=9, minute=0)), tour.due(scheduler.zoned("Asia/Tokyo", hour=9, minute=0))
+    here, there = tour.due(crontab(hour=9, minute=0)), tour.due(clock.zoned("Asia/Tokyo", hour=9, minute=0))
     return {"hours between them": both(here, there).map(lambda times: round((times[0] - times[1]) / 3600 % 24, 2))}
 
 
@@ -102,7 +101,7 @@ def persistent(tour: Tour) -> Evidence:
 
 @restart.step(
     "Two beats send twice; the task lets only the first run",
-    shows=(advanced.tick, periodic.claim),
+    shows=(advanced.tick,),
     covers=("two beats",),
     expect={"beats that sent": 2, "messages": at_least(6), "runs of one tick": 1},
     learn="Run one beat; and since two may run for a while at a deploy, make the tick's due time the key of "

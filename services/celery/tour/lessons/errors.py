@@ -5,6 +5,7 @@ from itertools import pairwise
 
 from tasks import advanced, workflows
 from tour.lesson import Concept, Evidence, at_least, between, containing, matching
+from tour.processes import SOON
 from tour.tour import Tour
 
 CONCEPT = Concept(
@@ -173,16 +174,16 @@ def process_killed(tour: Tour) -> Evidence:
     shows=(advanced.take_long,),
     covers=("acks_late",),
     expect={"left in Redis by the killed one": 1, "result": "run 2", "runs": 2},
-    learn="On Redis a killed worker's messages come back after the visibility timeout: here 90 s, in this lesson 2.",
+    learn="On Redis a killed worker's messages come back after the visibility timeout: here 90 s, in this lesson 5.",
 )
 def killed(tour: Tour) -> Evidence:
     queue, name = tour.queue(), tour.name("long")
-    first = tour.worker("--concurrency=1", queue=queue, transport={"visibility_timeout": 2})
+    first = tour.worker("--concurrency=1", queue=queue, delivery=SOON)
     promise = advanced.take_long.apply_async((name, 1), queue=queue)
     tour.noted(name, 1)
     first.kill()
     left = tour.broker.unacknowledged(queue, 1)
-    tour.worker("--concurrency=1", queue=queue, transport={"visibility_timeout": 2}, again=True)
+    tour.worker("--concurrency=1", queue=queue, delivery=SOON, again=True)
     return {
         "left in Redis by the killed one": left,
         "result": tour.backend.result(promise),

@@ -5,6 +5,7 @@ from uuid import uuid4
 from celery_app import app
 from tasks import advanced, basic, workflows
 from tour.lesson import Concept, Evidence, at_least, between, containing, matching
+from tour.processes import SOON
 from tour.tour import Tour
 
 CONCEPT = Concept(
@@ -99,7 +100,7 @@ def terminate(tour: Tour) -> Evidence:
     learn="A stamp says what tasks belong to; revoking by it needs no list of their ids.",
 )
 def by_stamp(tour: Tour) -> Evidence:
-    order = f"order-{uuid4().hex[:6]}"
+    order = f"tour-{uuid4().hex[:6]}"
     stamped = basic.add.s(1, 1)
     stamped.stamp(workflows.OrderStamp(order))
     promises = [stamped.clone().apply_async(countdown=2) for _ in range(3)]
@@ -114,27 +115,35 @@ def by_stamp(tour: Tour) -> Evidence:
 
 
 @revoking.step(
-    "Over a restart: only with a state file",
+    "Over a restart: with a state file, or remembered in Redis",
     covers=("revokes over a restart (--statedb)",),
-    expect={"worker with --statedb": "revoked", "worker without": "succeeded"},
-    learn="Workers keep revoked ids in memory; `--statedb` writes them down when the worker stops.",
+    expect={
+        "Celery's own worker": "succeeded",
+        "Celery's own with --statedb": "revoked",
+        "a worker of this stack": "revoked",
+    },
+    learn="Celery's workers keep revoked ids in memory; `--statedb` writes them down when the worker stops. Here they "
+    "are in Redis as well, so a worker that starts elsewhere knows them too.",
 )
-def statedb(tour: Tour) -> Evidence:
-    queue, state = tour.queue(), tour.folder / "statedb"
-    kept, lost = uuid4().hex, uuid4().hex
-    worker = tour.worker("--concurrency=1", f"--statedb={state}", queue=queue)
-    app.control.revoke([kept, lost], destination=[worker.name])
-    tour.until(lambda: lost in (tour.inspect("revoked", worker.name).value), "the worker to know the ids")
+def restarted(tour: Tour) -> Evidence:
+    queue, state = tour.queue(), [f"--statedb={tour.folder / 'statedb'}"]
+    plain = {"consumer": False}  # Celery's own consumer, and none of this stack's memory
+    ids = {
+        name: uuid4().hex for name in ("Celery's own worker", "Celery's own with --statedb", "a worker of this stack")
+    }
+    worker = tour.worker("--concurrency=1", *state, queue=queue, delivery=plain)
+    app.control.revoke(list(ids.values()))
+    tour.until(lambda: set(ids.values()) <= {*tour.inspect("revoked", worker.name).value}, "the worker to know the ids")
     worker.stop()
     worker.exit_code()
     ends = {}
-    for task_id, options in ((kept, [f"--statedb={state}"]), (lost, [])):
-        worker = tour.worker("--concurrency=1", *options, queue=queue, again=True)
+    for (name, task_id), options, delivery in zip(ids.items(), ([], state, []), (plain, plain, {}), strict=True):
+        worker = tour.worker("--concurrency=1", *options, queue=queue, delivery=delivery, again=True)
         promise = basic.add.apply_async((1, 1), queue=queue, task_id=task_id)
-        ends[task_id] = tour.events.wait("revoked", "succeeded", of=[promise]).map(lambda events: events[0].type)
+        ends[name] = tour.events.wait("revoked", "succeeded", of=[promise]).map(lambda events: events[0].type)
         worker.stop()
         worker.exit_code()
-    return {"worker with --statedb": ends[kept], "worker without": ends[lost]}
+    return ends
 
 
 timing = CONCEPT.lesson("expires-rates", "Too late, too often")
@@ -195,18 +204,22 @@ def countdown(tour: Tour) -> Evidence:
 
 
 @eta.step(
-    "Beyond the visibility timeout it is delivered again, and runs twice",
+    "Beyond the visibility timeout it is delivered again, and runs twice, unless the worker renews what it holds",
     shows=(advanced.take_long,),
     covers=("their limits on Redis",),
-    expect={"runs": at_least(2), "received": at_least(2, "times")},
-    learn="On Redis keep every countdown below the visibility timeout (here 60 s of 90); what is later is for "
-    "beat or a table.",
+    expect={"not renewed: runs": at_least(2), "renewed: runs": 1, "renewed: received": 1},
+    learn="On Redis a message that a worker holds for longer than the visibility timeout goes to another as well. The "
+    "workers here renew what they hold. A countdown of more than 60 s is refused all the same: it is for beat or a "
+    "table.",
 )
 def too_far(tour: Tour) -> Evidence:
-    name = tour.name("eta")
-    worker = tour.worker("--concurrency=1", transport={"visibility_timeout": 1})
-    promise = advanced.take_long.apply_async((name, 0), queue=worker.queue, countdown=3)
+    plain, renewed = tour.name("plain"), tour.name("renewed")
+    stock = tour.worker("--concurrency=1", delivery={**SOON, "renewal": False})
+    ours = tour.worker("--concurrency=1", delivery=SOON)
+    advanced.take_long.apply_async((plain, 0), queue=stock.queue, countdown=7)
+    promise = advanced.take_long.apply_async((renewed, 0), queue=ours.queue, countdown=7)
     return {
-        "runs": tour.noted(name, 2).map(len),
-        "received": tour.events.wait("received", of=[promise], count=2).map(len),
+        "not renewed: runs": tour.noted(plain, 2).map(len),
+        "renewed: runs": tour.noted(renewed, 1).map(len),
+        "renewed: received": tour.events.wait("received", of=[promise]).map(len),
     }

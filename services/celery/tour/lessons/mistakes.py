@@ -3,9 +3,10 @@
 from celery import chain
 
 from celery_app import app
-from tasks import basic, practices
+from tasks import basic
 from tasks.notes import KEPT_FOR, key
 from tour.lesson import Concept, Evidence, matching
+from tour.tasks import practices
 from tour.tour import Tour
 
 CONCEPT = Concept(
@@ -123,8 +124,8 @@ deploys = CONCEPT.lesson("changed-signature", "A new version of a task, while me
     "last caller.",
 )
 def yesterday(tour: Tour) -> Evidence:
-    broken = app.send_task("tasks.practices.greet", ("celery",), ignore_result=False)
-    fine = app.send_task("tasks.practices.greet_compatibly", ("celery",), ignore_result=False)
+    broken = app.send_task("tour.tasks.practices.greet", ("celery",), ignore_result=False)
+    fine = app.send_task("tour.tasks.practices.greet_compatibly", ("celery",), ignore_result=False)
     return {"without a default": tour.backend.result(broken), "with a default": tour.backend.result(fine)}
 
 

@@ -32,7 +32,7 @@ inspecting = CONCEPT.lesson("inspect", "Asking workers what they do")
         "active": ["tasks.basic.sleep"],
         "reserved": ["tasks.basic.add"],
         "scheduled": 1,
-        "revoked": 1,
+        "revoked": containing("an-id-that-is-revoked"),
         "registered": containing("tasks.basic.add"),
         "stats: pool": 1,
     },
@@ -52,7 +52,7 @@ def ask(tour: Tour) -> Evidence:
         "active": tour.inspect("active", worker.name).map(lambda tasks: [task["name"] for task in tasks]),
         "reserved": tour.inspect("reserved", worker.name).map(lambda tasks: [task["name"] for task in tasks]),
         "scheduled": tour.inspect("scheduled", worker.name).map(len),
-        "revoked": tour.inspect("revoked", worker.name).map(len),
+        "revoked": tour.inspect("revoked", worker.name),
         "registered": tour.inspect("registered", worker.name),
         "stats: pool": tour.inspect("stats", worker.name).map(lambda stats: stats["pool"]["max-concurrency"]),
     }

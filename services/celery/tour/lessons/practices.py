@@ -2,9 +2,9 @@
 
 from celery.result import AsyncResult
 
-from tasks import practices
 from tasks.notes import KEPT_FOR, key
 from tour.lesson import Concept, Evidence, Seen, at_least, at_most, between, both, matching
+from tour.tasks import practices
 from tour.tour import Tour
 
 CONCEPT = Concept(

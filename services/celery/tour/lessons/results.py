@@ -1,6 +1,6 @@
 """Results."""
 
-import timing
+from settings import RESULT_TTL
 from tasks import basic, workflows
 from tour.lesson import Concept, Evidence, at_least, between, containing, matching
 from tour.tour import Tour
@@ -62,7 +62,7 @@ keeping = CONCEPT.lesson("keeping-results", "How long a result stays, and what i
 @keeping.step(
     "It expires by itself, or is forgotten",
     covers=("forget", "expiry"),
-    expect={"lives for": between(timing.RESULT_TTL - 60, timing.RESULT_TTL, "s"), "stored after forget": False},
+    expect={"lives for": between(RESULT_TTL - 60, RESULT_TTL, "s"), "stored after forget": False},
     learn="`result_expires` is a TTL in Redis (here 1 h); who has read a result and needs it no more calls `forget`.",
 )
 def expiry(tour: Tour) -> Evidence:

@@ -7,9 +7,10 @@ from typing import Any
 from uuid import UUID
 
 from celery_app import app
-from tasks import basic, practices
+from tasks import basic
 from tasks.notes import KEPT_FOR, key
 from tour.lesson import Concept, Evidence, containing, matching
+from tour.tasks import practices
 from tour.tour import Tour
 
 CONCEPT = Concept(

@@ -8,9 +8,10 @@ from celery import Task
 from celery.result import AsyncResult
 
 from celery_app import app
-from tasks import basic, processes
+from tasks import basic
 from tour.lesson import Concept, Evidence, Seen, at_least, at_most, between
 from tour.processes import Worker
+from tour.tasks import processes
 from tour.tour import Tour
 
 CONCEPT = Concept(
@@ -152,7 +153,7 @@ def _processes(tour: Tour, promises: list[AsyncResult]) -> Seen[int]:
 )
 def recycle(tour: Tour) -> Evidence:
     def send(option: str, tasks: int, megabytes: int) -> list[AsyncResult]:
-        worker = tour.worker("--concurrency=1", "--include=tasks.processes", option)
+        worker = tour.worker("--concurrency=1", "--include=tour.tasks.processes", option)
         return [processes.hoard.apply_async((megabytes,), queue=worker.queue) for _ in range(tasks)]
 
     by_number, by_memory = send("--max-tasks-per-child=2", 4, 0), send("--max-memory-per-child=110000", 2, 60)
@@ -176,7 +177,7 @@ forking = CONCEPT.lesson("fork-safety", "What is opened before the fork is share
     "or lazily.",
 )
 def connections(tour: Tour) -> Evidence:
-    worker, name = tour.worker("--concurrency=2", "--include=tasks.processes"), tour.name("connections")
+    worker, name = tour.worker("--concurrency=2", "--include=tour.tasks.processes"), tour.name("connections")
     for _ in range(20):
         processes.show_connections.apply_async((name,), queue=worker.queue)
     said = tour.noted(name, 20).map(lambda lines: [json.loads(line) for line in lines])
@@ -196,7 +197,7 @@ def connections(tour: Tour) -> Evidence:
     "belongs into it.",
 )
 def signals(tour: Tour) -> Evidence:
-    worker, name = tour.worker("--concurrency=2", "--include=tasks.processes"), tour.name("signals")
+    worker, name = tour.worker("--concurrency=2", "--include=tour.tasks.processes"), tour.name("signals")
     processes.observed.apply_async((name,), queue=worker.queue)
     return {"noted by signals": tour.noted(name, 3)}
 

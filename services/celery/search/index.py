@@ -1,13 +1,13 @@
-"""The inverted index in Redis, and the runs that build it. No Celery here: tasks/search.py distributes the work.
+"""The inverted index in Redis, and the runs that build it. tasks/search.py distributes the work.
 
 A document is a name with a content. Once counted it never changes, so every generation of the index shares its
 postings, and what did not change is not counted again. A generation is a list of documents. Readers follow
-`index:current` to one; publishing moves that pointer in one step. A run lists the folder, cuts the listing into chunks
-and ends as the generation of the same id.
+`index:current` to one; completing a run moves that pointer in one step. A run lists the folder, cuts the listing into
+chunks and ends as the generation of the same id.
 
-    index:current                  id of the published generation
-    index:generations              set of the published generations that may still have readers
-    index:generation:<run>         hash: documents, words, terms, published (epoch s)
+    index:current                  id of the current generation
+    index:generations              set of the completed generations that may still have readers
+    index:generation:<run>         hash: documents, words, terms, completed (epoch s)
     index:generation:<run>:names   hash: document number -> name
     index:term:<word>              sorted set: document number by its count of the word
     index:document:<sha256>        done marker of a document: its number and count of words
@@ -15,7 +15,7 @@ and ends as the generation of the same id.
     index:words:<number>           the distinct words of a document, separated by spaces
     index:last_number              the last document number given; small numbers keep the sorted sets compact
     run:active, run:last           ids of runs
-    run:<run>                      hash: state, started, progress, dispatched (epoch s), chunks, unusable, report
+    run:<run>                      hash: state, started, progress, sent (epoch s), chunks, unusable, report
     run:<run>:chunks               hash: chunk -> JSON list of file names
     run:<run>:chunk:<chunk>        done marker of a chunk, with what came of it
 """
@@ -32,11 +32,10 @@ from typing import Any, TypeVar
 from redis import Redis
 from redis.client import Pipeline
 
-import timing
-from delivery.once import atomically, once
-from tasks.corpus import File, UnusableError, read_document
-from tasks.count import Totals, checksum
-from tasks.words import MAX_WORD_LENGTH, count_words, words
+from celery_durable.once import atomically, once
+from search.corpus import File, UnusableError, read_document
+from search.count import Totals, checksum
+from search.words import MAX_WORD_LENGTH, count_words, words
 
 T = TypeVar("T")
 
@@ -45,10 +44,10 @@ T = TypeVar("T")
 CHUNK_FILES = 25
 CHUNK_BYTES = 1_048_576
 
-RUN_DEADLINE = timing.VISIBILITY_TIMEOUT + 10  # the broker's own redelivery comes first
-RUN_ABANDONED_AFTER = 900  # without progress, however often dispatched: then another run may start
+RUN_DEADLINE = 100  # s without progress before what is missing is sent again; the broker's own redelivery comes first
+RUN_ABANDONED_AFTER = 900  # s without progress, however often sent: then another run may start
 RUN_TTL = 86_400
-READER_GRACE = 2 * timing.HARD_TIME_LIMIT  # whoever reads a generation when it is replaced has ended by then
+READER_GRACE = 120  # s: whoever reads a generation when it is replaced has ended by then
 MAX_NAMED = 20  # of the files that cannot be indexed; the others are only counted
 BATCH = 500  # keys a round trip
 
@@ -111,7 +110,7 @@ def add_document(client: Redis, name: str, text: str) -> tuple[int, int, bool]:
 def remove_unused_documents(client: Redis, limit: int) -> int:
     """Remove the postings of at most `limit` documents that no generation lists. Returns how many were removed.
 
-    Nothing is removed while a run is active, or once another was published: they may list a document again.
+    Nothing is removed while a run is active, or once another was completed: they may list a document again.
     """
     current, used = client.get(CURRENT), set[str]()
     for run in client.smembers(GENERATIONS):
@@ -172,7 +171,7 @@ def start(client: Redis, run: str, files: Iterable[File], unusable: Iterable[Unu
         pipe.multi()
         pipe.set(ACTIVE, run)
         pipe.set(LAST, run)
-        fields = {"state": "counting", "started": now, "progress": now, "dispatched": now, "chunks": len(chunks)}
+        fields = {"state": "counting", "started": now, "progress": now, "sent": now, "chunks": len(chunks)}
         pipe.hset(f"run:{run}", mapping={**fields, "unusable": json.dumps(report)})
         pipe.expire(f"run:{run}", RUN_TTL)
         if chunks:
@@ -230,7 +229,7 @@ def missing_chunks(client: Redis, run: str) -> list[int]:
     return [chunk for chunk, marker in zip(chunks, done, strict=True) if marker is None]
 
 
-def publish(client: Redis, run: str) -> dict[str, Any]:
+def complete(client: Redis, run: str) -> dict[str, Any]:
     """Make the run's generation the current one, if it is the active run and all chunks are in.
 
     Returns its report, the same at each call; without the totals while chunks are missing.
@@ -261,7 +260,7 @@ def publish(client: Redis, run: str) -> dict[str, Any]:
         replaced = pipe.get(CURRENT)
         now = time.time()
         pipe.multi()
-        totals = {"documents": documents, "words": total, "terms": terms, "published": now}
+        totals = {"documents": documents, "words": total, "terms": terms, "completed": now}
         pipe.hset(_generation(run), mapping=totals)
         pipe.persist(_names(run))
         pipe.sadd(GENERATIONS, run)
@@ -269,7 +268,7 @@ def publish(client: Redis, run: str) -> dict[str, Any]:
         if replaced:
             pipe.expire(_generation(replaced), READER_GRACE)
             pipe.expire(_names(replaced), READER_GRACE)
-        pipe.hset(f"run:{run}", mapping={"state": "published", "finished": now, "report": json.dumps(report)})
+        pipe.hset(f"run:{run}", mapping={"state": "complete", "finished": now, "report": json.dumps(report)})
         pipe.delete(ACTIVE)
 
     atomically(client, swap, ACTIVE)
@@ -277,7 +276,7 @@ def publish(client: Redis, run: str) -> dict[str, Any]:
 
 
 def run_status(client: Redis, run: str) -> dict[str, Any]:
-    """{"run", "state", "chunks", "missing"}, with times (epoch s), and the report's fields once it is published."""
+    """{"run", "state", "chunks", "missing"}, with times (epoch s), and the report's fields once it is complete."""
     fields = client.hgetall(f"run:{run}")
     if not fields:
         return {"run": run, "state": "expired", "chunks": 0, "missing": 0}
@@ -288,21 +287,21 @@ def run_status(client: Redis, run: str) -> dict[str, Any]:
         "run": run,
         "state": state,
         "chunks": int(fields["chunks"]),
-        "missing": 0 if state == "published" else len(missing_chunks(client, run)),
+        "missing": 0 if state == "complete" else len(missing_chunks(client, run)),
         **{name: float(fields[name]) for name in ("started", "finished") if name in fields},
         **json.loads(fields.get("report", "{}")),
     }
 
 
 def overdue(client: Redis, run: str) -> list[int]:
-    """The missing chunks of a run without progress or dispatch for RUN_DEADLINE; they count as dispatched now."""
+    """The missing chunks of a run without progress for RUN_DEADLINE, nor sent since; they count as sent now."""
 
     def step(pipe: Pipeline) -> bool:
         fields = pipe.hgetall(f"run:{run}")
-        if not fields or time.time() - max(float(fields["progress"]), float(fields["dispatched"])) < RUN_DEADLINE:
+        if not fields or time.time() - max(float(fields["progress"]), float(fields.get("sent", 0))) < RUN_DEADLINE:
             return False
         pipe.multi()
-        pipe.hset(f"run:{run}", "dispatched", time.time())
+        pipe.hset(f"run:{run}", "sent", time.time())
         return True
 
     return missing_chunks(client, run) if atomically(client, step, f"run:{run}") else []
@@ -341,7 +340,7 @@ def one_word(term: object) -> str:
 def search(client: Redis, term: str, limit: int) -> dict[str, Any]:
     """The documents with most occurrences of a word, best first.
 
-    {"term", "generation" (None before the first is published), "documents" (how many have it), "occurrences",
+    {"term", "generation" (None before the first is complete), "documents" (how many have it), "occurrences",
     "best": [{"name", "count"}]}.
     """
     word, run = one_word(term), client.get(CURRENT)
@@ -359,22 +358,22 @@ def search(client: Redis, term: str, limit: int) -> dict[str, Any]:
 
 
 def stats(client: Redis) -> dict[str, Any]:
-    """Totals of the published index and the state of the last run.
+    """Totals of the current index and the state of the last run.
 
-    {"generation", "documents", "words", "terms", "published" (epoch s), "run": see run_status, or None}.
+    {"generation", "documents", "words", "terms", "completed" (epoch s), "run": see run_status, or None}.
     """
     run, last = client.get(CURRENT), client.get(LAST)
     totals = client.hgetall(_generation(run)) if run else {}
     return {
         "generation": run,
         **{name: int(totals.get(name, 0)) for name in ("documents", "words", "terms")},
-        "published": float(totals["published"]) if totals else None,
+        "completed": float(totals["completed"]) if "completed" in totals else None,
         "run": run_status(client, last) if last else None,
     }
 
 
 def audit(client: Redis) -> Totals:
-    """The totals of the published index, added up from its postings: every one is read."""
+    """The totals of the current index, added up from its postings: every one is read."""
     run = client.get(CURRENT)
     names = client.hgetall(_names(run)) if run else {}
     terms = _terms(client, list(names))

@@ -1,4 +1,4 @@
-"""What a worker's processes share. Not among the app's imports: `celery worker --include=tasks.processes`."""
+"""What a worker's processes share. Not among the app's imports: `celery worker --include=tour.tasks.processes`."""
 
 import json
 import os

@@ -12,9 +12,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from pydantic import Field
 from redis.client import Pipeline
 
-from celery_app import Task, app
-from delivery.once import once
-from settings import results_client
+from celery_app import Task, app, durable
 from tasks.arguments import Name, Seconds, checked
 
 RUNS, EFFECTS = "ledger:runs", "ledger:effects"
@@ -27,7 +25,7 @@ Megabytes = Annotated[int, Field(ge=0, le=2000)]
 @checked
 def apply(self: Task, unit: Name, seconds: Seconds = 0, megabytes: Megabytes = 0) -> None:
     """Take a while, and a lot of memory at the first run; then apply the effect of a unit, once."""
-    client = results_client()
+    client = durable.store
     client.rpush(RUNS, f"{unit} {time.time()}")
     if megabytes and not self.request.retries:
         _ballast = b"x" * (megabytes << 20)
@@ -36,14 +34,14 @@ def apply(self: Task, unit: Name, seconds: Seconds = 0, megabytes: Megabytes = 0
     def effect(pipe: Pipeline) -> None:
         pipe.rpush(EFFECTS, f"{unit} {time.time()}")
 
-    once(client, f"ledger:done:{unit}", effect, ttl=KEPT_FOR)
+    durable.once(f"ledger:done:{unit}", effect, ttl=KEPT_FOR)
 
 
 @app.task(outbox=True, bind=True, max_retries=0)
 @checked
 def overrun(self: Task, unit: Name, seconds: Seconds) -> None:
     """Take longer than the limits of the call, and do not listen: its effect never comes."""
-    client = results_client()
+    client = durable.store
     client.rpush(RUNS, f"{unit} {time.time()}")
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""Reads profiles.toml: which tasks the producer sends, and how many a second."""
+"""Patterns of traffic, read from traffic.toml: which tasks the producer sends, and how many a second."""
 
 import re
 import tomllib
@@ -9,15 +9,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic_core import ErrorDetails
 
 from celery_app import app
-from settings import HIGH, LOW
+from queues import QUEUES
 
 app.loader.import_default_modules()
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-class ProfileError(Exception):
-    """Something is wrong with the profiles; the message names the file, the key, the value and the choices."""
+class TrafficError(Exception):
+    """Something is wrong with the patterns; the message names the file, the key, the value and the choices."""
 
 
 def seconds(text: object) -> float:
@@ -29,7 +29,7 @@ def seconds(text: object) -> float:
 
 
 class Sending(BaseModel):
-    """One kind of message that a profile sends."""
+    """One kind of message that a pattern sends."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -69,8 +69,9 @@ class Sending(BaseModel):
     @field_validator("queue")
     @classmethod
     def _consumed(cls, name: str | None) -> str | None:
-        if name not in (HIGH, LOW, None):
-            raise ValueError(f"no such queue; choose one of {HIGH}, {LOW}")
+        names = [queue.name for queue in QUEUES]
+        if name is not None and name not in names:
+            raise ValueError(f"no such queue; choose one of {', '.join(names)}")
         return name
 
     @property
@@ -80,7 +81,7 @@ class Sending(BaseModel):
         return name
 
 
-class Profile(BaseModel):
+class Pattern(BaseModel):
     """What the producer sends, by a name for each kind of message; for how many seconds, None for ever."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -90,23 +91,23 @@ class Profile(BaseModel):
     send: dict[str, Sending] = {}
 
 
-def load_profiles(file: Path) -> dict[str, Profile]:
-    """All profiles of a file. Raises ProfileError; one line for each mistake."""
+def load_patterns(file: Path) -> dict[str, Pattern]:
+    """All patterns of a file. Raises TrafficError; one line for each mistake."""
     try:
-        return TypeAdapter(dict[str, Profile]).validate_python(tomllib.loads(file.read_text()))
+        return TypeAdapter(dict[str, Pattern]).validate_python(tomllib.loads(file.read_text()))
     except OSError as error:
-        raise ProfileError(f"{file.name}: cannot be read: {error.strerror}; it is {file}") from None
+        raise TrafficError(f"{file.name}: cannot be read: {error.strerror}; it is {file}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ProfileError(f"{file.name}: not TOML: {error}") from None
+        raise TrafficError(f"{file.name}: not TOML: {error}") from None
     except ValidationError as error:
-        raise ProfileError("\n".join(f"{file.name}: {_describe(each)}" for each in error.errors())) from None
+        raise TrafficError("\n".join(f"{file.name}: {_describe(each)}" for each in error.errors())) from None
 
 
 def _describe(error: ErrorDetails) -> str:
     path = [str(part) for part in error["loc"] if not str(part).startswith("function-before")]
     key, kind = ".".join(path), error["type"]
     if kind == "extra_forbidden":
-        model = Profile if len(path) == 2 else Sending
+        model = Pattern if len(path) == 2 else Sending
         return f"{key}: unknown key; choose one of {', '.join(f.alias or n for n, f in model.model_fields.items())}"
     if kind == "missing":
         return f"{key}: is missing"

@@ -7,9 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from redis.client import Pipeline
 
-from celery_app import Task, app
-from delivery.once import once
-from settings import results_client
+from celery_app import Task, app, durable
 from tasks.advanced import AwayError, die
 from tasks.arguments import Name, Seconds, checked
 from tasks.notes import KEPT_FOR, key, note
@@ -19,7 +17,7 @@ Amount = Annotated[int, Field(gt=0, le=1_000_000)]
 
 def first_run(name: str) -> bool:
     """Whether nobody has asked for this name before: the tasks below are killed at their first run."""
-    return bool(results_client().set(key(f"{name}-first"), "1", nx=True, ex=KEPT_FOR))
+    return bool(durable.store.set(key(f"{name}-first"), "1", nx=True, ex=KEPT_FOR))
 
 
 # --- Idempotency ---
@@ -29,7 +27,7 @@ def first_run(name: str) -> bool:
 @checked
 def deposit(account: Name, amount: Amount) -> None:
     """Adds to a balance, and again at each run."""
-    results_client().incrby(key(account), amount)
+    durable.store.incrby(key(account), amount)
     if first_run(account):
         die()
 
@@ -43,7 +41,7 @@ def deposit_once(self: Task, account: Name, amount: Amount) -> None:
         pipe.incrby(key(account), amount)
         return amount
 
-    once(results_client(), key(self.request.id), effect, ttl=KEPT_FOR)
+    durable.once(key(self.request.id), effect, ttl=KEPT_FOR)
     if first_run(account):
         die()
 
@@ -55,16 +53,16 @@ def deposit_once(self: Task, account: Name, amount: Amount) -> None:
 @checked
 def transfer_in_steps(source: Name, target: Name, amount: Amount) -> None:
     """Moves money in two steps; killed between them."""
-    results_client().decrby(key(source), amount)
+    durable.store.decrby(key(source), amount)
     die()
-    results_client().incrby(key(target), amount)
+    durable.store.incrby(key(target), amount)
 
 
 @app.task(ignore_result=False, max_retries=0)
 @checked
 def transfer(source: Name, target: Name, amount: Amount) -> None:
     """Moves money in one step: Redis makes all of a transaction or nothing."""
-    with results_client().pipeline(transaction=True) as pipe:
+    with durable.store.pipeline(transaction=True) as pipe:
         pipe.decrby(key(source), amount)
         pipe.incrby(key(target), amount)
         die()
@@ -95,7 +93,7 @@ def report(size: Annotated[int, Field(ge=1, le=1_000_000)]) -> str:
 @checked
 def report_kept(name: Name, size: Annotated[int, Field(ge=1, le=1_000_000)]) -> str:
     """The same report, kept where reports are kept; the result says where."""
-    results_client().set(key(name), "x" * size, ex=KEPT_FOR)
+    durable.store.set(key(name), "x" * size, ex=KEPT_FOR)
     return name
 
 
@@ -114,7 +112,7 @@ def listen(timeout: Annotated[float, Field(gt=0, le=10)] | None) -> str:
 
 def _call(name: str) -> str:
     """A service that is away while the key `tour:<name>` exists."""
-    if results_client().exists(key(name)):
+    if durable.store.exists(key(name)):
         raise AwayError(f"{name} is away")
     return "an answer"
 
@@ -157,7 +155,7 @@ def wait_as_celery_likes() -> Any:
 @checked
 def read(name: Name) -> str:
     """The value of a key that whoever called wrote, or is about to write."""
-    value = results_client().get(key(name))
+    value = durable.store.get(key(name))
     if value is None:
         raise LookupError(f"there is no {name}")
     return str(value)
@@ -173,7 +171,7 @@ def print_label(address: str) -> str:
 @checked
 def print_label_of(customer: Name) -> str:
     """Prints the address that the customer has now."""
-    return f"to {results_client().get(key(customer))}"
+    return f"to {durable.store.get(key(customer))}"
 
 
 @app.task(ignore_result=False)

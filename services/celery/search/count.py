@@ -1,19 +1,19 @@
-"""The plain count that the index must equal: `python -m tasks.count [folder]` prints it as JSON.
+"""The plain count that the index must equal: `python -m search.count [folder]` prints it as JSON.
 
 One process, no Redis, no Celery. It shares with the index what a document and a word are, and nothing else.
 """
 
 import hashlib
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from settings import settings
-from tasks.corpus import UnusableError, list_files, read_document
-from tasks.words import count_words
+from search.corpus import UnusableError, list_files, read_document
+from search.words import count_words
 
 
 @dataclass(frozen=True)
@@ -52,5 +52,5 @@ def count(folder: Path, max_bytes: int) -> Totals:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else settings.corpus_dir
-    print(json.dumps(asdict(count(folder, settings.max_document_bytes))))
+    folder = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("CORPUS_DIR", "/corpus")
+    print(json.dumps(asdict(count(Path(folder), int(os.environ.get("MAX_DOCUMENT_BYTES", 1_048_576))))))

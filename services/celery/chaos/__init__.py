@@ -1,0 +1,1 @@
+"""What faults are measured by."""

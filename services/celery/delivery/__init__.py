@@ -1,1 +1,0 @@
-"""What keeps messages from being lost or applied twice."""

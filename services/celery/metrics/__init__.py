@@ -1,1 +1,0 @@
-"""What workers, beat and the producer report of themselves to Prometheus."""

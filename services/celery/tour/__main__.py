@@ -1,0 +1,113 @@
+"""The guided tour of Celery on the live stack: `make tour`; in the client container `python -m tour [LESSON …]`."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from typing import Any, TextIO
+
+from kombu.exceptions import OperationalError
+from redis import RedisError
+from rich.console import Console
+
+from celery_app import app
+from tour.lessons import CONCEPTS, LESSONS
+from tour.run import Result, run, what_is_missing
+from tour.show import Screen, contents
+from tour.tour import Tour
+
+WIDTH = 120  # where there is no terminal
+
+
+def chosen(names: list[str]) -> list[str]:
+    """The lessons that are named, by their own name or by that of their page; all when none is.
+
+    Raises SystemExit for a name that is neither.
+    """
+    pages = {concept.page: [lesson.name for lesson in concept.lessons] for concept in CONCEPTS}
+    lessons = [lesson for name in names for lesson in pages.get(name, [name])] or list(LESSONS)
+    for name in lessons:
+        if name not in LESSONS:
+            print(f"LESSON: no lesson {name!r}; choose of: {', '.join(LESSONS)}", file=sys.stderr)
+            print(f"or a page of lessons: {', '.join(pages)}", file=sys.stderr)
+            raise SystemExit(2)
+    return lessons
+
+
+def as_json(done: list[Result]) -> list[dict[str, Any]]:
+    """What came of each step, for tests and for the pages in docs/lessons/."""
+    return [
+        {
+            "lesson": lesson.name,
+            "step": step.title,
+            "seconds": round(seconds, 1),
+            "findings": {f.name: {"value": f.value, "holds": f.holds, "source": f.source} for f in outcome.findings},
+            "error": outcome.error,
+            "unavailable": outcome.unavailable,
+        }
+        for lesson, outcomes, seconds in done
+        for step, outcome in zip(lesson.steps, outcomes, strict=False)  # a failed step is the last
+    ]
+
+
+def stop(*_: object) -> None:
+    """SIGTERM ends a tour as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def tour(lessons: list[str], screen: Screen, record: TextIO | None) -> int:
+    """Take the tour. Returns its exit code: 1 when a check failed, 130 when it was interrupted."""
+    tour, done, code = Tour(screen.progress), list[Result](), 0
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        tour.events.start()
+        for result in run([LESSONS[name] for name in lessons], tour, screen):
+            done.append(result)
+            failed = any(outcome.failed for outcome in result[1])
+            if failed and (missing := what_is_missing()):
+                print(f"tour: {missing}", file=sys.stderr)
+                code = 1
+                break
+            code = code or int(failed)
+        screen.summary(done)
+    except KeyboardInterrupt:
+        print("\ntour: interrupted, cleaning up …", file=sys.stderr)
+        code = 130
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
+        try:
+            tour.clean()
+        except (RedisError, OperationalError) as error:
+            print(f"tour: could not remove its queues, Redis is away: {error}", file=sys.stderr)
+    if record:
+        json.dump(as_json(done), record, default=str)
+    return code
+
+
+def main(arguments: list[str]) -> int:
+    """Run the lessons that the arguments name. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="tour", description=__doc__)
+    parser.add_argument("lessons", nargs="*", metavar="LESSON", help="a lesson, or a page of lessons (default: all)")
+    parser.add_argument("--json", action="store_true", help="print the outcomes as JSON, and the tour on stderr")
+    options = parser.parse_args(arguments)
+    lessons = chosen(options.lessons)
+    console = Console(stderr=options.json)
+    if not console.is_terminal:
+        console.width = WIDTH
+    app.loader.import_default_modules()
+    if not options.lessons:
+        contents(CONCEPTS, console)
+    if missing := what_is_missing():
+        print(f"tour: {missing}", file=sys.stderr)
+        return 1
+    pause = os.environ.get("PAUSE") == "1"
+    if pause and not sys.stdin.isatty():
+        parser.error("PAUSE=1 needs a terminal")
+    screen = Screen(console, pause)
+    return tour(lessons, screen, sys.stdout if options.json else None)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Tasks that only lessons call."""
