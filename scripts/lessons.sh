@@ -9,4 +9,4 @@ docker compose run --rm --no-deps --no-TTY -e GRAFANA_ADDRESS="$(scripts/grafana
 mkdir -p docs/lessons
 # The pages show the lessons' source, so they are written here.
 cd services/celery
-PYTHONPATH=../../packages/celery-durable/src ../../.venv/bin/python -m tour.page "$record" ../../docs/lessons
+../../.venv/bin/python -m tour.page "$record" ../../docs/lessons

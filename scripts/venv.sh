@@ -48,4 +48,7 @@ rm -rf "$VENV"
 "$PYTHON" -m venv "$VENV"
 "$VENV/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$LOCK" ||
     fail "pip could not install $LOCK; its message is above. Behind a proxy or a mirror, set pip's own settings (pip config)."
+# The library as it is here; an edit of it needs no new installation.
+"$VENV/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable packages/celery-durable ||
+    fail "pip could not install packages/celery-durable; its message is above."
 cp "$LOCK" "$VENV/lock" # last: an interrupted run is not taken for a finished one

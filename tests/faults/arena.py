@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import timing
 import yaml
 from python_on_whales import Container
 from python_on_whales.exceptions import DockerException
 
-import timing
 from faults import malformed
 from faults.injections import Injection
 from faults.ledger import Applied, Submitted, Verdict

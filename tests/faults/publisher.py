@@ -18,9 +18,9 @@ from functools import partial
 from typing import Any
 
 from celery import chord
+from delivery import outbox
 
 from celery_app import app
-from delivery import outbox
 from tasks import ledger
 
 THREADS = 4

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import timing
+
 from faults import injections as how
 from faults import malformed
 from faults.arena import LONG, Arena, Fault

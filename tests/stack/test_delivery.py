@@ -5,8 +5,8 @@ import time
 from typing import Any
 
 import pytest
-
 import timing
+
 from stack import inside as run
 from stack.inside import Inside
 from stack.poll import poll_until

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-
 import timing
+
 from stack import inside as run
 from stack.inside import Inside
 from stack.poll import poll_until

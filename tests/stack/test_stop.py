@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-
 import timing
+
 from stack import inside as run
 from stack.inside import Inside
 from stack.poll import poll_until

@@ -50,7 +50,7 @@ ORDER = [
 def written_keys() -> dict[str, list[str]]:
     """Keys of each service and each x- block, in the order in which they are written."""
     document = {key.value: node for key, node in yaml.compose(COMPOSE).value}  # type: ignore[union-attr]
-    blocks = {name: node for name, node in document.items() if name.startswith("x-")}
+    blocks = {name: node for name, node in document.items() if isinstance(node, yaml.MappingNode) and name[:2] == "x-"}
     blocks.update({key.value: node for key, node in document["services"].value})
     return {name: [key.value for key, _ in node.value] for name, node in blocks.items()}
 

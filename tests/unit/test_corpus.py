@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.corpus import Reason, UnusableError, list_files, read_document
+from search.corpus import Reason, UnusableError, list_files, read_document
 
 LIMIT = 100
 

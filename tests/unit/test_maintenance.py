@@ -7,22 +7,22 @@ import pytest
 from redis import Redis
 
 from beat_schedule import ENTRIES
-from celery_app import app
-from delivery.periodic import PeriodicTask
+from celery_app import app, durable
+from celery_durable import Durable, PeriodicTask
 from tasks import maintenance
 
 
 @pytest.fixture
 def client(client: Redis, monkeypatch: pytest.MonkeyPatch) -> Redis:
     """Broker and results in one."""
-    monkeypatch.setattr(maintenance, "results_client", lambda: client)
-    monkeypatch.setattr(maintenance, "broker_client", lambda: client)
+    monkeypatch.setattr(Durable, "store", client)
+    monkeypatch.setattr(Durable, "broker", client)
     return client
 
 
 def register(client: Redis, worker: str, seconds_ago: float) -> None:
     entry = {"queues": ["low"], "concurrency": 2, "started": 0, "heartbeat": time.time() - seconds_ago}
-    client.hset("celery-workers", worker, json.dumps(entry))
+    client.hset(durable.broker_key("workers"), worker, json.dumps(entry))
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -59,11 +59,3 @@ def test_the_report_is_returned_and_kept(client: Redis) -> None:
     assert report["workers"] == {"alive": 1, "gone": ["low@killed"]}
     assert report["index"]["documents"] == 0
     assert json.loads(client.get("report:last")) == report
-
-
-def test_workers_gone_for_a_day_are_forgotten(client: Redis) -> None:
-    register(client, "low@alive", 1)
-    register(client, "low@yesterday", 86_000)
-    register(client, "low@older", 87_000)
-    assert maintenance.expire.apply().get()["workers"] == ["low@older"]
-    assert set(client.hkeys("celery-workers")) == {"low@alive", "low@yesterday"}

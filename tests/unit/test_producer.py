@@ -1,4 +1,4 @@
-"""The producer: profiles and their mistakes, pacing on a clock of its own, a deep queue, a Redis that is away."""
+"""The producer: patterns and their mistakes, pacing on a clock of its own, a deep queue, a Redis that is away."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 import producer
-from celery_app import app
-from producer import MAX_LATE, PROFILES, Producer, Stream, chosen_profile, main
-from profiles import Profile, ProfileError, Sending, load_profiles
-from settings import priority_lists, settings
+from celery_app import app, durable
+from producer import MAX_LATE, PATTERNS, Producer, Stream, chosen_pattern, main
+from settings import settings
 from stack.poll import poll_until
+from traffic import Pattern, Sending, TrafficError, load_patterns
 from unit.redis_server import RedisServer, free_port
 
 ADD = {"task": "tasks.basic.add", "args": [[1, 2], [3, 4], [5, 6]]}
 SEARCH = {"task": "tasks.search.search", "args": [["json"], ["socket"]]}
 
 
-def profile(duration: str | None = None, seed: int = 1, **send: dict[str, object]) -> Profile:
-    return Profile.model_validate({"seed": seed, "send": send} | ({"for": duration} if duration else {}))
+def pattern(duration: str | None = None, seed: int = 1, **send: dict[str, object]) -> Pattern:
+    return Pattern.model_validate({"seed": seed, "send": send} | ({"for": duration} if duration else {}))
 
 
-# --- Profiles ---
+# --- Patterns ---
 
 
-def test_the_profiles_that_come_with_it() -> None:
-    profiles = load_profiles(PROFILES)
-    assert set(profiles) == {"steady", "flood", "bursts", "failures", "idle"}
-    assert profiles["idle"].send == {}
-    for name in set(profiles) - {"idle"}:
-        assert "high" in {sending.routed for sending in profiles[name].send.values()}, "queries go on in every profile"
-    assert {sending.routed for sending in profiles["steady"].send.values()} == {"high", "low"}
-    low = sum(sending.rate for sending in profiles["flood"].send.values() if sending.routed == "low")
+def test_the_patterns_that_come_with_it() -> None:
+    patterns = load_patterns(PATTERNS)
+    assert set(patterns) == {"steady", "flood", "bursts", "failures", "idle"}
+    assert patterns["idle"].send == {}
+    for name in set(patterns) - {"idle"}:
+        assert "high" in {sending.routed for sending in patterns[name].send.values()}, "queries go on in every pattern"
+    assert {sending.routed for sending in patterns["steady"].send.values()} == {"high", "low"}
+    low = sum(sending.rate for sending in patterns["flood"].send.values() if sending.routed == "low")
     assert low * 60 >= 5000, "a flood of a minute is thousands of messages"
 
 
@@ -55,7 +55,7 @@ def test_all_keys(tmp_path: Path) -> None:
         '[x]\nfor = "1.5m"\nseed = 7\n[x.send.a]\ntask = "tasks.basic.add"\nrate = 2\nargs = [[1, 2]]\nbatch = 3\n'
         'queue = "high"\npriority = 0\n'
     )
-    loaded = load_profiles(tmp_path / "p.toml")["x"]
+    loaded = load_patterns(tmp_path / "p.toml")["x"]
     assert (loaded.duration, loaded.seed) == (90, 7)
     sending = loaded.send["a"]
     assert (sending.task, sending.rate, sending.args, sending.batch) == ("tasks.basic.add", 2, [[1, 2]], 3)
@@ -94,8 +94,8 @@ VALID = {"task": '"tasks.basic.add"', "rate": "1", "args": "[[1, 2]]"}
 def test_a_mistake_in_what_is_sent(change: dict[str, str | None], message: str, tmp_path: Path) -> None:
     lines = [f"{key} = {value}" for key, value in {**VALID, **change}.items() if value is not None]
     (tmp_path / "p.toml").write_text("\n".join(["[x.send.a]", *lines]))
-    with pytest.raises(ProfileError) as raised:
-        load_profiles(tmp_path / "p.toml")
+    with pytest.raises(TrafficError) as raised:
+        load_patterns(tmp_path / "p.toml")
     assert re.match(rf"p\.toml: {message}", str(raised.value))
     assert "\n" not in str(raised.value)
 
@@ -114,26 +114,26 @@ def test_a_mistake_in_what_is_sent(change: dict[str, str | None], message: str, 
         (None, r"cannot be read: No such file or directory; it is /.*/p.toml$"),
     ],
 )
-def test_a_mistake_in_a_profile(text: str | None, message: str, tmp_path: Path) -> None:
+def test_a_mistake_in_a_pattern(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "p.toml").write_text(text)
-    with pytest.raises(ProfileError) as raised:
-        load_profiles(tmp_path / "p.toml")
+    with pytest.raises(TrafficError) as raised:
+        load_patterns(tmp_path / "p.toml")
     assert re.match(rf"p\.toml: {message}", str(raised.value))
     assert "\n" not in str(raised.value)
 
 
 def test_the_command_line_overrides_the_environment_and_that_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PROFILE", "FOR", "SEED"):
+    for name in ("TRAFFIC", "FOR", "SEED"):
         monkeypatch.delenv(name, raising=False)
-    name, chosen = chosen_profile([])
+    name, chosen = chosen_pattern([])
     assert (name, chosen.duration, chosen.seed) == ("steady", None, 1)
-    monkeypatch.setenv("PROFILE", "flood")
+    monkeypatch.setenv("TRAFFIC", "flood")
     monkeypatch.setenv("FOR", "1.5m")
     monkeypatch.setenv("SEED", "5")
-    name, chosen = chosen_profile([])
+    name, chosen = chosen_pattern([])
     assert (name, chosen.duration, chosen.seed) == ("flood", 90, 5)
-    name, chosen = chosen_profile(["--profile", "idle", "--for", "2h", "--seed", "6"])
+    name, chosen = chosen_pattern(["--traffic", "idle", "--for", "2h", "--seed", "6"])
     assert (name, chosen.duration, chosen.seed) == ("idle", 7200, 6)
 
 
@@ -141,8 +141,8 @@ def test_the_command_line_overrides_the_environment_and_that_the_file(monkeypatc
     ("arguments", "message"),
     [
         (
-            ["--profile", "stedy", "--for", "1s"],
-            "no 'stedy' in profiles.toml; choose one of steady, flood, bursts, failures, idle",
+            ["--traffic", "stedy", "--for", "1s"],
+            "no 'stedy' in traffic.toml; choose one of steady, flood, bursts, failures, idle",
         ),
         (["--for", "60"], "FOR: must be a number and s, m or h, like 60s, 5m or 1h; it is '60'"),
         (["--for", "0s"], "FOR: must be a number and s, m or h, like 60s, 5m or 1h; it is '0s'"),
@@ -195,7 +195,7 @@ class World:
     def look(self, queues: Iterable[str]) -> dict[str, int]:
         return {queue: self.depths.get(queue, 0) for queue in queues}
 
-    def run(self, sending: Profile) -> Producer:
+    def run(self, sending: Pattern) -> Producer:
         made = Producer(sending, clock=lambda: self.now, sleep=self.sleep, depths=self.look)
         made.run()
         made.finish()
@@ -216,7 +216,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 def test_the_seed_decides_tasks_and_arguments(world: World) -> None:
     def messages(seed: int) -> list[tuple[str, list[object]]]:
         world.sent, world.now = [], 0.0
-        world.run(profile("30s", seed, queries={**SEARCH, "rate": 3}, sums={**ADD, "rate": 7}))
+        world.run(pattern("30s", seed, queries={**SEARCH, "rate": 3}, sums={**ADD, "rate": 7}))
         return [(task, args) for _, task, args in world.sent]
 
     first = messages(1)
@@ -227,33 +227,33 @@ def test_the_seed_decides_tasks_and_arguments(world: World) -> None:
 
 
 def test_a_stream_draws_the_same_whatever_runs_beside_it(world: World) -> None:
-    world.run(profile("10s", sums={**ADD, "rate": 5}))
+    world.run(pattern("10s", sums={**ADD, "rate": 5}))
     alone = [args for _, _, args in world.sent]
     world.sent, world.now = [], 0.0
-    world.run(profile("10s", other={**SEARCH, "rate": 50}, sums={**ADD, "rate": 5}))
+    world.run(pattern("10s", other={**SEARCH, "rate": 50}, sums={**ADD, "rate": 5}))
     assert [args for _, task, args in world.sent if task == ADD["task"]] == alone
 
 
 @pytest.mark.parametrize("rate", [0.1, 3, 300])
 def test_each_message_is_sent_when_it_is_due(world: World, rate: float) -> None:
-    world.run(profile("60s", sums={**ADD, "rate": rate}))
+    world.run(pattern("60s", sums={**ADD, "rate": rate}))
     assert world.times("tasks.basic.add") == pytest.approx([i / rate for i in range(round(60 * rate))], abs=1e-6)
 
 
 def test_a_batch_is_sent_at_once_and_the_rate_is_kept(world: World) -> None:
-    world.run(profile("60s", sums={**ADD, "rate": 10, "batch": 200}))
+    world.run(pattern("60s", sums={**ADD, "rate": 10, "batch": 200}))
     assert world.times("tasks.basic.add") == pytest.approx([0.0] * 200 + [20.0] * 200 + [40.0] * 200)
 
 
 def test_publishing_takes_time_and_the_rate_is_kept(world: World) -> None:
     world.cost = 0.002
-    world.run(profile("60s", sums={**ADD, "rate": 300}))
+    world.run(pattern("60s", sums={**ADD, "rate": 300}))
     assert len(world.sent) == 60 * 300
 
 
 def test_more_than_can_be_sent_does_not_starve_the_rest(world: World) -> None:
     world.cost = 0.002  # 500 messages a second
-    world.run(profile("60s", sums={**ADD, "rate": 5000, "batch": 500}, queries={**SEARCH, "rate": 10}))
+    world.run(pattern("60s", sums={**ADD, "rate": 5000, "batch": 500}, queries={**SEARCH, "rate": 10}))
     queries = world.times("tasks.search.search")
     assert queries == pytest.approx([i / 10 for i in range(600)], abs=0.01)
     assert len(world.sent) == pytest.approx(30_000, rel=0.01)
@@ -265,7 +265,7 @@ def test_a_stall_is_not_followed_by_a_burst_of_all_it_missed(world: World, monke
         world.now += seconds + stall
 
     monkeypatch.setattr(world, "sleep", sleep)
-    made = world.run(profile("330s", sums={**ADD, "rate": 100}))
+    made = world.run(pattern("330s", sums={**ADD, "rate": 100}))
     assert len(world.sent) == pytest.approx(30 * 100, abs=2)
     assert made.unpublished.total() == 0
 
@@ -275,12 +275,12 @@ def test_a_short_stall_is_caught_up(world: World, monkeypatch: pytest.MonkeyPatc
         world.now += seconds + (MAX_LATE - 1 if world.now < 10 <= world.now + seconds else 0)
 
     monkeypatch.setattr(world, "sleep", sleep)
-    world.run(profile("30s", sums={**ADD, "rate": 100}))
+    world.run(pattern("30s", sums={**ADD, "rate": 100}))
     assert len(world.sent) == 30 * 100
 
 
 def test_idle_sends_nothing_rests_and_is_healthy(world: World) -> None:
-    world.run(profile("60s"))
+    world.run(pattern("60s"))
     assert world.sent == []
     assert world.naps <= 60 * 2 + 1
     assert max(b - a for a, b in zip([0.0, *world.beats], world.beats, strict=False)) < 5
@@ -312,7 +312,7 @@ def test_a_deep_queue_holds_back_its_own_messages_only(
 
     seen: list[tuple[float, float]] = []
     monkeypatch.setattr(world, "look", look)
-    made = world.run(profile("60s", queries={**SEARCH, "rate": 2}, sums={**ADD, "rate": 10}))
+    made = world.run(pattern("60s", queries={**SEARCH, "rate": 2}, sums={**ADD, "rate": 10}))
     assert world.times("tasks.search.search") == pytest.approx([i / 2 for i in range(120)], abs=1e-6)
     held = [when for when in world.times("tasks.basic.add") if 11 <= when < 30]
     assert held == [], "not between more than the limit and less than 80 % of it"
@@ -333,7 +333,7 @@ def test_a_deep_queue_holds_back_its_own_messages_only(
 def test_while_redis_is_away_it_tries_counts_and_says_so_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.away = (10.0, 40.0)
     before = producer.UNPUBLISHED.labels("tasks.basic.add")._value.get()
-    made = world.run(profile("60s", sums={**ADD, "rate": 10}))
+    made = world.run(pattern("60s", sums={**ADD, "rate": 10}))
     assert made.published.total() + made.unpublished.total() == 600, "each message is one or the other"
     assert made.unpublished.total() == pytest.approx((30 - MAX_LATE) * 10, abs=15)
     assert producer.UNPUBLISHED.labels("tasks.basic.add")._value.get() - before == made.unpublished.total()
@@ -351,7 +351,7 @@ def test_while_redis_is_away_it_tries_counts_and_says_so_once(world: World, capl
 
 def test_tries_of_one_message_have_one_task_id(world: World) -> None:
     world.away = (10.0, 13.5)
-    made = world.run(profile("20s", sums={**ADD, "rate": 1}))
+    made = world.run(pattern("20s", sums={**ADD, "rate": 1}))
     assert made.unpublished.total() == 0
     ids = [task_id for when, task_id in world.tried if 10 <= when <= 14]
     assert len(ids) >= 4
@@ -361,13 +361,13 @@ def test_tries_of_one_message_have_one_task_id(world: World) -> None:
 
 def test_a_try_that_hangs_and_then_succeeds_hides_nothing(world: World) -> None:
     world.away, world.hangs = (10.0, 41.0), 8.0
-    made = world.run(profile("60s", sums={**ADD, "rate": 10}))
+    made = world.run(pattern("60s", sums={**ADD, "rate": 10}))
     assert made.published.total() + made.unpublished.total() == 600
 
 
 def test_what_was_due_at_the_end_counts_as_unpublished(world: World) -> None:
     world.away = (10.0, 99.0)
-    made = world.run(profile("12s", sums={**ADD, "rate": 10}))
+    made = world.run(pattern("12s", sums={**ADD, "rate": 10}))
     assert (made.published.total(), made.unpublished.total()) == (100, 20)
     assert made.summary() == "published 100, unpublished 20 in 12.0 s: tasks.basic.add 100"
 
@@ -383,7 +383,7 @@ def test_a_queue_that_was_held_back_does_not_keep_it_from_trying(world: World, m
 
     monkeypatch.setattr(world, "look", look)
     world.away = (10.0, 20.0)
-    world.run(profile("30s", sums={**ADD, "rate": 10}))
+    world.run(pattern("30s", sums={**ADD, "rate": 10}))
     assert len([when for when in world.times("tasks.basic.add") if when > 21]) == pytest.approx(90, abs=15)
 
 
@@ -404,7 +404,7 @@ def test_a_publish_that_is_stuck_does_not_keep_it_from_stopping(
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     start = time.monotonic()
     try:
-        assert main(["--profile", "steady"]) == 0
+        assert main(["--traffic", "steady"]) == 0
         assert time.monotonic() - start < 30, "far less than the publish is stuck"
     finally:
         released.set()
@@ -431,7 +431,7 @@ class Running:
     @staticmethod
     def _start(arguments: tuple[str, ...], env: dict[str, str], log: IO[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, str(PROFILES.with_name("producer.py")), *arguments], env=env, stdout=log, stderr=log
+            [sys.executable, str(PATTERNS.with_name("producer.py")), *arguments], env=env, stdout=log, stderr=log
         )
 
     @property
@@ -470,24 +470,24 @@ def running(server: RedisServer, folder: Path, *arguments: str, **environment: s
 
 
 def depth(server: RedisServer, queue: str) -> int:
-    return sum(int(server.client.llen(name)) for name in priority_lists(queue))
+    return sum(int(server.client.llen(name)) for name in durable.priority_lists(queue))
 
 
 def test_what_it_says_is_in_the_queues(redis_server: RedisServer, tmp_path: Path) -> None:
-    with running(redis_server, tmp_path, "--profile", "flood", "--for", "3s") as run:
+    with running(redis_server, tmp_path, "--traffic", "flood", "--for", "3s") as run:
         code, published, unpublished = run.ended(timeout=60)
     assert code == 0
     assert unpublished == 0
     assert depth(redis_server, "low") + depth(redis_server, "high") == published
     assert 0 < depth(redis_server, "high") <= 15, "5 a second, less where the machine has no time"
     assert {name for name in redis_server.client.scan_iter() if b"kombu" not in name} == {
-        priority_lists(queue)[priority].encode() for queue, priority in (("high", 5), ("low", 5), ("low", 7))
+        durable.priority_lists(queue)[priority].encode() for queue, priority in (("high", 5), ("low", 5), ("low", 7))
     }
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_ends_it_soon_with_its_summary(redis_server: RedisServer, tmp_path: Path, number: int) -> None:
-    with running(redis_server, tmp_path, "--profile", "flood") as run:
+    with running(redis_server, tmp_path, "--traffic", "flood") as run:
         poll_until(lambda: depth(redis_server, "low") > 50, "messages in queue low", timeout=60)
         run.process.send_signal(number)
         code, published, _ = run.ended(timeout=10)
@@ -496,7 +496,7 @@ def test_a_stop_ends_it_soon_with_its_summary(redis_server: RedisServer, tmp_pat
 
 
 def test_redis_away_and_back(redis_server: RedisServer, tmp_path: Path) -> None:
-    with running(redis_server, tmp_path, "--profile", "flood") as run:
+    with running(redis_server, tmp_path, "--traffic", "flood") as run:
         poll_until(lambda: depth(redis_server, "high") > 5, "messages in queue high", timeout=60)
         assert run.metric("celery_producer_last_publish_timestamp_seconds") == pytest.approx(time.time(), abs=30)
         with redis_server.stopped():
@@ -518,7 +518,7 @@ def test_redis_away_and_back(redis_server: RedisServer, tmp_path: Path) -> None:
 
 
 def test_it_can_be_stopped_while_redis_is_frozen(redis_server: RedisServer, tmp_path: Path) -> None:
-    with running(redis_server, tmp_path, "--profile", "flood") as run:
+    with running(redis_server, tmp_path, "--traffic", "flood") as run:
         poll_until(lambda: depth(redis_server, "high") > 5, "messages in queue high", timeout=60)
         with redis_server.frozen():
             run.await_log("Redis takes no messages")
@@ -530,7 +530,7 @@ def test_it_can_be_stopped_while_redis_is_frozen(redis_server: RedisServer, tmp_
 
 def test_it_starts_without_redis_and_waits_for_it(redis_server: RedisServer, tmp_path: Path) -> None:
     with redis_server.stopped():
-        run = Running(redis_server, tmp_path, "--profile", "steady")
+        run = Running(redis_server, tmp_path, "--traffic", "steady")
         try:
             run.await_log("Redis takes no messages")
         except BaseException:
@@ -546,13 +546,13 @@ def test_it_starts_without_redis_and_waits_for_it(redis_server: RedisServer, tmp
 
 
 def test_a_deep_queue_of_a_real_redis(redis_server: RedisServer, tmp_path: Path) -> None:
-    with running(redis_server, tmp_path, "--profile", "flood", MAX_QUEUE_DEPTH="300") as run:
+    with running(redis_server, tmp_path, "--traffic", "flood", MAX_QUEUE_DEPTH="300") as run:
         run.await_log("queue low holds", timeout=60)
         poll_until(lambda: run.metric("celery_producer_throttled") == 1, "queue low to be throttled", timeout=30)
         low, high = depth(redis_server, "low"), depth(redis_server, "high")
         assert low > 300
         poll_until(lambda: depth(redis_server, "high") > high + 5, "queries to go on", timeout=30)
         assert depth(redis_server, "low") == low, "nothing is added to the deep queue"
-        redis_server.client.delete(*priority_lists("low"))
+        redis_server.client.delete(*durable.priority_lists("low"))
         run.await_log("sending to it again")
         poll_until(lambda: depth(redis_server, "low") > 0, "messages in queue low again", timeout=30)

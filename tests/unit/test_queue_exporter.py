@@ -210,9 +210,9 @@ def test_waiting_and_unacked_equal_a_full_count(exporter: Exporter, redis_server
 
 def test_dead_letters_are_counted(exporter: Exporter, redis_server: RedisServer) -> None:
     assert exporter.scrape()[DEAD_LETTERS] == 0
-    first, _ = (redis_server.client.xadd("dead-letters", {"reason": "malformed"}) for _ in range(2))
+    first, _ = (redis_server.client.xadd("celery-durable:dead-letters", {"reason": "malformed"}) for _ in range(2))
     assert exporter.scrape()[DEAD_LETTERS] == 2
-    redis_server.client.xdel("dead-letters", first)
+    redis_server.client.xdel("celery-durable:dead-letters", first)
     assert exporter.scrape()[DEAD_LETTERS] == 1
 
 
@@ -513,14 +513,14 @@ def test_real_workers_appear_and_disappear(exporter: Exporter, redis_server: Red
 
 def test_heartbeats_of_registered_workers(exporter: Exporter, redis_server: RedisServer) -> None:
     registry = {"high@a": '{"queues": ["high"], "heartbeat": 1795406246.25}', "low@b": '{"heartbeat": 5}'}
-    redis_server.client.hset("celery-workers", mapping={**registry, "odd@c": "no JSON", "odd@d": "{}"})
+    redis_server.client.hset("celery-durable:workers", mapping={**registry, "odd@c": "no JSON", "odd@d": "{}"})
     heartbeats = {key: value for key, value in exporter.scrape().items() if "heartbeat" in key[0]}
     assert heartbeats == {
         sample("celery_worker_heartbeat_timestamp_seconds", worker="high@a"): 1795406246.25,
         sample("celery_worker_heartbeat_timestamp_seconds", worker="low@b"): 5,
     }
     assert any("odd@c" in line and "odd@d" in line for line in exporter.log())
-    redis_server.client.delete("celery-workers")
+    redis_server.client.delete("celery-durable:workers")
     assert not [key for key in exporter.scrape() if "heartbeat" in key[0]]
 
 
@@ -642,7 +642,7 @@ def test_only_unreadable_figures_are_left_out(
     left_out = {waiting("high", 3), age("high"), UNACKED, DEAD_LETTERS, consumers("high"), consumers("low")}
     assert not left_out & set(scraped)
     (line,) = [line for line in exporter.log() if " broker " in line]
-    for cause in ("LLEN high:3: WRONGTYPE", "HLEN unacked: ", "XLEN dead-letters: ", "CLIENT LIST: "):
+    for cause in ("LLEN high:3: WRONGTYPE", "HLEN unacked: ", "XLEN celery-durable:dead-letters: ", "CLIENT LIST: "):
         assert cause in line
 
 

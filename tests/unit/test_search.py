@@ -8,9 +8,11 @@ import pytest
 from redis import Redis
 
 import settings as configuration
-from tasks import inverted_index, search
-from tasks.corpus import list_files
-from tasks.count import Totals, count
+from celery_durable import Durable
+from search import index
+from search.corpus import list_files
+from search.count import Totals, count
+from tasks import search
 
 
 @pytest.fixture
@@ -23,12 +25,12 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def client(client: Redis, folder: Path, monkeypatch: pytest.MonkeyPatch, eager: None) -> Redis:
     """The tasks work on this Redis and folder, and run in this process when they are sent."""
-    monkeypatch.setattr(search, "results_client", lambda: client)
+    monkeypatch.setattr(Durable, "store", client)
     monkeypatch.setattr(configuration.settings, "corpus_dir", folder)
     return client
 
 
-def test_a_run_is_a_chord_that_publishes(client: Redis, folder: Path) -> None:
+def test_a_run_is_a_chord_that_completes_it(client: Redis, folder: Path) -> None:
     started = search.index_corpus.apply(task_id="run").get()
     assert started == {"run": "run", "state": "counting", "chunks": 2}
     assert search.stats.delay().get()["generation"] == "run"
@@ -44,15 +46,15 @@ def test_a_run_delivered_twice_goes_on_and_a_second_run_does_not(
         search.index_corpus.apply(task_id="run")
         assert search.index_corpus.apply(task_id="other").get() == {"run": "run", "state": "active already"}
     search.index_corpus.apply(task_id="run")
-    assert client.get(inverted_index.CURRENT) == "run"
-    assert search.index_corpus.apply(task_id="run").get() == {"run": "run", "state": "published"}
+    assert client.get(index.CURRENT) == "run"
+    assert search.index_corpus.apply(task_id="run").get() == {"run": "run", "state": "complete"}
 
 
 def test_an_empty_folder_makes_an_empty_index(client: Redis, folder: Path) -> None:
     for file in folder.iterdir():
         file.unlink()
     search.index_corpus.apply(task_id="run")
-    assert (client.get(inverted_index.CURRENT), search.stats.delay().get()["documents"]) == ("run", 0)
+    assert (client.get(index.CURRENT), search.stats.delay().get()["documents"]) == ("run", 0)
 
 
 def test_a_missing_folder_is_a_failure_that_leaves_the_index(
@@ -67,32 +69,32 @@ def test_a_missing_folder_is_a_failure_that_leaves_the_index(
 
 def lose_all_but(client: Redis, folder: Path, chunks: list[int]) -> None:
     """A run whose other chunks, and callback, were lost."""
-    inverted_index.start(client, "run", *list_files(folder, 1000))
+    index.start(client, "run", *list_files(folder, 1000))
     for chunk in chunks:
-        inverted_index.count_chunk(client, "run", chunk, folder, 1000)
+        index.count_chunk(client, "run", chunk, folder, 1000)
 
 
-def test_reconcile_publishes_when_the_callback_never_came(client: Redis, folder: Path) -> None:
+def test_repair_completes_a_run_whose_callback_never_came(client: Redis, folder: Path) -> None:
     lose_all_but(client, folder, [0, 1])
-    assert search.reconcile() == {"run": "run", "state": "published", "missing": 0, "dispatched": 0}
-    assert search.reconcile() == {"run": None}
+    assert search.repair.run() == {"run": "run", "state": "complete", "missing": 0, "sent_again": 0}
+    assert search.repair.run() == {"run": None}
     assert Totals(**search.audit.delay().get()) == count(folder, 1_000_000)
 
 
-def test_reconcile_dispatches_what_is_overdue_and_publishes_next_time(client: Redis, folder: Path) -> None:
+def test_repair_sends_what_is_overdue_again_and_completes_the_run_next_time(client: Redis, folder: Path) -> None:
     lose_all_but(client, folder, [0])
-    assert search.reconcile() == {"run": "run", "state": "counting", "missing": 1, "dispatched": 0}
-    client.hset("run:run", mapping=dict.fromkeys(("progress", "dispatched"), time.time() - inverted_index.RUN_DEADLINE))
-    assert search.reconcile() == {"run": "run", "state": "counting", "missing": 1, "dispatched": 1}
-    assert search.reconcile()["state"] == "published"
+    assert search.repair.run() == {"run": "run", "state": "counting", "missing": 1, "sent_again": 0}
+    client.hset("run:run", mapping=dict.fromkeys(("progress", "sent"), time.time() - index.RUN_DEADLINE))
+    assert search.repair.run() == {"run": "run", "state": "counting", "missing": 1, "sent_again": 1}
+    assert search.repair.run()["state"] == "complete"
     assert Totals(**search.audit.delay().get()) == count(folder, 1_000_000)
 
 
 def test_reconcile_gives_up_what_is_stuck(client: Redis, folder: Path) -> None:
     lose_all_but(client, folder, [0])
-    client.hset("run:run", "progress", time.time() - inverted_index.RUN_ABANDONED_AFTER - 1)
-    assert search.reconcile() == {"run": "run", "state": "abandoned"}
-    assert search.reconcile() == {"run": None}
+    client.hset("run:run", "progress", time.time() - index.RUN_ABANDONED_AFTER - 1)
+    assert search.repair.run() == {"run": "run", "state": "abandoned"}
+    assert search.repair.run() == {"run": None}
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import celery
 import pytest
 from pydantic import ValidationError, validate_call
 
-import timing
 from celery_app import Task, app
+from settings import DELIVERY
 from tasks import advanced, basic, workflows
 from tasks.arguments import ArgumentError, Number, checked
 
@@ -32,7 +32,7 @@ def test_flaky_fails_as_often_as_told_and_then_succeeds(failures: int) -> None:
     assert basic.flaky.delay(failures).get() == failures + 1
 
 
-@pytest.mark.parametrize(("asked", "given"), [(0, timing.MIN_RETRY_DELAY), (0.2, timing.MIN_RETRY_DELAY), (30, 30)])
+@pytest.mark.parametrize(("asked", "given"), [(0, DELIVERY.min_retry_delay), (0.2, DELIVERY.min_retry_delay), (30, 30)])
 def test_a_retry_never_runs_at_once(asked: float, given: float, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {}
     monkeypatch.setattr(celery.Task, "retry", lambda _, **given: options.update(given))

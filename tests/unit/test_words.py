@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.words import MAX_WORD_LENGTH, count_words, words
+from search.words import MAX_WORD_LENGTH, count_words, words
 
 texts = st.text(st.characters(codec="utf-8"))
 

@@ -200,4 +200,4 @@ def slow_lane() -> None:
 @checked
 def tick(self: PeriodicTask, name: Name) -> None:
     """What a lesson's beat sends: notes the due time that it stands for."""
-    note(name, str(self.request.get("beat_due")))
+    note(name, str((self.request.headers or {}).get("beat_due")))

@@ -21,7 +21,7 @@ DOCUMENTS_A_CALL = 500  # removed, some 10 ms each
 def canary(self: PeriodicTask) -> None:
     """Leave a sign of life in `canary:<queue>`: when it ran, how long it waited (s), and where."""
     now = time.time()
-    published = self.request.get("published_at", now)
+    published = (self.request.headers or {}).get("published_at", now)
     queue = (self.request.delivery_info or {}).get("routing_key", "")
     sign = {"ran": now, "waited": round(max(0.0, now - published), 3), "worker": self.request.hostname}
     durable.store.set(f"canary:{queue}", json.dumps(sign), ex=KEPT_FOR)

@@ -17,10 +17,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from search import index
+from search.corpus import File, list_files
+from search.count import count
 from stack.poll import poll_until
-from tasks import inverted_index as index
-from tasks.corpus import File, list_files
-from tasks.count import count
 from unit.redis_server import RedisServer
 
 LIMIT = 10_000
@@ -49,7 +49,7 @@ def run_all(client: Redis, run: str, folder: Path) -> dict[str, object]:
     assert start(client, run, folder) == {"run": run, "state": "counting"}
     for chunk in index.missing_chunks(client, run):
         index.count_chunk(client, run, chunk, folder, LIMIT)
-    return index.publish(client, run)
+    return index.complete(client, run)
 
 
 def assert_exact(client: Redis, folder: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_plain_count_is_right(tmp_path: Path) -> None:
 
 def test_a_run_equals_the_plain_count(client: Redis, folder: Path) -> None:
     report = run_all(client, "run", folder)
-    assert (report["state"], report["documents"], report["new"]) == ("published", FILES, FILES)
+    assert (report["state"], report["documents"], report["new"]) == ("complete", FILES, FILES)
     assert_exact(client, folder)
 
 
@@ -96,7 +96,7 @@ def test_before_the_first_run_nothing_is_found(client: Redis) -> None:
         "documents": 0,
         "words": 0,
         "terms": 0,
-        "published": None,
+        "completed": None,
         "run": None,
     }
 
@@ -120,17 +120,17 @@ def test_a_bad_term_is_refused_with_the_reason(client: Redis, term: str, error: 
 
 
 @hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=st.lists(st.sampled_from(["start", "publish", "clean", 0, 1, 2]), max_size=20))
+@given(steps=st.lists(st.sampled_from(["start", "complete", "clean", 0, 1, 2]), max_size=20))
 def test_any_order_and_any_repetition_comes_out_exact(client: Redis, folder: Path, steps: list[str | int]) -> None:
     client.flushall()
     start(client, "run", folder)
-    for step in [*steps, 0, 1, 2, "publish"]:
+    for step in [*steps, 0, 1, 2, "complete"]:
         if step == "start":
             start(client, "run", folder)
         elif step == "clean":
             index.remove_unused_documents(client, 100)
-        elif step == "publish":
-            index.publish(client, "run")
+        elif step == "complete":
+            index.complete(client, "run")
         else:
             index.count_chunk(client, "run", int(step), folder, LIMIT)
     assert_exact(client, folder)
@@ -141,7 +141,7 @@ def count_all_chunks(url: str, run: str, folder: Path, ready: Barrier) -> None:
     ready.wait(timeout=30)
     for chunk in range(3):
         index.count_chunk(client, run, chunk, folder, LIMIT)
-    index.publish(client, run)
+    index.complete(client, run)
 
 
 def test_processes_that_do_the_same_chunks_at_the_same_time(
@@ -177,7 +177,7 @@ def test_processes_killed_in_the_middle(client: Redis, redis_server: RedisServer
             break
     for chunk in index.missing_chunks(client, "run"):
         index.count_chunk(client, "run", chunk, folder, LIMIT)
-    index.publish(client, "run")
+    index.complete(client, "run")
     assert_exact(client, folder)
 
 
@@ -231,11 +231,11 @@ def test_nothing_is_removed_while_a_run_is_active(client: Redis, tmp_path: Path)
 def run_all_started(client: Redis, run: str, folder: Path) -> dict[str, object]:
     for chunk in index.missing_chunks(client, run):
         index.count_chunk(client, run, chunk, folder, LIMIT)
-    return index.publish(client, run)
+    return index.complete(client, run)
 
 
 def test_readers_see_one_complete_index_or_the_next(client: Redis, redis_server: RedisServer, tmp_path: Path) -> None:
-    """A reader's answers while 20 runs are published between them all belong to one of the two states of the folder."""
+    """A reader's answers while 20 runs are completed between them all belong to one of the two states of the folder."""
     states = []
     for number in range(2):
         state = tmp_path / str(number)
@@ -269,20 +269,20 @@ def test_a_second_run_at_the_same_time_says_so(client: Redis, folder: Path) -> N
     start(client, "first", folder)
     assert start(client, "second", folder) == {"run": "first", "state": "active already"}
     assert index.count_chunk(client, "second", 0, folder, LIMIT) == {"state": "expired"}
-    assert run_all_started(client, "first", folder)["state"] == "published"
-    assert start(client, "first", folder) == {"run": "first", "state": "published"}
+    assert run_all_started(client, "first", folder)["state"] == "complete"
+    assert start(client, "first", folder) == {"run": "first", "state": "complete"}
     assert start(client, "second", folder) == {"run": "second", "state": "counting"}
 
 
-def test_a_run_without_all_chunks_is_not_published(client: Redis, folder: Path) -> None:
+def test_a_run_without_all_chunks_is_not_completed(client: Redis, folder: Path) -> None:
     start(client, "run", folder)
     index.count_chunk(client, "run", 1, folder, LIMIT)
-    status = index.publish(client, "run")
+    status = index.complete(client, "run")
     assert (status["state"], status["chunks"], status["missing"]) == ("counting", 3, 2)
     assert client.get(index.CURRENT) is None
 
 
-def test_a_superseded_run_neither_publishes_nor_counts(
+def test_a_superseded_run_neither_completes_nor_counts(
     client: Redis, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(client, "stuck", folder)
@@ -290,12 +290,12 @@ def test_a_superseded_run_neither_publishes_nor_counts(
     monkeypatch.setattr(index, "RUN_ABANDONED_AFTER", -1)
     run_all(client, "next", folder)
     assert index.count_chunk(client, "stuck", 1, folder, LIMIT) == {"state": "superseded"}
-    assert index.publish(client, "stuck")["state"] == "superseded"
+    assert index.complete(client, "stuck")["state"] == "superseded"
     assert client.get(index.CURRENT) == "next"
     assert_exact(client, folder)
 
 
-def test_a_run_superseded_while_it_is_being_published_does_not_replace_the_next(
+def test_a_run_superseded_while_it_is_being_completed_does_not_replace_the_next(
     client: Redis, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merge = index._terms
@@ -303,7 +303,7 @@ def test_a_run_superseded_while_it_is_being_published_does_not_replace_the_next(
     def overtaken(client: Redis, numbers: list[str]) -> set[str]:
         monkeypatch.setattr(index, "_terms", merge)
         client.hset("run:slow", "progress", 0)
-        assert run_all(client, "next", folder)["state"] == "published"
+        assert run_all(client, "next", folder)["state"] == "complete"
         return merge(client, numbers)
 
     monkeypatch.setattr(index, "_terms", overtaken)
@@ -317,7 +317,7 @@ def test_chunks_are_overdue_after_the_deadline_and_once(
     start(client, "run", folder)
     index.count_chunk(client, "run", 1, folder, LIMIT)
     assert index.overdue(client, "run") == []
-    client.hset("run:run", mapping=dict.fromkeys(("progress", "dispatched"), time.time() - index.RUN_DEADLINE - 1))
+    client.hset("run:run", mapping=dict.fromkeys(("progress", "sent"), time.time() - index.RUN_DEADLINE - 1))
     assert index.overdue(client, "run") == [0, 2]
     assert index.overdue(client, "run") == []
 
