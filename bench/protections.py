@@ -14,9 +14,7 @@ from functools import partial
 
 from redis.client import Pipeline
 
-from celery_app import app
-from delivery.once import once
-from settings import LOW, results_client
+from celery_app import app, durable
 
 BATCH, ROUNDS = 1000, 5
 COUNT = "tour:bench"
@@ -24,7 +22,7 @@ COUNT = "tour:bench"
 
 def count(_: str) -> None:
     """The effect: one write."""
-    results_client().incr(COUNT)
+    durable.store.incr(COUNT)
 
 
 def count_once(name: str) -> None:
@@ -33,7 +31,7 @@ def count_once(name: str) -> None:
     def effect(pipe: Pipeline) -> None:
         pipe.incr(COUNT)
 
-    once(results_client(), f"once:bench:{name}", effect, ttl=60)
+    durable.once(f"once:bench:{name}", effect, ttl=60)
 
 
 KINDS = {
@@ -60,8 +58,8 @@ def publish(kind: str, turn: int) -> None:
 
 def work_off() -> None:
     """The batch that waits."""
-    app.control.add_consumer(LOW)  # a reply would be waited for, a second long
-    while int(results_client().get(COUNT) or 0) < BATCH:
+    app.control.add_consumer("low")  # a reply would be waited for, a second long
+    while int(durable.store.get(COUNT) or 0) < BATCH:
         time.sleep(0.005)
 
 
@@ -71,8 +69,8 @@ def measure() -> None:
     run: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for turn in range(ROUNDS + 1):
         for kind in KINDS:
-            app.control.cancel_consumer(LOW, reply=True)
-            results_client().delete(COUNT)
+            app.control.cancel_consumer("low", reply=True)
+            durable.store.delete(COUNT)
             rates = rate(partial(publish, kind, turn)), rate(work_off)
             if turn:  # the first round warms up
                 published[kind].append(rates[0])

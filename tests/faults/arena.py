@@ -1,18 +1,18 @@
-"""Where faults happen: a stack under a load of units, and the ledger that judges it."""
+"""Where faults happen: a stack under a load of tasks, and the ledger that judges it."""
 
 import itertools
+import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import timing
 import yaml
 from python_on_whales import Container
 from python_on_whales.exceptions import DockerException
@@ -20,16 +20,18 @@ from python_on_whales.exceptions import DockerException
 from faults import malformed
 from faults.injections import Injection
 from faults.ledger import Applied, Submitted, Verdict
-from faults.protections import Code
+from settings import DELIVERY
 from stack import inside as run
 from stack.poll import poll_until
-from stack.stack import PROJECT, ROOT, Stack, changed_app, defaults
+from stack.stack import PROJECT, ROOT, Stack, defaults
 
-RATE = 10  # units a second for each low worker; one with two slots does some 15 of this mix
-# A unit that was lost is published again by the reconciler, and may then be with a worker that is killed.
-DRAINED_WITHIN = timing.OUTBOX_BOUND + timing.OUTBOX_RECHECK + timing.OUTBOX_INTERVAL + timing.VISIBILITY_TIMEOUT + 40
+RATE = 10  # tasks a second for each low worker; one with two slots does some 15 of this mix
+# A task that was lost is published again by the reconciler, and may then be with a worker that is killed.
+DRAINED_WITHIN = (
+    DELIVERY.republish_after + DELIVERY.recheck_after + DELIVERY.reconcile_interval + DELIVERY.visibility_timeout + 40
+)
 PUBLISH_TAKES = 16  # s, at most; promised in docs/delivery.md
-LONG = 12  # s that a unit runs that keeps a slot busy: twice what a soft stop waits for
+LONG = 12  # s that a task runs that keeps a slot busy: twice what a soft stop waits for
 CELERY = ("worker-high", "worker-low", "beat", "producer", "client")
 
 
@@ -42,20 +44,20 @@ class Fault:
     watch: str  # where it shows
     inject: Injection
     lasts: float = 0  # s until it is undone
-    redelivered: float | None = None  # s within which units that were running are applied
-    recovered: float | None = None  # s after it is over within which units are applied again
+    redelivered: float | None = None  # s within which tasks that were running are applied
+    recovered: float | None = None  # s after it is over within which tasks are applied again
     blocked: float = PUBLISH_TAKES
     check: Callable[["Arena", Verdict], None] | None = None  # what else must be so
     admin: bool = False  # takes rights that only the fault tests' Redis gives
     small_disk: bool = False
     ends_publisher: bool = False
-    durable: bool = False  # a unit counts as accepted once it is on the disk
-    busy: bool = False  # it comes while every slot of the low workers runs a long unit: whatever it hits is at work
+    durable: bool = False  # a task counts as accepted once it is on the disk
+    busy: bool = False  # it comes while every slot of the low workers runs a long task: whatever it hits is at work
     quick: bool = False  # part of `make test`
 
 
 class Arena:
-    """A stack under load: the names of its units, what was submitted besides the publisher's, what came of it."""
+    """A stack under load: the ids of its tasks, what was submitted besides the publisher's, what came of it."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -64,36 +66,36 @@ class Arena:
         self._numbers = itertools.count()
         self._earlier = stack.inside.call(run.last_dead_letter)
 
-    # --- Units ---
+    # --- Tasks ---
 
     def submit(self, task: str, count: int, *arguments: object, **options: object) -> list[str]:
-        """Submit units by hand; their names."""
-        units = self.names(task.rpartition(".")[2], count)
-        self.stack.inside.call(run.submit, task, units, list(arguments), options)
-        self.accept(units)
-        return units
+        """Submit tasks besides the publisher's; their ids."""
+        ids = self.new_ids(task.rpartition(".")[2], count)
+        self.stack.inside.call(run.submit, task, ids, list(arguments), options)
+        self.accept(ids)
+        return ids
 
     def submit_doomed(self, task: str, count: int, *arguments: object, **options: object) -> None:
-        """Submit units whose effect must never come."""
-        self.stack.inside.call(run.submit, task, self.names("doomed", count), list(arguments), options)
+        """Submit tasks whose effect must never come."""
+        self.stack.inside.call(run.submit, task, self.new_ids("doomed", count), list(arguments), options)
 
     def occupy(self) -> None:
-        """Every slot of the low workers runs a long unit."""
+        """Every slot of the low workers runs a long task."""
         stats = self.stack.inside.call(run.inspect, "stats")
         count: int = sum(each["pool"]["max-concurrency"] for node, each in stats.items() if node.startswith("low@"))
-        units = set(self.submit("tasks.ledger.apply", count, LONG, priority=0))
+        tasks = set(self.submit("chaos.ledger.apply", count, LONG, priority=0))
         poll_until(
-            lambda: units <= self.applied().executing(), f"{count} slots that run a long unit", 60, interval=0.05
+            lambda: tasks <= self.applied().executing(), f"{count} slots that run a long task", 60, interval=0.05
         )
 
-    def names(self, kind: str, count: int) -> list[str]:
-        """New names of units."""
+    def new_ids(self, kind: str, count: int) -> list[str]:
+        """Ids of tasks that do not exist yet."""
         return [f"{self.prefix}-{kind}{number}" for number in itertools.islice(self._numbers, count)]
 
-    def accept(self, units: list[str]) -> None:
-        """Units that were submitted by hand count as the publisher's do."""
+    def accept(self, ids: list[str]) -> None:
+        """Tasks that were submitted besides the publisher's count as its own do."""
         for book in (self.besides.begun, self.besides.accepted):
-            book.update(dict.fromkeys(units, time.time()))
+            book.update(dict.fromkeys(ids, time.time()))
 
     # --- What came of them ---
 
@@ -131,7 +133,7 @@ class Arena:
 
 
 class Publisher:
-    """A client container that publishes units (faults/publisher.py), and its log on the host."""
+    """A client container that publishes tasks (faults/publisher.py), and its log on the host."""
 
     def __init__(self, arena: Arena, durable: bool) -> None:
         self._arena, self._durable = arena, durable
@@ -150,11 +152,11 @@ class Publisher:
         arena.stack.start_client(
             f"{arena.stack.project}-publisher",
             *command,
-            *(["--durable"] if self._durable else []),
+            *(["--on-disk"] if self._durable else []),
             options=[*options, "--env=PYTHONPATH=/app"],
         )
 
-    def go_on(self) -> None:
+    def restart(self) -> None:
         """Begin again after it was killed."""
         self._gone(30)
         self.start()
@@ -167,7 +169,7 @@ class Publisher:
         return found
 
     def stop(self) -> None:
-        """No more units; what was begun is still brought to an end."""
+        """No more tasks; what was begun is still brought to an end."""
         self._kill("SIGTERM")
         self._gone(120)
 
@@ -188,7 +190,7 @@ class Publisher:
 
 @contextmanager
 def load(arena: Arena, durable: bool = False) -> Iterator[Publisher]:
-    """Units are published meanwhile."""
+    """Tasks are published meanwhile."""
     publisher = Publisher(arena, durable)
     try:
         yield publisher
@@ -211,7 +213,7 @@ def run_fault(stack: Stack, fault: Fault) -> Verdict:
             time.sleep(5)  # of ordinary load
             publisher.stop()
             stopped = time.time()
-            say("no more units; those that are under way come to their end")
+            say("no more tasks; those that are under way come to their end")
             verdict.left = drain(arena, publisher)
             verdict.judge(publisher.submitted(), arena.applied(), begun, over, stopped)
         verdict.dead = len(arena.dead_letters())
@@ -231,7 +233,7 @@ def inflict(arena: Arena, publisher: Publisher, fault: Fault) -> tuple[float, fl
         time.sleep(fault.lasts)
     over = time.time()
     if fault.ends_publisher:
-        publisher.go_on()
+        publisher.restart()
     return begun, over
 
 
@@ -259,7 +261,7 @@ def prepare(stack: Stack) -> None:
 
 
 def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Verdict:
-    """Wait until units are executing, held by workers and being published, all at once; the three counts."""
+    """Wait until tasks are executing, held by workers and being published, all at once; the three counts."""
 
     def moment() -> Verdict | None:
         looked = time.time() - 1
@@ -272,22 +274,22 @@ def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Ver
 
     if fault.busy:
         arena.occupy()
-    found = poll_until(moment, "units executing, held and published at once", 60, interval=0.05)
+    found = poll_until(moment, "tasks executing, held and published at once", 60, interval=0.05)
     assert found is not None
-    say(f"units: {found.executing} executing, {found.held} held, {found.published} published in the last second")
+    say(f"tasks: {found.executing} executing, {found.held} held, {found.published} published in the last second")
     return found
 
 
 def drain(arena: Arena, publisher: Publisher) -> int:
-    """Wait until every accepted unit is applied and no worker holds its message, or until that is in vain.
+    """Wait until every accepted task is applied and no worker holds its message, or until that is in vain.
 
     Returns how many messages are held then.
     """
     deadline = time.monotonic() + DRAINED_WITHIN
     while True:
-        units = publisher.submitted().accepted.keys() - {unit for unit, _ in arena.applied().effects}
+        tasks = publisher.submitted().accepted.keys() - {task for task, _ in arena.applied().effects}
         held = len(arena.stack.inside.call(run.taken, arena.prefix))
-        if not (units or held) or time.monotonic() > deadline:
+        if not (tasks or held) or time.monotonic() > deadline:
             return held
         time.sleep(1)
 
@@ -295,7 +297,7 @@ def drain(arena: Arena, publisher: Publisher) -> int:
 def hold(fault: Fault, verdict: Verdict) -> None:
     """What must hold in every row, and the bounds of this one."""
     bounds: dict[str, tuple[float, float | None]] = {
-        "units lost": (verdict.lost, 0),
+        "tasks lost": (verdict.lost, 0),
         "messages not given back": (verdict.left, 0),
         "effects applied twice": (verdict.twice, 0),
         "s until redelivered": (verdict.redelivered, fault.redelivered),
@@ -323,10 +325,10 @@ def on_a_small_disk(stack: Stack) -> Iterator[None]:
 
 
 @contextmanager
-def own_stack(code: Code = ()) -> Iterator[Stack]:
-    """A stack whose Redis have an administrator, its code changed if asked; removed in the end, unless KEEP=1."""
+def own_stack(delivery: Mapping[str, object] | None = None) -> Iterator[Stack]:
+    """A stack whose Redis have an administrator; removed in the end, unless KEEP=1. `delivery`: fields of Config."""
     os.environ.update(defaults())
-    with changed(code) as file:
+    with changed(delivery) as file:
         stack = Stack(PROJECT, file)
         try:
             stack.up()
@@ -337,8 +339,8 @@ def own_stack(code: Code = ()) -> Iterator[Stack]:
 
 
 @contextmanager
-def changed(code: Code = (), small_disk: bool = False) -> Iterator[Path]:
-    """A Compose file that gives both Redis an administrator and, if asked, changes the code or the broker's disk."""
+def changed(delivery: Mapping[str, object] | None = None, small_disk: bool = False) -> Iterator[Path]:
+    """A Compose file that gives both Redis an administrator and, if asked, changes DELIVERY or the broker's disk."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -360,9 +362,9 @@ def changed(code: Code = (), small_disk: bool = False) -> Iterator[Path]:
             services["redis"]["volumes"].append("small-disk:/data")
             options = {"type": "tmpfs", "device": "tmpfs", "o": "size=16m,uid=999,gid=999"}
             volumes["small-disk"] = {"driver": "local", "driver_opts": options}
-        if code:
-            app = changed_app(folder, code)
-            services.update({service: {"volumes": [f"{app}:/app:ro"]} for service in CELERY})
+        if delivery:
+            environment = {"DELIVERY": json.dumps(delivery)}
+            services.update({service: {"environment": environment} for service in CELERY})
         compose = folder / "compose.yaml"
         compose.write_text(yaml.safe_dump({"services": services, "volumes": volumes}))
         yield compose

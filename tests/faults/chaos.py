@@ -1,6 +1,6 @@
 """`make chaos FAULT=worker-kill`: one fault on the stack that runs, for somebody who watches it.
 
-Units of work are published meanwhile, and the ledger judges: exit code 1 when one was lost or applied twice, or a bound
+Tasks are published meanwhile, and the ledger judges: exit code 1 when one was lost or applied twice, or a bound
 was not kept. Whatever happens, Ctrl-C too, the fault is undone.
 """
 
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     print(f"{fault.name}: {fault.what}")
     where = f" at {stack.url('grafana')}" if stack.containers("grafana") else " (`make up` says where)"
     print(f"watch{where}: {fault.watch}\n")
-    say("units of work are being published; Ctrl-C ends all of this and undoes it")
+    say("tasks are being published; Ctrl-C ends all of this and undoes it")
     return 1 if run_fault(stack, fault).wrong else 0
 
 

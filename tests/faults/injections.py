@@ -77,7 +77,7 @@ def restarted(arena: "Arena", *services: str) -> Iterator[None]:
 
 @contextmanager
 def children_killed(arena: "Arena") -> Iterator[None]:
-    """One pool process after another killed, while it runs a unit."""
+    """One pool process after another killed, while it runs a task."""
     # By now it may be another's turn, or nobody's.
     program = "import contextlib, os, sys\nwith contextlib.suppress(OSError): os.kill(int(sys.argv[1]), 9)"
     for _ in range(5):
@@ -91,8 +91,8 @@ def children_killed(arena: "Arena") -> Iterator[None]:
 
 @contextmanager
 def out_of_memory(arena: "Arena") -> Iterator[None]:
-    """Units that take more memory, at their first run, than the container has: the kernel kills their process."""
-    arena.submit("tasks.ledger.apply", 4, 0, 700)
+    """Tasks that take more memory, at their first run, than the container has: the kernel kills their process."""
+    arena.submit("chaos.ledger.apply", 4, 0, 700)
     yield
 
 
@@ -147,23 +147,23 @@ def publisher_killed(arena: "Arena") -> Iterator[None]:
     yield
 
 
-# --- Units of their own ---
+# --- Tasks of their own ---
 
 
 @contextmanager
 def chord_members_killed(arena: "Arena") -> Iterator[None]:
-    """Chords of units, and a worker killed while it runs their members."""
-    units = arena.names("chord", 8)
-    arena.accept(arena.stack.inside.call(run.submit_chords, units, 6, 0.5))
-    poll_until(lambda: any("-chord" in unit for unit in arena.applied().executing()), "members running", 30)
+    """Chords of tasks, and a worker killed while it runs their members."""
+    ids = arena.new_ids("chord", 8)
+    arena.accept(arena.stack.inside.call(run.submit_chords, ids, 6, 0.5))
+    poll_until(lambda: any("-chord" in task for task in arena.applied().executing()), "members running", 30)
     with one_killed(arena, "worker-low"):
         yield
 
 
 @contextmanager
 def delayed_over_a_restart(arena: "Arena") -> Iterator[None]:
-    """Units that are due in 15 s, and both their workers and the broker restarted before."""
-    arena.submit("tasks.ledger.apply", 40, countdown=15)
+    """Tasks that are due in 15 s, and both their workers and the broker restarted before."""
+    arena.submit("chaos.ledger.apply", 40, countdown=15)
     with restarted(arena, "worker-low", "redis"):
         yield
 
@@ -171,7 +171,14 @@ def delayed_over_a_restart(arena: "Arena") -> Iterator[None]:
 @contextmanager
 def overrunning(arena: "Arena") -> Iterator[None]:
     """Tasks that take longer than their limits and do not listen."""
-    arena.submit_doomed("tasks.ledger.overrun", 6, 8, soft_time_limit=1, time_limit=2)
+    arena.submit_doomed("chaos.ledger.overrun", 6, 8, soft_time_limit=1, time_limit=2)
+    yield
+
+
+@contextmanager
+def rate_limited(arena: "Arena") -> Iterator[None]:
+    """Tasks of which each worker may begin three a minute: the last one waits there for two minutes."""
+    arena.submit("chaos.ledger.limited", 6 * len(arena.low_workers()))
     yield
 
 
@@ -284,7 +291,7 @@ if not found:
 @contextmanager
 def full(arena: "Arena", service: str) -> Iterator[None]:
     """A Redis that takes no more writes under a backlog, because maxmemory is reached."""
-    arena.submit("tasks.ledger.apply", 300, 0.1)
+    arena.submit("chaos.ledger.apply", 300, 0.1)
     before = redis_cli(arena.stack, service, "CONFIG", "GET", "maxmemory").split()[-1]
     try:
         redis_cli(arena.stack, service, "CONFIG", "SET", "maxmemory", "1mb")

@@ -1,4 +1,4 @@
-"""The ledger: every unit of work that was submitted, against every effect that was applied."""
+"""The ledger: every task that was submitted, against every effect that was applied."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from stack.inside import Inside
 class Submitted:
     """What the publisher's log says."""
 
-    begun: dict[str, float] = field(default_factory=dict)  # unit: epoch s
+    begun: dict[str, float] = field(default_factory=dict)  # task: epoch s
     accepted: dict[str, float] = field(default_factory=dict)
     raised: int = 0  # calls
     blocked: float = 0.0  # s, the longest call
@@ -23,12 +23,12 @@ class Submitted:
         """From a log that may still grow."""
         found = cls()
         lines = log.read_text().splitlines() if log.exists() else []
-        for kind, unit, time, *rest in (line.split() for line in lines):
+        for kind, task, time, *rest in (line.split() for line in lines):
             match kind:
                 case "begun":
-                    found.begun[unit] = float(time)
+                    found.begun[task] = float(time)
                 case "accepted":
-                    found.accepted[unit] = float(time)
+                    found.accepted[task] = float(time)
                     found.blocked = max(found.blocked, float(rest[0]))
                 case "raised":
                     found.raised += 1
@@ -36,7 +36,7 @@ class Submitted:
         return found
 
     def published_since(self, time: float) -> int:
-        """Units accepted since then."""
+        """Tasks accepted since then."""
         return sum(at >= time for at in self.accepted.values())
 
 
@@ -44,22 +44,22 @@ class Submitted:
 class Applied:
     """What the tasks have written down."""
 
-    runs: list[tuple[str, float]]  # (unit, epoch s)
+    runs: list[tuple[str, float]]  # (task, epoch s)
     effects: list[tuple[str, float]]
 
     @classmethod
     def read(cls, inside: Inside, prefix: str) -> "Applied":
-        """Of the units with this prefix."""
+        """Of the tasks with this prefix."""
 
         def lines(key: str) -> list[tuple[str, float]]:
             found = (line.rsplit(" ", 1) for line in inside.call(run.results_redis, "LRANGE", key, 0, -1))
-            return [(unit, float(time)) for unit, time in found if unit.startswith(f"{prefix}-")]
+            return [(task, float(time)) for task, time in found if task.startswith(f"{prefix}-")]
 
         return cls(lines("ledger:runs"), lines("ledger:effects"))
 
     def executing(self) -> set[str]:
-        """Units that have begun and not been applied, but for those that never will be."""
-        return {unit for unit, _ in self.runs if "-doomed" not in unit} - {unit for unit, _ in self.effects}
+        """Tasks that have begun and not been applied, but for those that never will be."""
+        return {task for task, _ in self.runs if "-doomed" not in task} - {task for task, _ in self.effects}
 
 
 @dataclass
@@ -77,15 +77,15 @@ class Verdict:
     again: int = 0  # runs beyond the first
     dead: int = 0  # dead letters
     left: int = 0  # messages that were taken and neither acknowledged nor given back after all that time
-    gap: float = 0.0  # s, the longest without an effect while units were published
-    redelivered: float = 0.0  # s from the fault until the last unit that was running then or run again was applied
+    gap: float = 0.0  # s, the longest without an effect while tasks were published
+    redelivered: float = 0.0  # s from the fault until the last task that was running then or run again was applied
     recovered: float = 0.0  # s from the end of the fault until the first new effect
     blocked: float = 0.0  # s, the longest that a publish took
     wrong: list[str] = field(default_factory=list)  # what did not hold
 
     def judge(self, submitted: Submitted, applied: Applied, begun: float, over: float, stopped: float) -> None:
-        """Fill in what the ledger says: fault from `begun` to `over`, units published until `stopped` (epoch s)."""
-        effects, runs = Counter(unit for unit, _ in applied.effects), Counter(unit for unit, _ in applied.runs)
+        """Fill in what the ledger says: fault from `begun` to `over`, tasks published until `stopped` (epoch s)."""
+        effects, runs = Counter(task for task, _ in applied.effects), Counter(task for task, _ in applied.runs)
         first = dict(reversed(applied.effects))
         self.submitted, self.raised = len(submitted.begun), submitted.raised
         self.lost = len(submitted.accepted.keys() - effects.keys())
@@ -94,11 +94,11 @@ class Verdict:
         times = sorted(time for time in first.values() if time <= stopped)
         self.gap = max((later - earlier for earlier, later in pairwise(times)), default=0.0)
         interrupted = {
-            unit
-            for unit, time in applied.runs
-            if (time <= begun < first.get(unit, begun)) or (time <= over and runs[unit] > 1)
+            task
+            for task, time in applied.runs
+            if (time <= begun < first.get(task, begun)) or (time <= over and runs[task] > 1)
         }
-        self.redelivered = max((first[unit] - begun for unit in interrupted if unit in first), default=0.0)
+        self.redelivered = max((first[task] - begun for task in interrupted if task in first), default=0.0)
         # What workers held already may begin without the broker: the next one is of a queue.
         after = sorted(time - over for _, time in applied.runs if time >= over)[self.executing + self.held :]
         self.recovered = after[0] if after else float("inf")
@@ -107,7 +107,7 @@ class Verdict:
     def sentence(self) -> str:
         """What came of it, for whoever watched."""
         figures = (
-            f"{self.submitted} units submitted, {self.lost} lost, {self.twice} applied twice, {self.again} run again, "
+            f"{self.submitted} tasks submitted, {self.lost} lost, {self.twice} applied twice, {self.again} run again, "
             f"{self.dead} dead letters; back at work after {self.recovered:.1f} s, what was interrupted done after "
             f"{self.redelivered:.1f} s, longest publish {self.blocked:.1f} s"
         )

@@ -1,10 +1,10 @@
-"""Publishes units of work until it is told to stop: the program of a client container of its own.
+"""Publishes tasks until it is told to stop: the program of a client container of its own.
 
 Each step is a line in a log on a mounted folder, so that what was begun is known even when this program is killed:
 
-    begun UNIT TIME
-    accepted UNIT TIME SECONDS     the call has returned
-    raised UNIT TIME SECONDS ERROR     and is repeated with the same id
+    begun TASK_ID TIME
+    accepted TASK_ID TIME SECONDS     the call has returned
+    raised TASK_ID TIME SECONDS ERROR     and is repeated with the same id
 """
 
 import argparse
@@ -18,13 +18,12 @@ from functools import partial
 from typing import Any
 
 from celery import chord
-from delivery import outbox
 
-from celery_app import app
-from tasks import ledger
+from celery_app import app, durable
+from chaos import ledger
 
 THREADS = 4
-THREADS_THAT_WAIT = 32  # for the disk: each gets a unit there in a second
+THREADS_THAT_WAIT = 32  # for the disk: each gets a task there in a second
 CHORD_MEMBERS = 4
 REPEAT_AFTER = 0.5  # s
 GIVES_UP_AFTER = 60  # s after it was told to stop
@@ -43,50 +42,50 @@ class Log:
         os.write(self._file, (" ".join(map(str, words)) + "\n").encode())
 
 
-def publish(unit: str, number: int) -> list[str]:
-    """Publish a unit: most are short, some long, some due later, some a chord, some left to the reconciler.
+def publish(task_id: str, number: int) -> list[str]:
+    """Publish a task: most are short, some long, some due later, some a chord, some left to the reconciler.
 
-    Returns the units that it consists of.
+    Returns the ids of all that it consists of.
     """
-    options: dict[str, Any] = {"task_id": unit}
+    options: dict[str, Any] = {"task_id": task_id}
     if number % 97 == 50:
-        members = [f"{unit}.{member}" for member in range(CHORD_MEMBERS)]
+        members = [f"{task_id}.{member}" for member in range(CHORD_MEMBERS)]
         header = [ledger.apply.s(member, 0.05).set(task_id=member) for member in members]
-        chord(header, ledger.join.s(unit).set(task_id=unit)).apply_async()
-        return [unit, *members]
+        chord(header, ledger.join.s(task_id).set(task_id=task_id)).apply_async()
+        return [task_id, *members]
     if number % 53 == 20:
         options["later"] = True
     if number % 20 == 7:
         options["countdown"] = 6
     seconds = 2.0 if number % 40 == 13 else 0.3 if number % 8 == 3 else 0.02
-    ledger.apply.apply_async((unit, seconds), **options)
-    return [unit]
+    ledger.apply.apply_async((task_id, seconds), **options)
+    return [task_id]
 
 
-def run(numbers: Iterator[int], prefix: str, rate: float, durable: bool, log: Log) -> None:
-    """Publish one unit after another, each until it is accepted; with `durable` until it is on the disk."""
+def run(numbers: Iterator[int], prefix: str, rate: float, on_disk: bool, log: Log) -> None:
+    """Publish one task after another, each until it is accepted; with `on_disk` until it is on the disk."""
     due = time.monotonic()
     for number in numbers:
         if stopping.wait(max(0.0, due - time.monotonic())):
             return
         due = max(due + 1 / rate, time.monotonic() - 1)  # a stall is not followed by a burst of all it missed
-        unit = f"{prefix}-{number}"
-        log.write("begun", unit, time.time())
+        task_id = f"{prefix}-{number}"
+        log.write("begun", task_id, time.time())
         give_up = float("inf")
         while time.monotonic() < give_up:
             began = time.monotonic()
             try:
-                units = publish(unit, number)
-                if durable:
-                    outbox.wait_until_on_disk()
+                task_ids = publish(task_id, number)
+                if on_disk:
+                    durable.wait_until_on_disk()
             except Exception as error:
-                log.write("raised", unit, time.time(), time.monotonic() - began, type(error).__name__)
+                log.write("raised", task_id, time.time(), time.monotonic() - began, type(error).__name__)
                 if stopping.is_set():
                     give_up = min(give_up, time.monotonic() + GIVES_UP_AFTER)
                 time.sleep(REPEAT_AFTER)
             else:
                 took = time.monotonic() - began
-                for each in units:
+                for each in task_ids:
                     log.write("accepted", each, time.time(), took)
                 break
 
@@ -94,17 +93,17 @@ def run(numbers: Iterator[int], prefix: str, rate: float, durable: bool, log: Lo
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("prefix")
-    parser.add_argument("rate", type=float, help="units a second")
+    parser.add_argument("rate", type=float, help="tasks a second")
     parser.add_argument("log")
-    parser.add_argument("--first", type=int, default=0, help="number of the first unit")
-    parser.add_argument("--durable", action="store_true", help="wait for the disk after each")
+    parser.add_argument("--first", type=int, default=0, help="number of the first task")
+    parser.add_argument("--on-disk", action="store_true", help="wait for the disk after each")
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     app.loader.import_default_modules()
     log = Log(options.log)
-    count = THREADS_THAT_WAIT if options.durable else THREADS
-    publish_all = partial(run, prefix=options.prefix, rate=options.rate / count, durable=options.durable, log=log)
+    count = THREADS_THAT_WAIT if options.on_disk else THREADS
+    publish_all = partial(run, prefix=options.prefix, rate=options.rate / count, on_disk=options.on_disk, log=log)
     threads = [
         threading.Thread(target=publish_all, args=(itertools.count(options.first + thread, count),))
         for thread in range(count)

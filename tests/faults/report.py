@@ -14,7 +14,7 @@ COLUMNS = (
     ("executing", "exec"),
     ("held", "held"),
     ("published", "publ/s"),
-    ("submitted", "units"),
+    ("submitted", "tasks"),
     ("raised", "raised"),
     ("lost", "lost"),
     ("twice", "twice"),

@@ -1,7 +1,7 @@
 """`make soak FOR=30m SEED=7`: one random fault after another on a stack of its own, under load; then the ledger judges.
 
 The seed decides which faults come, in which order, and how long the pauses between them are; chance does the rest, and
-another list of faults gives other orders. Units count as accepted once they are on
+another list of faults gives other orders. Tasks count as accepted once they are on
 the disk, since the broker and redis-results lose their power, too.
 """
 
@@ -53,7 +53,7 @@ def number(text: str) -> int:
 
 
 def soak(stack: Stack, lasts: float, seed: int) -> tuple[Verdict, Counter[str]]:
-    """Faults for so long; the verdict on all units, and how often each fault came.
+    """Faults for so long; the verdict on all tasks, and how often each fault came.
 
     A fault that did not come about or left something unwell is said, is wrong, and the next one comes.
     """
@@ -72,7 +72,7 @@ def soak(stack: Stack, lasts: float, seed: int) -> tuple[Verdict, Counter[str]]:
                 counts[fault.name] += 1
         over = time.time()
         publisher.stop()
-        say("no more units; those that are under way come to their end")
+        say("no more tasks; those that are under way come to their end")
         verdict = Verdict("soak", 0, 0, 0, left=drain(arena, publisher), wrong=wrong)
         verdict.judge(publisher.submitted(), arena.applied(), began, over, over)
     verdict.dead = len(arena.dead_letters())
@@ -88,7 +88,7 @@ def one(arena: Arena, publisher: Publisher, fault: Fault) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run it; exit code 1 when a unit was lost or applied twice, a message is held, or a fault did not come about."""
+    """Run it; exit code 1 when a task was lost or applied twice, a message is held, or a fault did not come about."""
     lasts, seed = seconds(arguments[0]), number(arguments[1])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"soak: FOR={arguments[0]} SEED={seed}")
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
         prepare(stack)
         verdict, counts = soak(stack, lasts, seed)
     print(f"\n{sum(counts.values())} faults: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
-    print(f"{verdict.submitted} units submitted, {verdict.again} run again, {verdict.dead} dead letters")
+    print(f"{verdict.submitted} tasks submitted, {verdict.again} run again, {verdict.dead} dead letters")
     print(f"{verdict.raised} publishes raised, the longest took {verdict.blocked:.1f} s")
     print(f"{verdict.gap:.1f} s the longest time without an effect")
     print("".join(f"WRONG: {each}\n" for each in verdict.wrong), end="")

@@ -4,16 +4,15 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import timing
-
 from faults import injections as how
 from faults import malformed
 from faults.arena import LONG, Arena, Fault
 from faults.ledger import Verdict
+from settings import DELIVERY
 
-# A killed worker's messages are back on their queue in less than 95 s, as docs/delivery.md promises. A unit of this
+# A killed worker's messages are back on their queue in less than 95 s, as docs/delivery.md promises. A task of this
 # load takes 2 s at most, and waits for its turn.
-KILLED = timing.VISIBILITY_TIMEOUT + timing.RESTORE_INTERVAL + timing.RESTORE_MUTEX_EXPIRE + 11
+KILLED = DELIVERY.visibility_timeout + DELIVERY.restore_interval + DELIVERY.restore_mutex_expire + 11
 BACK_AT_WORK = 5  # s after Redis is back
 
 
@@ -39,15 +38,22 @@ def every_malformed_message_is_a_dead_letter(arena: Arena, verdict: Verdict) -> 
 
 def overruns_are_dead_letters(arena: Arena, verdict: Verdict) -> None:
     """Each once, none applied, none run again."""
-    found = [letter for letter in arena.dead_letters() if letter["task"] == "tasks.ledger.overrun"]
+    found = [letter for letter in arena.dead_letters() if letter["task"] == "chaos.ledger.overrun"]
     if [letter["reason"] for letter in found] != ["hard time limit"] * 6:
         verdict.wrong.append(f"dead letters of the overruns: {found}")
     applied = arena.applied()
-    if any("-doomed" in unit for unit, _ in applied.effects):
+    if any("-doomed" in task for task, _ in applied.effects):
         verdict.wrong.append("an overrun was applied")
-    runs = [unit for unit, _ in applied.runs if "-doomed" in unit]
+    runs = [task for task, _ in applied.runs if "-doomed" in task]
     if len(runs) != len(set(runs)):
         verdict.wrong.append("an overrun was run again")
+
+
+def nothing_limited_ran_twice(arena: Arena, verdict: Verdict) -> None:
+    """Although it waited in the worker for longer than the visibility timeout."""
+    runs = Counter(task for task, _ in arena.applied().runs if "-limited" in task)
+    if again := [task for task, count in runs.items() if count > 1]:
+        verdict.wrong.append(f"run again while a worker held it: {', '.join(again)}")
 
 
 def hung_workers_have_ended_themselves(arena: Arena, verdict: Verdict) -> None:
@@ -55,20 +61,20 @@ def hung_workers_have_ended_themselves(arena: Arena, verdict: Verdict) -> None:
     for worker in arena.low_workers():
         said = str(arena.stack.docker.container.logs(worker))
         if "watchdog: this worker ends itself: its event loop has not turned" not in said:
-            verdict.wrong.append(f"{worker.name}: no watchdog has spoken")
+            verdict.wrong.append(f"{worker.name}: its watchdog has not logged that it ended it")
 
 
 FAULTS = (
     Fault(
         name="child-kill",
-        what="Pool processes are killed with SIGKILL while they run a unit.",
+        what="Pool processes are killed with SIGKILL while they run a task.",
         watch="Overview, Failed runs: worker_lost; the tasks run again after 5 s.",
         inject=how.children_killed,
         redelivered=30,
     ),
     Fault(
         name="child-oom",
-        what="Units take more memory than their container has; the kernel kills their process.",
+        what="Tasks take more memory than their container has; the kernel kills their process.",
         watch="Overview, Failed runs, and the restarts of worker-low (none: only the process dies).",
         inject=how.out_of_memory,
         redelivered=60,
@@ -99,7 +105,7 @@ FAULTS = (
     ),
     Fault(
         name="worker-doze",
-        what="Every low worker is frozen for 70 s: when it goes on, the soft limit of its units is over.",
+        what="Every low worker is frozen for 70 s: when it goes on, the soft limit of its tasks is over.",
         watch="Overview, Backlog, Failed runs: retried; nothing is given up.",
         inject=lambda arena: how.frozen(arena, "worker-low"),
         lasts=70,
@@ -176,7 +182,7 @@ FAULTS = (
     ),
     Fault(
         name="publisher-cut",
-        what="The publisher's packets to and from the broker vanish for 20 s; the outbox takes its units.",
+        what="The publisher's packets to and from the broker vanish for 20 s; the outbox takes its tasks.",
         watch="Overview, Arrival.",
         inject=publisher_cut_off,
         lasts=20,
@@ -224,7 +230,7 @@ FAULTS = (
     Fault(
         name="redis-full",
         what="The broker has reached maxmemory under a backlog, for 10 s, and refuses writes.",
-        watch="Overview, Redis memory; the outbox takes the units.",
+        watch="Overview, Redis memory; the outbox takes the tasks.",
         inject=lambda arena: how.full(arena, "redis"),
         lasts=10,
         recovered=30,
@@ -233,7 +239,7 @@ FAULTS = (
     ),
     Fault(
         name="results-away",
-        what="redis-results is stopped for 15 s: no result, no effect, no unit can be written.",
+        what="redis-results is stopped for 15 s: no result, no effect, no task can be written.",
         watch="Overview, Redis; tasks retry, publishers are told.",
         inject=lambda arena: how.stopped(arena, "redis-results"),
         lasts=15,
@@ -250,7 +256,7 @@ FAULTS = (
     ),
     Fault(
         name="results-power",
-        what="redis-results loses its power: results, effects and units after its last fsync are gone.",
+        what="redis-results loses its power: results, effects and tasks after its last fsync are gone.",
         watch="Overview, Redis.",
         inject=lambda arena: how.power_lost(arena, "redis-results"),
         redelivered=KILLED + 30,
@@ -318,11 +324,19 @@ FAULTS = (
     ),
     Fault(
         name="eta-restart",
-        what="Workers and broker are restarted while units wait for their time.",
+        what="Workers and broker are restarted while tasks wait for their time.",
         watch="Overview, Prefetched.",
         inject=how.delayed_over_a_restart,
         recovered=None,
         redelivered=KILLED + 15,
+    ),
+    Fault(
+        name="rate-limit",
+        what="Tasks wait in their workers behind a rate limit, longer than the visibility timeout.",
+        watch="Overview, Prefetched.",
+        inject=how.rate_limited,
+        redelivered=15,
+        check=nothing_limited_ran_twice,
     ),
     Fault(
         name="overrun",

@@ -20,7 +20,7 @@ def test_the_name_of_the_protection() -> None:
 @pytest.mark.parametrize("protection", CHOSEN, ids=lambda each: each.name)
 def test_without_it_its_row_goes_red(protection: Protection, unprotected: list[Unprotected]) -> None:
     (fault,) = [fault for fault in FAULTS if fault.name == protection.fault]
-    with own_stack(protection.off) as stack:
+    with own_stack({protection.name: False}) as stack:
         prepare(stack)
         verdict = run_fault(stack, fault)
     unprotected.append(Unprotected(protection, verdict))

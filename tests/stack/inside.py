@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -80,6 +80,11 @@ def app() -> Any:
     return celery_app
 
 
+def durable() -> Any:
+    """What `install` gave the app."""
+    return importlib.import_module("celery_app").durable
+
+
 def publish(task: str, calls: list[list[Any]], **options: Any) -> list[str]:
     """Publish a task once for each list of arguments. Returns their ids."""
     return [app().tasks[task].apply_async(args, **options).id for args in calls]
@@ -115,24 +120,24 @@ def publish_pickle(folder: str) -> None:
         )
 
 
-def submit(task: str, units: list[str], arguments: list[Any], options: Json) -> None:
-    """Publish units of work (tasks/ledger.py), each with its name as id and first argument."""
-    for unit in units:
-        app().tasks[task].apply_async((unit, *arguments), task_id=unit, **options)
+def submit(task: str, ids: list[str], arguments: list[Any], options: Json) -> None:
+    """Publish tasks of chaos/ledger.py, each with its id as first argument."""
+    for task_id in ids:
+        app().tasks[task].apply_async((task_id, *arguments), task_id=task_id, **options)
 
 
-def submit_chords(units: list[str], members: int, seconds: float) -> list[str]:
-    """Publish chords of units, ahead of all that waits; names of all that they consist of."""
-    ledger, chord = importlib.import_module("tasks.ledger"), importlib.import_module("celery").chord
-    names = []
-    for unit in units:
-        header = [f"{unit}.{member}" for member in range(members)]
+def submit_chords(ids: list[str], members: int, seconds: float) -> list[str]:
+    """Publish chords, ahead of all that waits; the ids of all tasks that they consist of."""
+    ledger, chord = importlib.import_module("chaos.ledger"), importlib.import_module("celery").chord
+    all_ids = []
+    for task_id in ids:
+        header = [f"{task_id}.{member}" for member in range(members)]
         chord(
             [ledger.apply.s(name, seconds).set(task_id=name, priority=0) for name in header],
-            ledger.join.s(unit).set(task_id=unit, priority=0),
+            ledger.join.s(task_id).set(task_id=task_id, priority=0),
         ).apply_async()
-        names += [unit, *header]
-    return names
+        all_ids += [task_id, *header]
+    return all_ids
 
 
 def push_malformed(queue: str) -> None:
@@ -145,30 +150,32 @@ def push_malformed(queue: str) -> None:
 def malformed_dead_letters(after: str) -> list[str]:
     """The kinds of malformed message among the dead letters that are newer than this stream id."""
     limit = importlib.import_module("settings").settings.max_message_bytes
-    dlq, malformed = importlib.import_module("delivery.dlq"), importlib.import_module("malformed")
-    return [malformed.name_of(each.payload, limit) for each in dlq.dead_letters(dlq.client(), f"({after}")]
+    malformed = importlib.import_module("malformed")
+    return [malformed.name_of(each.payload, limit) for each in _dead_letters(after)]
 
 
 def last_dead_letter() -> str:
     """Stream id of the newest dead letter; "0" where there is none."""
-    newest = importlib.import_module("settings").broker_client().xrevrange("dead-letters", count=1)
+    newest = durable().broker.xrevrange(durable().dead_letters.key, count=1)
     return str(newest[0][0]) if newest else "0"
+
+
+def _dead_letters(after: str) -> Iterator[Any]:
+    yield from durable().dead_letters.read(durable().raw_broker(), f"({after}")
 
 
 def dead_letters(after: str = "0") -> list[Json]:
     """Dead letters without their payloads, newer than this stream id."""
-    dlq = importlib.import_module("delivery.dlq")
-    letters = dlq.dead_letters(dlq.client(), f"({after}")
     return [
         {"entry": each.id, "reason": each.reason, "queue": each.queue, "task": each.task, "id": each.task_id}
-        for each in letters
+        for each in _dead_letters(after)
     ]
 
 
 def drop_dead_letters(entries: list[str]) -> None:
     """Take these out of the stream."""
     if entries:
-        broker("XDEL", "dead-letters", *entries)
+        broker("XDEL", durable().dead_letters.key, *entries)
 
 
 def control(command: str, nodes: list[str]) -> None:
@@ -193,7 +200,7 @@ def send_by_name(task: str, headers: Json) -> str:
 
 def take_out(task_id: str) -> bool:
     """Remove a task's message from those that workers hold; whether it was there."""
-    client = importlib.import_module("settings").broker_client()
+    client = durable().broker
     for tag, message in client.hgetall("unacked").items():
         if task_id in message:
             client.zrem("unacked_index", tag)
@@ -244,12 +251,12 @@ def inspect(what: str) -> Json:
 
 def broker(*command: Any) -> Any:
     """A Redis command on the broker, as the user `celery`."""
-    return importlib.import_module("settings").broker_client().execute_command(*command)
+    return durable().broker.execute_command(*command)
 
 
 def results_redis(*command: Any) -> Any:
     """A Redis command on redis-results, as the user `celery`."""
-    return importlib.import_module("settings").results_client().execute_command(*command)
+    return durable().store.execute_command(*command)
 
 
 def redis_says(host: str, user: str | None, password: str | None, *command: Any) -> str:
@@ -271,12 +278,12 @@ def keys(host: str, user: str, password: str) -> list[str]:
 
 def broker_transaction(*commands: list[Any]) -> None:
     """Commands in MULTI and EXEC on the broker."""
-    _transaction(importlib.import_module("settings").broker_client(), commands)
+    _transaction(durable().broker, commands)
 
 
 def results_transaction(*commands: list[Any]) -> None:
     """Commands in MULTI and EXEC on redis-results."""
-    _transaction(importlib.import_module("settings").results_client(), commands)
+    _transaction(durable().store, commands)
 
 
 def _transaction(client: Any, commands: tuple[list[Any], ...]) -> None:
@@ -288,14 +295,14 @@ def _transaction(client: Any, commands: tuple[list[Any], ...]) -> None:
 
 def waiting(queue: str) -> dict[str, int]:
     """Messages in each priority list of a queue, counted by Redis."""
-    client = importlib.import_module("settings").broker_client()
-    lists = importlib.import_module("settings").priority_lists(queue)
+    client = durable().broker
+    lists = durable().priority_lists(queue)
     return {str(step): client.llen(name) for step, name in enumerate(lists)}
 
 
 def backlog() -> int:
     """Messages waiting or taken and not acknowledged, in all."""
-    client = importlib.import_module("settings").broker_client()
+    client = durable().broker
     return sum(waiting("high").values()) + sum(waiting("low").values()) + int(client.hlen("unacked"))
 
 
@@ -309,29 +316,27 @@ def take_restore_mutex() -> None:
 
 def taken(prefix: str) -> list[str]:
     """Ids with this prefix of the messages that are taken and not acknowledged."""
-    messages = importlib.import_module("settings").broker_client().hgetall("unacked").values()
+    messages = durable().broker.hgetall("unacked").values()
     found = (re.search(rf'"id": "({prefix}[^"]*)"', message) for message in messages)
     return [match[1] for match in found if match]
 
 
 def count_corpus() -> Json:
     """The plain count of the corpus: one process, no Redis, no Celery."""
-    output = subprocess.run([sys.executable, "-m", "tasks.count"], check=True, capture_output=True, text=True).stdout
+    output = subprocess.run([sys.executable, "-m", "search.count"], check=True, capture_output=True, text=True).stdout
     return dict(json.loads(output))
 
 
 def forget_index() -> None:
     """Make every document look new, so that the next run counts them all again."""
-    client = importlib.import_module("settings").results_client()
+    client = durable().store
     for digest in client.hvals("index:documents"):
         client.delete(f"index:document:{digest}")
 
 
 def run_state(run: str) -> Json:
     """State of an indexing run, asked from Redis and not from a worker."""
-    index = importlib.import_module("tasks.inverted_index")
-    settings = importlib.import_module("settings")
-    return dict(index.run_status(settings.results_client(), run))
+    return dict(importlib.import_module("search.index").run_status(durable().store, run))
 
 
 if __name__ == "__main__":

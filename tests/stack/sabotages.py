@@ -14,16 +14,12 @@ class Sabotage:
     new: str
 
 
-ADVANCED, PRACTICES, SETTINGS = "tasks/advanced.py", "tasks/practices.py", "settings.py"
+ADVANCED, PRACTICES, SETTINGS = "tasks/advanced.py", "tour/tasks/practices.py", "settings.py"
 
 # One for each lesson, because a failed step ends its lesson; all are done at once.
 SABOTAGES = (
-    Sabotage(
-        "routes", "search", SETTINGS, '"tasks.search.search": {"queue": HIGH}', '"tasks.search.search": {"queue": LOW}'
-    ),
-    Sabotage(
-        "priorities", "in the queue, by priority", SETTINGS, '"task_default_priority": 5', '"task_default_priority": 0'
-    ),
+    Sabotage("routes", "search", "queues.py", 'tasks=("tasks.search.search", ', "tasks=("),
+    Sabotage("priorities", "in the queue, by priority", "queues.py", "DEFAULT_PRIORITY = 5", "DEFAULT_PRIORITY = 0"),
     Sabotage(
         "nobody-listens",
         "the caller got",
@@ -43,7 +39,11 @@ SABOTAGES = (
     Sabotage("logging", "state", "tasks/basic.py", "@app.task(ignore_result=True)", "@app.task(ignore_result=False)"),
     Sabotage("arguments", "error", "tasks/basic.py", "@checked\ndef add(", "def add("),
     Sabotage(
-        "beat-entries", "hours between them", "scheduler.py", "return ZoneInfo(self.zone)", 'return ZoneInfo("UTC")'
+        "beat-entries",
+        "hours between them",
+        "tour/lessons/beat.py",
+        'clock.zoned("Asia/Tokyo", hour=9, minute=0)',
+        "crontab(hour=9, minute=0)",
     ),
     Sabotage(
         "beat-restart", "runs of one tick", ADVANCED, "@app.task(base=PeriodicTask, bind=True", "@app.task(bind=True"
@@ -85,15 +85,15 @@ SABOTAGES = (
         "idempotency",
         "deposit of 100, with its marker",
         PRACTICES,
-        "once(results_client(), key(self.request.id), effect, ttl=KEPT_FOR)",
-        "results_client().incrby(key(account), amount)",
+        "durable.once(key(self.request.id), effect, ttl=KEPT_FOR)",
+        "durable.store.incrby(key(account), amount)",
     ),
     Sabotage(
         "atomicity",
         "in one transaction, left in all",
         PRACTICES,
         "pipeline(transaction=True) as pipe:\n        pipe.decrby",
-        "pipeline(transaction=True) as pipe:\n        results_client().decrby",
+        "pipeline(transaction=True) as pipe:\n        durable.store.decrby",
     ),
     Sabotage("sparing-results", "stored for its name", PRACTICES, "    return name\n", '    return "x" * size\n'),
     Sabotage("time-outs", "with: ends as", PRACTICES, "ours.settimeout(timeout)", "ours.settimeout(None)"),
@@ -105,13 +105,11 @@ SABOTAGES = (
         "max_retries=0, retry_backoff=1",
     ),
     Sabotage("changed-signature", "with a default", PRACTICES, 'language: str = "en"', "language: str"),
-    Sabotage(
-        "too-early", "written, then published", PRACTICES, "value = results_client().get(key(name))", "value = None"
-    ),
+    Sabotage("too-early", "written, then published", PRACTICES, "value = durable.store.get(key(name))", "value = None"),
     Sabotage(
         "fork-safety",
         "connections opened after it",
-        "tasks/processes.py",
+        "tour/tasks/processes.py",
         "@signals.worker_process_init.connect",
         "@signals.worker_init.connect",
     ),

@@ -5,8 +5,8 @@ import time
 from typing import Any
 
 import pytest
-import timing
 
+from settings import DELIVERY
 from stack import inside as run
 from stack.inside import Inside
 from stack.poll import poll_until
@@ -28,24 +28,25 @@ def dead_letter(inside: Inside, newest: str, task_id: str, timeout: float = 30) 
 
 def dlq(stack: Stack, *arguments: str) -> str:
     """What `make dlq` runs, and prints."""
-    command = [*stack.compose_command, "run", "--rm", "--no-deps", "-T", "client", "python", "-m", "delivery.dlq"]
+    client = [*stack.compose_command, "run", "--rm", "--no-deps", "-T", "client"]
+    command = [*client, "python", "-m", "celery_durable", "-A", "celery_app", "dlq"]
     return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def test_a_message_of_an_unknown_task_goes_back_for_a_while_and_is_dead_then(inside: Inside, newest: str) -> None:
-    """As if it had been going back for all but the last moments of that while."""
-    since = time.time() - timing.UNKNOWN_TASK_PATIENCE + 3
-    task = inside.call(run.send_by_name, "tasks.of.tomorrow", {"unknown_since": since})
+    """As if it had gone back all but the last time."""
+    began = time.time()
+    task = inside.call(run.send_by_name, "tasks.of.tomorrow", {"unknown_for": DELIVERY.unknown_task_patience - 1})
     letter = dead_letter(inside, newest, task)
     assert (letter["reason"], letter["task"], letter["queue"]) == ("unknown task", "tasks.of.tomorrow", "low")
     died = int(letter["entry"].partition("-")[0]) / 1000
-    assert died > since + timing.UNKNOWN_TASK_PATIENCE, "it was given up before its time"
+    assert died > began + DELIVERY.unknown_task_delay, "it was given up before its time"
 
 
 def test_a_dead_letter_is_counted_told_put_back_and_dropped(
     stack: Stack, inside: Inside, prometheus: Prometheus, newest: str
 ) -> None:
-    task = inside.call(run.send_by_name, "tasks.of.yesterday", {"unknown_since": 1.0})
+    task = inside.call(run.send_by_name, "tasks.of.yesterday", {"unknown_for": DELIVERY.unknown_task_patience})
     letter = dead_letter(inside, newest, task)
     firing = 'ALERTS{alertname="DeadLetters", alertstate="firing"}'
     poll_until(lambda: prometheus.query("max(celery_dead_letters) > 0"), "the dead letter in Prometheus", 20)
@@ -53,7 +54,7 @@ def test_a_dead_letter_is_counted_told_put_back_and_dropped(
     poll_until(lambda: prometheus.query(counted), "the worker's count of it in Prometheus", 20)
     poll_until(lambda: prometheus.query(firing), "the alert DeadLetters", 60)
     assert f"{letter['entry']:<18}" in dlq(stack)
-    assert "unknown_since" in dlq(stack, "show", letter["entry"])
+    assert "unknown_for" in dlq(stack, "show", letter["entry"])
     assert f"put back {letter['entry']}" in dlq(stack, "requeue", letter["entry"])
     # It is as unknown as ever, but its patience has started anew: a worker holds it, to put it back in 5 s.
     poll_until(lambda: inside.call(run.take_out, task), "the message with a worker", 30)
@@ -71,8 +72,8 @@ def test_a_message_that_is_too_large_is_refused_where_it_is_published(inside: In
     [
         ("tasks.basic.add", {}, "OperationalError", 16),
         ("tasks.basic.add", {"retry": False}, "OperationalError", 4),
-        ("tasks.ledger.apply", {}, "", 4),
-        ("tasks.ledger.apply", {"later": True}, "", 1),
+        ("chaos.ledger.apply", {}, "", 4),
+        ("chaos.ledger.apply", {"later": True}, "", 1),
     ],
     ids=["retried", "not retried", "outbox", "outbox, later"],
 )

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-import timing
 
+from settings import DELIVERY
 from stack import inside as run
 from stack.inside import Inside
 from stack.poll import poll_until
@@ -13,7 +13,7 @@ from stack.stack import Stack, service_of
 pytestmark = pytest.mark.disruptive
 
 # A killed worker's messages go back to their queue after the visibility timeout; the rest is for running them.
-REDELIVERED_WITHIN = timing.VISIBILITY_TIMEOUT + timing.RESTORE_INTERVAL + timing.RESTORE_MUTEX_EXPIRE + 1
+REDELIVERED_WITHIN = DELIVERY.visibility_timeout + DELIVERY.restore_interval + DELIVERY.restore_mutex_expire + 1
 MARGIN = 45
 
 
@@ -57,14 +57,14 @@ def test_a_killed_worker_comes_back_and_its_tasks_are_run_again(stack: Stack, in
 def test_a_message_past_its_visibility_timeout_goes_back_at_the_next_look(stack: Stack, inside: Inside) -> None:
     with stack.stopped("worker-low"):
         (task,) = inside.call(run.publish, "tasks.basic.add", [[1, 2]], priority=0)
-        for within in (30, 4 * timing.RESTORE_INTERVAL):  # the first ends with a look: the next is an interval away
+        for within in (30, 4 * DELIVERY.restore_interval):  # the first ends with a look: the next is an interval away
             make_overdue(inside)
             poll_until(lambda: inside.call(run.broker, "LLEN", "low"), "the message back in its queue", within)
     poll_until(lambda: inside.call(run.states, [task]) == ["SUCCESS"], "the task done", 30)
 
 
 def test_a_worker_that_died_while_it_looked_does_not_hold_the_others_up_for_long(stack: Stack, inside: Inside) -> None:
-    within = timing.RESTORE_MUTEX_EXPIRE + 4 * timing.RESTORE_INTERVAL
+    within = DELIVERY.restore_mutex_expire + 4 * DELIVERY.restore_interval
     with stack.stopped("worker-low"):
         (task,) = inside.call(run.publish, "tasks.basic.add", [[1, 2]], priority=0)
         inside.call(run.take_restore_mutex)

@@ -1,4 +1,4 @@
-"""The producer's traffic: profiles beside it, back-pressure, Redis away."""
+"""The producer's traffic: patterns beside it, back-pressure, Redis away."""
 
 import re
 import subprocess
@@ -19,9 +19,9 @@ def load(stack: Stack, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-@pytest.mark.parametrize("profile", ["steady", "bursts", "failures"])
-def test_a_profile_runs_beside_the_producer_and_says_what_it_sent(profile: str, stack: Stack) -> None:
-    done = load(stack, PROFILE=profile, FOR="4s")
+@pytest.mark.parametrize("pattern", ["steady", "bursts", "failures"])
+def test_a_pattern_runs_beside_the_producer_and_says_what_it_sent(pattern: str, stack: Stack) -> None:
+    done = load(stack, TRAFFIC=pattern, FOR="4s")
     assert done.returncode == 0, done.stderr
     summary = re.search(r"published (\d+), unpublished (\d+)", done.stdout)
     assert summary, done.stdout + done.stderr
@@ -30,12 +30,12 @@ def test_a_profile_runs_beside_the_producer_and_says_what_it_sent(profile: str, 
 
 
 def test_idle_sends_nothing(stack: Stack) -> None:
-    assert "published 0, unpublished 0" in load(stack, PROFILE="idle", FOR="2s").stdout
+    assert "published 0, unpublished 0" in load(stack, TRAFFIC="idle", FOR="2s").stdout
 
 
 @pytest.mark.parametrize(
     ("environment", "named"),
-    [({"PROFILE": "stedy"}, "PROFILE: no 'stedy'"), ({"FOR": "soon"}, "FOR: "), ({"SEED": "x"}, "SEED: ")],
+    [({"TRAFFIC": "stedy"}, "TRAFFIC: no 'stedy'"), ({"FOR": "soon"}, "FOR: "), ({"SEED": "x"}, "SEED: ")],
 )
 def test_a_wrong_setting_is_an_error_that_names_it_and_the_choices(
     environment: dict[str, str], named: str, stack: Stack
@@ -43,7 +43,7 @@ def test_a_wrong_setting_is_an_error_that_names_it_and_the_choices(
     done = load(stack, **environment)
     assert done.returncode == 2
     assert named in done.stderr
-    if "PROFILE" in environment:
+    if "TRAFFIC" in environment:
         for choice in ("steady", "flood", "bursts", "failures", "idle"):
             assert choice in done.stderr
 
@@ -52,7 +52,7 @@ def test_a_wrong_setting_is_an_error_that_names_it_and_the_choices(
 def test_it_slows_down_when_a_queue_is_too_deep_and_says_so(stack: Stack, inside: Inside) -> None:
     limit = 300
     with stack.stopped("worker-low"):
-        done = load(stack, PROFILE="flood", FOR="10s", MAX_QUEUE_DEPTH=str(limit))
+        done = load(stack, TRAFFIC="flood", FOR="10s", MAX_QUEUE_DEPTH=str(limit))
         depth = sum(inside.call(run.waiting, "low").values())
     assert f"more than {limit}: holding its messages back" in done.stderr
     assert limit < depth < 1000, "without back-pressure 2000: 10 s of 200 a second"

@@ -74,7 +74,9 @@ def test_workers_of_the_high_queue_scale_apart(stack: Stack, prometheus: Prometh
 def test_a_killed_worker_stays_registered_and_one_scaled_down_does_not(stack: Stack, inside: Inside) -> None:
     def registered() -> set[str]:
         return {
-            str(node) for node in inside.call(run.broker, "HKEYS", "celery-workers") if str(node).startswith("low@")
+            str(node)
+            for node in inside.call(run.broker, "HKEYS", "celery-durable:workers")
+            if str(node).startswith("low@")
         }
 
     stack.scale(worker_low=3)
@@ -85,6 +87,6 @@ def test_a_killed_worker_stays_registered_and_one_scaled_down_does_not(stack: St
     stopped.stop(time=20)
     poll_until(lambda: nodes[stopped.id] not in registered(), "the stopped worker gone from the registry", 20)
     assert nodes[killed.id] in registered()
-    inside.call(run.broker, "HDEL", "celery-workers", nodes[killed.id])
+    inside.call(run.broker, "HDEL", "celery-durable:workers", nodes[killed.id])
     stack.scale(worker_low=1)
     stack.wait_healthy("worker-low")

@@ -9,7 +9,7 @@ from stack.stack import Stack
 
 pytestmark = pytest.mark.disruptive
 
-REDISPATCHED_WITHIN = 180  # s: the visibility timeout, or the run's deadline and the next tick of reconcile
+REDISPATCHED_WITHIN = 180  # s: the visibility timeout, or the run's deadline and the next tick of repair
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,11 @@ def start_run(inside: Inside) -> str:
     return poll_until(start, "a run of our own: another one is active", 180, interval=2)
 
 
-def wait_published(inside: Inside, task: str, timeout: float = 60) -> Json:
+def wait_complete(inside: Inside, task: str, timeout: float = 60) -> Json:
     """Wait until a run's index is the current one; its report."""
     return poll_until(
-        lambda: state if (state := inside.call(run.run_state, task))["state"] == "published" else {},
-        f"run {task} published",
+        lambda: state if (state := inside.call(run.run_state, task))["state"] == "complete" else {},
+        f"run {task} complete",
         timeout,
     )
 
@@ -50,12 +50,12 @@ def audit(inside: Inside) -> Json:
 
 def test_the_index_equals_a_plain_count_and_still_does_after_another_run(inside: Inside, truth: Json) -> None:
     inside.call(run.forget_index)
-    report = wait_published(inside, start_run(inside))
+    report = wait_complete(inside, start_run(inside))
     assert audit(inside) == truth
     assert {name: report[name] for name in ("documents", "words", "terms")} == {
         name: truth[name] for name in ("documents", "words", "terms")
     }
-    again = wait_published(inside, start_run(inside))
+    again = wait_complete(inside, start_run(inside))
     assert again["new"] == 0, "nothing has changed: nothing is counted again"
     assert audit(inside) == truth
 
@@ -68,7 +68,7 @@ def test_the_index_equals_a_plain_count_after_a_worker_was_killed_in_the_middle(
         inside.call(run.forget_index)
         task = start_run(inside)
         poll_until(
-            lambda: 0 < (s := inside.call(run.run_state, task))["missing"] < s["chunks"] or s["state"] == "published",
+            lambda: 0 < (s := inside.call(run.run_state, task))["missing"] < s["chunks"] or s["state"] == "complete",
             "some chunks counted",
             60,
             interval=0.05,
@@ -81,12 +81,12 @@ def test_the_index_equals_a_plain_count_after_a_worker_was_killed_in_the_middle(
 
     task = poll_until(caught_in_the_middle, "a run caught in the middle", 120)
     stack.crash("worker-low")
-    wait_published(inside, task, REDISPATCHED_WITHIN)
+    wait_complete(inside, task, REDISPATCHED_WITHIN)
     assert audit(inside) == truth
 
 
 def test_queries_are_answered_while_low_work_floods(inside: Inside, truth: Json) -> None:
-    wait_published(inside, start_run(inside))
+    wait_complete(inside, start_run(inside))
     flood = inside.call(run.publish, "tasks.basic.spin", [[100]] * 300, priority=8)
     for term in ("import", "self", "return", "socket", "class"):
         (query,) = inside.call(run.publish, "tasks.search.search", [[term]])

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-import timing
 
+from settings import DELIVERY
 from stack import inside as run
 from stack.inside import Inside
 from stack.poll import poll_until
@@ -58,7 +58,7 @@ def test_a_stopping_worker_ends_what_is_short_and_gives_back_what_is_long(stack:
 
     (long,) = inside.call(run.publish, "tasks.basic.sleep", [[40]], priority=0)
     poll_until(lambda: inside.call(run.states, [long]) == ["STARTED"], "the long task running", 30)
-    (short,) = inside.call(run.publish, "tasks.basic.sleep", [[timing.SOFT_SHUTDOWN - 2]], priority=0)
+    (short,) = inside.call(run.publish, "tasks.basic.sleep", [[DELIVERY.soft_shutdown - 2]], priority=0)
     poll_until(lambda: inside.call(run.states, [short]) == ["STARTED"], "the short task running beside it", 30)
     with stack.stopped("worker-low"):
         assert inside.call(run.states, [short]) == ["SUCCESS"]

@@ -30,7 +30,7 @@ def command(stack: Stack, *arguments: str, tty: bool = False, app: Path | None =
     options = [f"--env={name}={value}" for name, value in environment.items()]
     options += [] if tty else ["--no-TTY"]
     options += [f"--volume={app}:/app:ro"] if app else []
-    return [*stack.compose_command, "run", "--rm", "--no-deps", *options, "client", "python", "client.py", *arguments]
+    return [*stack.compose_command, "run", "--rm", "--no-deps", *options, "client", "python", "-m", "tour", *arguments]
 
 
 def tour(stack: Stack, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -98,7 +98,7 @@ def test_the_load_went_on_and_no_worker_was_disturbed(taken: Taken, prometheus: 
     assert not prometheus.query('ALERTS{alertstate="firing"}')
 
 
-DYING = ("tasks.advanced.ask_by_hand", "tasks.practices.call_at_fixed_times")  # lessons of their dead letters
+DYING = ("tasks.advanced.ask_by_hand", "tour.tasks.practices.call_at_fixed_times")  # lessons of their dead letters
 
 
 def left_behind(inside: Inside) -> list[str]:

@@ -1,8 +1,8 @@
-"""Units of work that are counted one by one: what fault tests submit, `make chaos` too.
+"""Tasks whose runs and effects are counted one by one: what `make chaos` and the fault tests publish.
 
-ledger:runs         list of "unit time": each run that was begun
-ledger:effects      list of "unit time": each effect that was applied
-ledger:done:<unit>  done marker
+ledger:runs         list of "name time": each run that was begun
+ledger:effects      list of "name time": each effect that was applied
+ledger:done:<name>  done marker
 """
 
 import time
@@ -23,37 +23,44 @@ Megabytes = Annotated[int, Field(ge=0, le=2000)]
 
 @app.task(outbox=True, bind=True)
 @checked
-def apply(self: Task, unit: Name, seconds: Seconds = 0, megabytes: Megabytes = 0) -> None:
-    """Take a while, and a lot of memory at the first run; then apply the effect of a unit, once."""
+def apply(self: Task, name: Name, seconds: Seconds = 0, megabytes: Megabytes = 0) -> None:
+    """Take a while, and a lot of memory at the first run; then apply the effect, once."""
     client = durable.store
-    client.rpush(RUNS, f"{unit} {time.time()}")
+    client.rpush(RUNS, f"{name} {time.time()}")
     if megabytes and not self.request.retries:
         _ballast = b"x" * (megabytes << 20)
     time.sleep(seconds)
 
     def effect(pipe: Pipeline) -> None:
-        pipe.rpush(EFFECTS, f"{unit} {time.time()}")
+        pipe.rpush(EFFECTS, f"{name} {time.time()}")
 
-    durable.once(f"ledger:done:{unit}", effect, ttl=KEPT_FOR)
+    durable.once(f"ledger:done:{name}", effect, ttl=KEPT_FOR)
 
 
 @app.task(outbox=True, bind=True, max_retries=0)
 @checked
-def overrun(self: Task, unit: Name, seconds: Seconds) -> None:
+def overrun(self: Task, name: Name, seconds: Seconds) -> None:
     """Take longer than the limits of the call, and do not listen: its effect never comes."""
     client = durable.store
-    client.rpush(RUNS, f"{unit} {time.time()}")
+    client.rpush(RUNS, f"{name} {time.time()}")
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
             time.sleep(end - time.monotonic())
         except SoftTimeLimitExceeded:
             continue
-    client.rpush(EFFECTS, f"{unit} {time.time()}")
+    client.rpush(EFFECTS, f"{name} {time.time()}")
+
+
+@app.task(outbox=True, rate_limit="3/m")
+@checked
+def limited(name: Name) -> None:
+    """Wait in the worker, if there are others before it; then apply the effect, once."""
+    apply.run(name)
 
 
 @app.task(outbox=True)
 @checked
-def join(_results: list[None], unit: Name) -> None:
-    """The callback of a chord of units: a unit itself."""
-    apply.run(unit)
+def join(_results: list[None], name: Name) -> None:
+    """The callback of a chord; it has an effect, too."""
+    apply.run(name)
