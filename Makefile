@@ -5,7 +5,7 @@ COMPOSE := docker compose
 # --no-deps: after an edit of .env it would recreate Redis, which only `make up` may do.
 RUN := $(COMPOSE) run --rm --no-deps
 CLIENT := $(RUN) client
-FAULTS := PYTHONPATH=tests:services/celery .venv/bin/python -m
+FAULTS := PYTHONPATH=tests:services/celery .venv/bin/python -m # demo
 
 ##@ Run the stack
 
@@ -13,6 +13,12 @@ FAULTS := PYTHONPATH=tests:services/celery .venv/bin/python -m
 up: build ## Start everything, wait until it is healthy, print where it is
 	@scripts/up.sh
 
+# >>> demo
+.PHONY: new
+new: venv ## A stack of your own in a folder of its own, without this demo: make new DIR=../shop
+	@.venv/bin/python scripts/new.py '$(DIR)'
+
+# <<< demo
 .PHONY: down
 down: .env ## Stop and remove the containers; data stays
 	@$(COMPOSE) --profile '*' down
@@ -35,25 +41,9 @@ ps: .env ## Containers, their state and health
 logs: .env ## Follow the logs: make logs [S=worker-low]
 	@$(COMPOSE) logs --follow --tail=50 $(S)
 
-.PHONY: tour
-tour: .env ## The guided tour, each Celery concept live: make tour [LESSON=chords] [PAUSE=1]
-	@$(RUN) -e PAUSE='$(PAUSE)' -e GRAFANA_ADDRESS="$$(scripts/grafana.sh)" client python -m tour $(LESSON)
-
-.PHONY: client
-client: .env ## How tasks are called: runs services/celery/client.py, each call with what came of it
-	@$(CLIENT) python client.py
-
 .PHONY: scale
 scale: .env ## Worker containers of a queue: make scale LOW=4 [HIGH=2]; kept in .env
 	@scripts/scale.sh $(MAKEOVERRIDES)
-
-.PHONY: load
-load: .env ## More traffic, beside the producer: make load TRAFFIC=flood [FOR=60s]
-	@$(RUN) --use-aliases -e TRAFFIC='$(or $(TRAFFIC),flood)' -e FOR='$(or $(FOR),60s)' producer
-
-.PHONY: chaos
-chaos: .env venv ## A fault on the running stack, for you to watch: make chaos FAULT=worker-kill; without FAULT: the list
-	@$(FAULTS) faults.chaos '$(FAULT)'
 
 .PHONY: inspect
 inspect: .env ## What each worker runs, and what it has taken ahead
@@ -74,16 +64,56 @@ shell: .env ## A shell beside the workers, with the app and its tasks
 ##@ Check
 
 .PHONY: test
-test: build venv lint ## Everything: lint, unit tests, and the stack driven from outside (needs no running stack)
-	@.venv/bin/pytest tests
+test: build venv ## Lint, types, unit tests, rules, and the stack's main promises; needs no running stack
+	@scripts/test.sh
+
+.PHONY: test-all
+test-all: build venv ## All that `make test` runs, then everything else
+	@scripts/test.sh all
 
 .PHONY: test-unit
-test-unit: images venv lint ## The quick half: lint, types, unit tests, rules, generated files; one file: T=tests/unit/test_X.py
-	@.venv/bin/pytest $(or $(T),tests/unit)
+test-unit: images venv lint ## Lint, types, unit tests, rules, generated files; one file: T=tests/unit/test_X.py
+	@.venv/bin/pytest $(or $(T),packages tests/unit)
 
 .PHONY: test-stack
-test-stack: build venv ## The other half; one file: make test-stack T=tests/stack/test_scale.py, KEEP=1 leaves the stack up
+test-stack: build venv ## The stack driven from outside; one file: T=tests/stack/test_health.py, KEEP=1 leaves it up
 	@.venv/bin/pytest $(or $(T),tests/stack)
+
+.PHONY: lint
+lint: venv ## Style and types of Python, shell scripts and Dockerfiles
+	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check .
+	@.venv/bin/mypy
+	@.venv/bin/shellcheck scripts/*.sh offline/*.sh offline/redis/docker-entrypoint.sh services/celery/http-ok .ci/run
+	@.venv/bin/hadolint services/*/Dockerfile offline/*/Dockerfile
+
+.PHONY: fmt
+fmt: venv ## Format the Python code
+	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .
+
+# >>> demo
+##@ The demo
+
+.PHONY: tour
+tour: .env ## The guided tour, each Celery concept live: make tour [LESSON=chords] [PAUSE=1]
+	@$(RUN) -e PAUSE='$(PAUSE)' -e GRAFANA_ADDRESS="$$(scripts/grafana.sh)" client python -m tour $(LESSON)
+
+.PHONY: client
+client: .env ## How tasks are called: runs services/celery/client.py, each call with what came of it
+	@$(CLIENT) python client.py
+
+.PHONY: load
+load: .env ## More traffic, beside the producer: make load TRAFFIC=flood [FOR=60s]
+	@$(RUN) --use-aliases -e TRAFFIC='$(or $(TRAFFIC),flood)' -e FOR='$(or $(FOR),60s)' producer
+
+.PHONY: chaos
+chaos: .env venv ## A fault on the running stack, for you to watch: make chaos FAULT=worker-kill; without FAULT: the list
+	@$(FAULTS) faults.chaos '$(FAULT)'
+
+.PHONY: lessons
+lessons: venv ## Write docs/lessons/ from a run of the tour on the running stack
+	@scripts/lessons.sh
+
+##@ Measure
 
 .PHONY: test-faults
 test-faults: build venv ## Every fault, some 35 minutes; WITHOUT=outbox|…|all: a protection off, its row must go red
@@ -97,16 +127,7 @@ soak: build venv ## Random faults under load on a stack of its own, then the led
 bench: build ## What each protection of delivery costs, beside two Redis of its own
 	@scripts/bench.sh
 
-.PHONY: lint
-lint: venv ## Style and types of Python, shell scripts and Dockerfiles
-	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check .
-	@.venv/bin/mypy
-	@.venv/bin/shellcheck scripts/*.sh offline/*.sh offline/redis/docker-entrypoint.sh services/celery/http-ok .ci/run
-	@.venv/bin/hadolint services/*/Dockerfile offline/*/Dockerfile
-
-.PHONY: fmt
-fmt: venv ## Format the Python code
-	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .
+# <<< demo
 
 ##@ Build
 
@@ -136,10 +157,6 @@ build: images ## Build our own images
 .PHONY: dashboards
 dashboards: venv ## Write grafana/dashboards/ from grafana/src/
 	@cd grafana/src && PYTHONPATH=../../services/celery ../../.venv/bin/python -m dashboards
-
-.PHONY: lessons
-lessons: venv ## Write docs/lessons/ from a run of the tour on the running stack
-	@scripts/lessons.sh
 
 .PHONY: lock
 lock: venv ## Pin all Python dependencies anew, with hashes

@@ -59,10 +59,15 @@ scripts/urls.sh
 cat <<'TEXT'
 
 Try next:
-  make tour                          every concept of Celery, live
-  make load TRAFFIC=flood FOR=60s    thousands of low-priority tasks; queries keep their speed
-  make scale LOW=4                   four containers share them
-  make chaos FAULT=worker-kill       kill a worker under load: nothing is lost
   make inspect                       what each worker is doing
+  make scale LOW=4                   four containers share the work of `low`
   make down                          stop; data stays
 TEXT
+# >>> demo
+cat <<'TEXT'
+  make tour                          every concept of Celery, live
+  make client                        how tasks are called
+  make load TRAFFIC=flood FOR=60s    thousands of low-priority tasks; queries keep their speed
+  make chaos FAULT=worker-kill       kill a worker under load: nothing is lost
+TEXT
+# <<< demo

@@ -13,6 +13,7 @@ os.environ["REDIS_BROKER_URL"] = os.environ["REDIS_RESULTS_URL"] = "redis://nobo
 
 import pytest
 
+from progress import Progress
 from stack.stack import PROJECT, Stack, defaults, running
 
 HERE = Path(__file__).parent
@@ -39,6 +40,11 @@ def stack() -> Iterator[Stack]:
             print(f"\nKEEP=1: the stack is still up; remove it: docker compose -p {PROJECT} down --volumes")
         else:
             stack.down()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    plugins = session.config.pluginmanager
+    plugins.register(Progress(plugins.get_plugin("terminalreporter")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,9 +16,11 @@ def entry(task: str, seconds: int, queue: str, priority: int) -> dict[str, Any]:
 
 
 ENTRIES = {
+    # >>> demo
     "index": entry("tasks.search.index_corpus", 60, DEFAULT.name, 5),
     "repair": entry("tasks.search.repair", 30, DEFAULT.name, 1),  # mends what is stuck: ahead of what is stuck
     "report": entry("tasks.maintenance.report", 60, DEFAULT.name, 3),
     "expire": entry("tasks.maintenance.expire", 600, DEFAULT.name, 7),
+    # <<< demo
     **{f"canary-{queue.name}": entry("tasks.maintenance.canary", 15, queue.name, 5) for queue in QUEUES},
 }

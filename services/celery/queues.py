@@ -35,7 +35,13 @@ class TaskQueue:
 
 
 # Somebody waits for what is in `high`; its workers run nothing that takes long.
-HIGH = TaskQueue("high", tasks=("tasks.search.search", "tasks.search.stats"), max_wait=30, urgent=True, color="orange")
+HIGH = TaskQueue(
+    "high",
+    tasks=("tasks.search.search", "tasks.search.stats"),  # demo
+    max_wait=30,
+    urgent=True,
+    color="orange",
+)
 LOW = TaskQueue("low", color="blue")
 
 QUEUES = (HIGH, LOW)

@@ -25,15 +25,15 @@ class Settings(BaseSettings):
     redis_username: str = "celery"
     redis_password_file: Path = Path("/run/secrets/redis_celery_password")
     task_events: bool = False
-    corpus_dir: Path = Path("/corpus")
-    max_document_bytes: int = Field(1_048_576, gt=0)
-    max_queue_depth: int = Field(20_000, gt=0)
+    corpus_dir: Path = Path("/corpus")  # demo
+    max_document_bytes: int = Field(1_048_576, gt=0)  # demo
+    max_queue_depth: int = Field(20_000, gt=0)  # demo
     redis_memory_limit: str = Field("", pattern=r"^(\d+[kmgKMG]?[bB]?)?$")  # of Redis' container; empty: not known
     max_message_bytes: int = Field(1_048_576, gt=0)
     run_dir: Path = Path("/run/celery")
     state_dir: Path = Path("/run/celery")  # beat's schedule; a volume in beat's own container
     metrics_port: int | None = Field(9540, gt=0, le=65535)
-    delivery: dict[str, Any] = {}  # fields of DELIVERY, as JSON: the tour's workers and tests have others
+    delivery: dict[str, Any] = {}  # fields of DELIVERY, as JSON: some workers of tests have others
 
     def with_user(self, url: str) -> str:
         """The URL with `redis_username`, unless it has a login of its own; the password is in `redis_password_file`."""
@@ -122,14 +122,14 @@ CELERY: dict[str, object] = {
     # --- The app ---
     "timezone": "UTC",
     "imports": [
-        # Examples to start from.
+        "tasks.maintenance",
+        # >>> demo: examples, the search service, the tour, and what `make chaos` counts
         "tasks.basic",
         "tasks.workflows",
         "tasks.advanced",
-        "tasks.maintenance",
-        # The demo: the search service, the tour, and what `make chaos` counts.
         "tasks.search",
         "tour.tasks.practices",
         "chaos.ledger",
+        # <<< demo
     ],
 }

@@ -31,6 +31,7 @@ def newest(inside: Inside) -> Iterator[str]:
     inside.call(run.drop_dead_letters, [letter["entry"] for letter in inside.call(run.dead_letters, before)])
 
 
+# >>> demo
 @pytest.fixture(scope="module")
 def quiet(stack: Stack) -> Iterator[None]:
     """Nobody publishes but the test, and nothing is left in the queues. For tests that count: mark them disruptive."""
@@ -38,6 +39,9 @@ def quiet(stack: Stack) -> Iterator[None]:
         stack.wait_idle()
         stack.prometheus.wait_scraped("worker-.+")  # else what was done just before would count as the test's
         yield
+
+
+# <<< demo
 
 
 @pytest.fixture(params=[service for service in SERVICES if service.started], ids=lambda service: service.name)

@@ -90,12 +90,6 @@ def publish(task: str, calls: list[list[Any]], **options: Any) -> list[str]:
     return [app().tasks[task].apply_async(args, **options).id for args in calls]
 
 
-def publish_canvas(builder: str, *args: Any) -> str:
-    """Apply a canvas that a function of tasks/workflows.py builds. Returns the id of its result."""
-    workflows = importlib.import_module("tasks.workflows")
-    return str(getattr(workflows, builder)(*args).apply_async().id)
-
-
 class _MakesFolder:
     """Unpickling this makes a folder: whoever does it runs foreign code."""
 
@@ -113,45 +107,17 @@ def publish_pickle(folder: str) -> None:
             pickle.dumps([[_MakesFolder(folder)], {}, {}]),
             content_type="application/x-python-serialize",
             content_encoding="binary",
-            headers={"task": "tasks.basic.add", "id": "pickled", "lang": "py", "argsrepr": "()", "kwargsrepr": "{}"},
+            headers={
+                "task": "tasks.maintenance.report",
+                "id": "pickled",
+                "lang": "py",
+                "argsrepr": "()",
+                "kwargsrepr": "{}",
+            },
             exchange="low",
             routing_key="low",
             priority=0,
         )
-
-
-def submit(task: str, ids: list[str], arguments: list[Any], options: Json) -> None:
-    """Publish tasks of chaos/ledger.py, each with its id as first argument."""
-    for task_id in ids:
-        app().tasks[task].apply_async((task_id, *arguments), task_id=task_id, **options)
-
-
-def submit_chords(ids: list[str], members: int, seconds: float) -> list[str]:
-    """Publish chords, ahead of all that waits; the ids of all tasks that they consist of."""
-    ledger, chord = importlib.import_module("chaos.ledger"), importlib.import_module("celery").chord
-    all_ids = []
-    for task_id in ids:
-        header = [f"{task_id}.{member}" for member in range(members)]
-        chord(
-            [ledger.apply.s(name, seconds).set(task_id=name, priority=0) for name in header],
-            ledger.join.s(task_id).set(task_id=task_id, priority=0),
-        ).apply_async()
-        all_ids += [task_id, *header]
-    return all_ids
-
-
-def push_malformed(queue: str) -> None:
-    """Each kind of malformed message, to the front of a queue."""
-    limit = importlib.import_module("settings").settings.max_message_bytes
-    for raw in importlib.import_module("malformed").kinds(limit).values():
-        broker("RPUSH", queue, raw)
-
-
-def malformed_dead_letters(after: str) -> list[str]:
-    """The kinds of malformed message among the dead letters that are newer than this stream id."""
-    limit = importlib.import_module("settings").settings.max_message_bytes
-    malformed = importlib.import_module("malformed")
-    return [malformed.name_of(each.payload, limit) for each in _dead_letters(after)]
 
 
 def last_dead_letter() -> str:
@@ -303,7 +269,8 @@ def waiting(queue: str) -> dict[str, int]:
 def backlog() -> int:
     """Messages waiting or taken and not acknowledged, in all."""
     client = durable().broker
-    return sum(waiting("high").values()) + sum(waiting("low").values()) + int(client.hlen("unacked"))
+    queues = importlib.import_module("queues").QUEUES
+    return sum(sum(waiting(queue.name).values()) for queue in queues) + int(client.hlen("unacked"))
 
 
 def take_restore_mutex() -> None:
@@ -319,6 +286,50 @@ def taken(prefix: str) -> list[str]:
     messages = durable().broker.hgetall("unacked").values()
     found = (re.search(rf'"id": "({prefix}[^"]*)"', message) for message in messages)
     return [match[1] for match in found if match]
+
+
+# >>> demo
+# --- Of the demo ---
+
+
+def publish_canvas(builder: str, *args: Any) -> str:
+    """Apply a canvas that a function of tasks/workflows.py builds. Returns the id of its result."""
+    workflows = importlib.import_module("tasks.workflows")
+    return str(getattr(workflows, builder)(*args).apply_async().id)
+
+
+def submit(task: str, ids: list[str], arguments: list[Any], options: Json) -> None:
+    """Publish tasks of chaos/ledger.py, each with its id as first argument."""
+    for task_id in ids:
+        app().tasks[task].apply_async((task_id, *arguments), task_id=task_id, **options)
+
+
+def submit_chords(ids: list[str], members: int, seconds: float) -> list[str]:
+    """Publish chords, ahead of all that waits; the ids of all tasks that they consist of."""
+    ledger, chord = importlib.import_module("chaos.ledger"), importlib.import_module("celery").chord
+    all_ids = []
+    for task_id in ids:
+        header = [f"{task_id}.{member}" for member in range(members)]
+        chord(
+            [ledger.apply.s(name, seconds).set(task_id=name, priority=0) for name in header],
+            ledger.join.s(task_id).set(task_id=task_id, priority=0),
+        ).apply_async()
+        all_ids += [task_id, *header]
+    return all_ids
+
+
+def push_malformed(queue: str) -> None:
+    """Each kind of malformed message, to the front of a queue."""
+    limit = importlib.import_module("settings").settings.max_message_bytes
+    for raw in importlib.import_module("malformed").kinds(limit).values():
+        broker("RPUSH", queue, raw)
+
+
+def malformed_dead_letters(after: str) -> list[str]:
+    """The kinds of malformed message among the dead letters that are newer than this stream id."""
+    limit = importlib.import_module("settings").settings.max_message_bytes
+    malformed = importlib.import_module("malformed")
+    return [malformed.name_of(each.payload, limit) for each in _dead_letters(after)]
 
 
 def count_corpus() -> Json:
@@ -339,5 +350,6 @@ def run_state(run: str) -> Json:
     return dict(importlib.import_module("search.index").run_status(durable().store, run))
 
 
+# <<< demo
 if __name__ == "__main__":
     serve()

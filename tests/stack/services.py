@@ -5,6 +5,8 @@ The tests prove each line by an attempt on the running containers, never by read
 
 from dataclasses import dataclass
 
+from queues import QUEUES
+
 MIB = 1024 * 1024
 CELERY, REDIS, NOBODY, REDIS_EXPORTER, GRAFANA = 10001, 999, 65534, 59000, 472  # users of the images, upstream's too
 
@@ -62,10 +64,9 @@ class Worker(Celery):
 SERVICES = (
     Redis(name="redis", networks={"broker"}),
     Redis(name="redis-results", networks={"results"}),
-    Worker(name="worker-high"),
-    Worker(name="worker-low"),
+    *(Worker(name=f"worker-{queue.name}") for queue in QUEUES),
     Celery(name="beat", writable=("/run/celery", "/tmp", "/var/lib/celery")),  # noqa: S108
-    Celery(name="producer"),
+    Celery(name="producer"),  # demo
     Celery(
         name="client",
         networks={"broker", "results"},

@@ -93,8 +93,8 @@ class Stack:
     def inside(self) -> Inside:
         """A client container that runs functions of stack/inside.py."""
         run = ["run", "--rm", "--no-deps", "--no-TTY", "--interactive", "--env", "PYTHONPATH=/app"]
-        for program in (ROOT / "tests/stack/inside.py", ROOT / "tests/faults/malformed.py"):
-            run += ["--volume", f"{program}:/{program.name}:ro"]
+        run += ["--volume", f"{ROOT}/tests/stack/inside.py:/inside.py:ro"]
+        run += ["--volume", f"{ROOT}/tests/faults/malformed.py:/malformed.py:ro"]  # demo
         return Inside([*self.compose_command, *run, "client", "python", "/inside.py"])
 
     @property

@@ -103,8 +103,9 @@ def now() -> list[Builder[Panel]]:
         ),
         number(
             "Failed runs",
-            "Share of the runs of the last 5 minutes that failed, hit the hard time limit, were rejected or lost their "
-            "process. The demo tasks (basic, workflows …) do not count.",
+            "Share of the runs of the last 5 minutes "
+            "(those of the demo tasks, which fail on purpose, do not count) "  # demo
+            "that failed, hit the hard time limit, were rejected or lost their process.",
             each_queue(FAILURE_SHARE),
             "percentunit",
             [(0, "green"), (0.01, "yellow"), (0.05, "red")],
@@ -164,8 +165,9 @@ def work() -> list[Builder[Panel]]:
         by_queue(
             graph(
                 "Failed runs",
-                "Share of the runs of the last 5 minutes that failed, hit the hard time limit, were rejected or lost "
-                "their process. The demo tasks (basic, workflows …) do not count.",
+                "Share of the runs of the last 5 minutes "
+                "(those of the demo tasks, which fail on purpose, do not count) "  # demo
+                "that failed, hit the hard time limit, were rejected or lost their process.",
                 each_queue(FAILURE_SHARE),
                 "percentunit",
             ).axis_soft_max(0.05)
@@ -211,6 +213,7 @@ def parts() -> list[Builder[Panel]]:
         )
         .override_by_name("since the last tick", [fixed("gray"), no_fill()])
         .override_by_name("overdue", [fixed("red")]),
+        # >>> demo
         by_queue(
             graph(
                 "Producer",
@@ -243,10 +246,11 @@ def parts() -> list[Builder[Panel]]:
                 setting("custom.lineInterpolation", "stepAfter"),
             ],
         ),
+        # <<< demo
         graph(
             "Redis memory",
             "Used memory; REDIS_MAXMEMORY in .env is the limit. It grows with the backlog (redis), with results and "
-            "the index (redis-results).",
+            "the outbox (redis-results).",
             [("redis_memory_used_bytes", "{{instance}}")],
             "bytes",
         ),
@@ -267,7 +271,7 @@ def below() -> list[Builder[Panel]]:
         ),
         graph(
             "Outcomes",
-            "Runs that ended, by outcome, demo tasks included.",
+            "Runs of all tasks that ended, by outcome.",
             [("sum by (outcome) (rate(celery_tasks_total[1m])) * 60", "{{outcome}}")],
             PER_MINUTE,
         ),
@@ -357,7 +361,7 @@ def overview() -> Dashboard:
     dashboard = (
         Dashboard("Overview")
         .uid("overview")
-        .description("Celery on Redis: golden signals by queue, workers, beat, producer, Redis.")
+        .description("Celery on Redis: golden signals by queue, workers, beat, Redis.")
         .tags(["celery"])
         .time("now-15m", "now")
         .refresh("5s")

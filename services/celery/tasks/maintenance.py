@@ -1,4 +1,4 @@
-"""What beat runs besides indexing (beat_schedule.py): canaries, a report, expiry.
+"""What beat runs for the stack itself (beat_schedule.py): canaries and a report.
 
 Each is safe to call by hand, and to be sent twice for one due time (celery_durable.PeriodicTask).
 """
@@ -10,11 +10,11 @@ from typing import Any
 from celery_app import app, durable
 from celery_durable import PeriodicTask
 from queues import QUEUES
-from search import index
+from search import index  # demo
 from settings import DELIVERY
 
 KEPT_FOR = 3600  # s, a canary or a report: what is older says nothing of today
-DOCUMENTS_A_CALL = 500  # removed, some 10 ms each
+DOCUMENTS_A_CALL = 500  # removed, some 10 ms each; demo
 
 
 @app.task(base=PeriodicTask, bind=True)
@@ -31,7 +31,7 @@ def canary(self: PeriodicTask) -> None:
 def report() -> dict[str, Any]:
     """The state of the stack in short, kept under `report:last`.
 
-    {"at" (epoch s), "index": see search.stats, "canaries": {queue: sign or None}, "workers": {"alive", "gone"}}.
+    {"at" (epoch s), "canaries": {queue: sign or None}, "workers": {"alive", "gone"}}.
     """
     store, now = durable.store, time.time()
     canaries = {queue.name: store.get(f"canary:{queue.name}") for queue in QUEUES}
@@ -39,7 +39,7 @@ def report() -> dict[str, Any]:
     gone = sorted(name for name, entry in workers.items() if entry.get("heartbeat", 0) < stale)
     state = {
         "at": now,
-        "index": index.stats(store),
+        "index": index.stats(store),  # demo
         "canaries": {queue: json.loads(sign) if sign else None for queue, sign in canaries.items()},
         "workers": {"alive": len(workers) - len(gone), "gone": gone[:20]},
     }
@@ -47,7 +47,11 @@ def report() -> dict[str, Any]:
     return state
 
 
+# >>> demo
 @app.task(base=PeriodicTask, ignore_result=False)
 def expire() -> dict[str, Any]:
     """Remove postings of documents that are in no index."""
     return {"documents": index.remove_unused_documents(durable.store, DOCUMENTS_A_CALL)}
+
+
+# <<< demo

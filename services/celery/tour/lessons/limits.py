@@ -122,8 +122,8 @@ def by_stamp(tour: Tour) -> Evidence:
         "Celery's own with --statedb": "revoked",
         "a worker of this stack": "revoked",
     },
-    learn="Celery's workers keep revoked ids in memory; `--statedb` writes them down when the worker stops. Here they "
-    "are in Redis as well, so a worker that starts elsewhere knows them too.",
+    learn="Celery's workers keep revoked ids in memory, with `--statedb` in a file; here they are in Redis, for every "
+    "worker that starts later.",
 )
 def restarted(tour: Tour) -> Evidence:
     queue, state = tour.queue(), [f"--statedb={tour.folder / 'statedb'}"]
@@ -208,9 +208,8 @@ def countdown(tour: Tour) -> Evidence:
     shows=(advanced.take_long,),
     covers=("their limits on Redis",),
     expect={"not renewed: runs": at_least(2), "renewed: runs": 1, "renewed: received": 1},
-    learn="On Redis a message that a worker holds for longer than the visibility timeout goes to another as well. The "
-    "workers here renew what they hold. A countdown of more than 60 s is refused all the same: it is for beat or a "
-    "table.",
+    learn="A worker holds a message with an ETA: without renewal another gets it too. Longer waits than 60 s are for "
+    "beat or a table.",
 )
 def too_far(tour: Tour) -> Evidence:
     plain, renewed = tour.name("plain"), tour.name("renewed")
