@@ -53,7 +53,7 @@ class Fault:
     ends_publisher: bool = False
     durable: bool = False  # a task counts as accepted once it is on the disk
     busy: bool = False  # it comes while every slot of the low workers runs a long task: whatever it hits is at work
-    quick: bool = False  # part of `make test`
+    first: str = "test-faults"  # of `make test`, `test-all`, `test-faults` the first that has it
 
 
 class Arena:

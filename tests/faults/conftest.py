@@ -21,7 +21,7 @@ without: list[Unprotected] = []
 
 @pytest.fixture(scope="module")
 def arena_stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """In `make test` the stack of the other tests, which goes back to them as it was; else one of its own."""
+    """The stack of the other tests, which goes back to them as it was; for `make test-faults` one of its own."""
     if os.environ.get("FAULTS") != "all":
         stack = request.getfixturevalue("stack")
         yield stack

@@ -86,7 +86,7 @@ FAULTS = (
         inject=lambda arena: how.one_killed(arena, "worker-low"),
         redelivered=KILLED + LONG,
         busy=True,
-        quick=True,
+        first="test",
     ),
     Fault(
         name="workers-kill",
@@ -127,7 +127,7 @@ FAULTS = (
         lasts=5,
         redelivered=40,
         busy=True,
-        quick=True,
+        first="test-all",
     ),
     Fault(
         name="cold-stop",
@@ -151,7 +151,7 @@ FAULTS = (
         inject=lambda arena: how.killed(arena, "redis"),
         recovered=BACK_AT_WORK,
         redelivered=KILLED,
-        quick=True,
+        first="test",
     ),
     Fault(
         name="redis-restart",
@@ -170,7 +170,7 @@ FAULTS = (
         recovered=BACK_AT_WORK,
         redelivered=KILLED,
         blocked=14,  # a chord: its members are published one by one, each with one try of 3 s
-        quick=True,
+        first="test-all",
     ),
     Fault(
         name="worker-cut",
@@ -244,7 +244,7 @@ FAULTS = (
         inject=lambda arena: how.stopped(arena, "redis-results"),
         lasts=15,
         redelivered=KILLED,
-        quick=True,
+        first="test-all",
     ),
     Fault(
         name="broker-power",
@@ -313,7 +313,7 @@ FAULTS = (
         inject=how.malformed_messages,
         redelivered=15,
         check=every_malformed_message_is_a_dead_letter,
-        quick=True,
+        first="test",
     ),
     Fault(
         name="chord-kill",

@@ -15,7 +15,14 @@ ALL = os.environ.get("FAULTS") == "all"
 pytestmark = pytest.mark.disruptive
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if ALL or fault.quick], ids=lambda fault: fault.name)
+ROWS = [
+    pytest.param(fault, id=fault.name, marks=[pytest.mark.main] if fault.first == "test" else [])
+    for fault in FAULTS
+    if ALL or fault.first != "test-faults"
+]
+
+
+@pytest.mark.parametrize("fault", ROWS)
 def test_nothing_is_lost_and_nothing_applied_twice(fault: Fault, arena_stack: Stack, book: list[Verdict]) -> None:
     with on_a_small_disk(arena_stack) if fault.small_disk else nullcontext():
         prepare(arena_stack)

@@ -7,6 +7,7 @@ from stack.services import Celery, Service
 from stack.stack import Stack
 
 
+@pytest.mark.main
 def test_the_service_is_healthy(service: Service, stack: Stack) -> None:
     state = stack.container(service.name).state
     assert state.status == "running"

@@ -13,6 +13,7 @@ SCRAPED = 30  # s within which what happened is in Prometheus: two scrapes and a
 RECENT = 90  # s
 
 
+@pytest.mark.main
 def test_prometheus_scrapes_it(service: Service, stack: Stack, prometheus: Prometheus) -> None:
     if not service.scraped:
         pytest.skip(f"{service.name} has no metrics of its own")
@@ -24,6 +25,7 @@ def test_prometheus_scrapes_it(service: Service, stack: Stack, prometheus: Prome
     poll_until(up, f"every target of job {service.name} up: {prometheus.targets(service.name)}", SCRAPED)
 
 
+@pytest.mark.main
 def test_no_target_is_down(prometheus: Prometheus) -> None:
     poll_until(lambda: prometheus.query("up") and not prometheus.query("up == 0"), "no target down", SCRAPED)
 
@@ -65,6 +67,7 @@ PRESENT = [
 ]
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("expression", PRESENT)
 def test_the_metric_is_there_under_steady_with_a_sane_value(expression: str, prometheus: Prometheus) -> None:
     poll_until(lambda: prometheus.query(expression), expression, 60, interval=1)

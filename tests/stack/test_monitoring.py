@@ -14,6 +14,8 @@ from stack.poll import poll_until
 from stack.stack import ROOT, Stack
 from stack.web import Prometheus
 
+pytestmark = pytest.mark.main
+
 DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
 # What Grafana puts in place of its variables; those of a dashboard select all.
 VARIABLES = {"__rate_interval": "30s", "__interval": "15s", "__range": "5m", "__range_s": "300"}

@@ -48,6 +48,7 @@ def audit(inside: Inside) -> Json:
     return dict(inside.call(run.results, [task])[0]["result"])
 
 
+@pytest.mark.main
 def test_the_index_equals_a_plain_count_and_still_does_after_another_run(inside: Inside, truth: Json) -> None:
     inside.call(run.forget_index)
     report = wait_complete(inside, start_run(inside))

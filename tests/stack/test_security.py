@@ -14,6 +14,8 @@ from stack.poll import poll_until
 from stack.services import MIB, SERVICES, Service
 from stack.stack import PROJECT, ROOT, Stack
 
+pytestmark = pytest.mark.main
+
 SECRETS = ROOT / "secrets"
 
 

@@ -51,6 +51,7 @@ def test_it_stops_by_itself_within_its_grace_and_starts_again(service: Service, 
         stack.wait_healthy()
 
 
+@pytest.mark.main
 def test_a_stopping_worker_ends_what_is_short_and_gives_back_what_is_long(stack: Stack, inside: Inside) -> None:
     def runs(task: str) -> bool:
         active = inside.call(run.inspect, "active")

@@ -10,6 +10,8 @@ from stack.inside import Inside
 from stack.poll import poll_until
 from stack.web import Prometheus
 
+pytestmark = pytest.mark.main
+
 
 def wait_for_state(inside: Inside, task: str, state: str, timeout: float = 30) -> None:
     """Wait until a task is in a state."""

@@ -71,6 +71,7 @@ def taken(stack: Stack) -> Taken:
     return Taken(steps, done.stderr, done.returncode, seconds, published() - sent, (before, workers()))
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("name", LESSONS)
 def test_the_lesson_holds(name: str, taken: Taken, stack: Stack) -> None:
     steps = [step for step in taken.steps if step["lesson"] == name]
@@ -84,6 +85,7 @@ def test_the_lesson_holds(name: str, taken: Taken, stack: Stack) -> None:
             pytest.skip(f"{step['step']}: {step['unavailable']}")
 
 
+@pytest.mark.main
 def test_the_tour_ends_well_with_a_table_of_all_lessons_within_its_time(taken: Taken) -> None:
     assert taken.exit_code == 0
     summary = taken.text[taken.text.rindex("Outcome") :]
@@ -92,6 +94,7 @@ def test_the_tour_ends_well_with_a_table_of_all_lessons_within_its_time(taken: T
     assert taken.seconds < TOUR_TAKES
 
 
+@pytest.mark.main
 def test_the_load_went_on_and_no_worker_was_disturbed(taken: Taken, prometheus: Prometheus) -> None:
     assert taken.published > taken.seconds, "the producer sends some five messages a second"
     assert taken.workers[0] == taken.workers[1]
@@ -109,6 +112,7 @@ def left_behind(inside: Inside) -> list[str]:
     return ours + [letter["task"] for letter in inside.call(run.dead_letters) if letter["task"] in DYING]
 
 
+@pytest.mark.main
 def test_the_tour_leaves_nothing_behind(taken: Taken, inside: Inside) -> None:
     assert taken.exit_code == 0
     assert left_behind(inside) == []
