@@ -57,6 +57,7 @@ DEMO = (
     "services/celery/tour",
     "services/celery/traffic.py",
     "services/celery/traffic.toml",
+    "tests/stack/guide.py",
     "tests/stack/sabotages.py",
     "tests/stack/test_delivery.py",
     "tests/stack/test_faults.py",

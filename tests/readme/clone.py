@@ -7,37 +7,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "celery-stack-readme"
-TIMEOUT = 600
+TIMEOUT = 1200  # s, for a command
 
 
-class Clone:
-    """A clone in an empty folder, and a shell in it."""
+class Shell:
+    """A shell in a project's folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        files = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-        ).stdout
-        subprocess.run(["tar", "-C", folder, "-x"], input=self._tar(files), check=True)
-        knobs = re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    def __init__(self, folder: Path, project: str) -> None:
+        """`project`: its name in Compose."""
+        self.folder, self.project = folder, project
+        knobs = re.findall(r"^(\w+)=", (folder / ".env.example").read_text(), re.MULTILINE)
         # Whatever other tests set, or the make that runs them: a make below another one prints the folders it enters.
-        ours = {*knobs, "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+        ours = {*knobs, "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PART", "STARTED", "COMPOSE_PROJECT_NAME"}
         clean = {name: value for name, value in os.environ.items() if name not in ours}
-        # As a user sets them who has other things on this machine: a name of its own, free ports.
+        # As a user sets them who has other things on this machine.
         ports = {name: "0" for name in knobs if name.endswith("_PORT")}
-        self.environment = {**clean, **ports, "COMPOSE_PROJECT_NAME": PROJECT}
-
-    @staticmethod
-    def _tar(files: bytes) -> bytes:
-        return subprocess.run(
-            ["tar", "-C", ROOT, "--ignore-failed-read", "--null", "-T", "-", "-c"],
-            input=files,
-            check=True,
-            capture_output=True,
-        ).stdout
+        self.environment = {**clean, **ports}
 
     def run(self, command: str, **environment: str) -> tuple[int, str]:
         """Exit code of a shell command and all that it printed."""
@@ -53,6 +38,12 @@ class Clone:
         )
         return done.returncode, re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", done.stdout)
 
+    def output(self, command: str) -> str:
+        """All that a command printed, which must succeed."""
+        code, output = self.run(f"set -e\n{command}")
+        assert code == 0, f"{command}\n{output}"
+        return output
+
     def containers(self, service: str) -> int:
         """How many containers of a service run."""
         _, output = self.run(f"docker compose ps --quiet {service}")
@@ -60,4 +51,28 @@ class Clone:
 
     def left(self, kind: str) -> str:
         """What the engine still has of this project: container, volume or network."""
-        return self.run(f"docker {kind} ls --quiet --filter label=com.docker.compose.project={PROJECT}")[1].strip()
+        return self.run(f"docker {kind} ls --quiet --filter label=com.docker.compose.project={self.project}")[1].strip()
+
+
+class Clone(Shell):
+    """A clone in an empty folder, under a name of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        files = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        ).stdout
+        subprocess.run(["tar", "-C", folder, "-x"], input=self._tar(files), check=True)
+        super().__init__(folder, PROJECT)
+        self.environment["COMPOSE_PROJECT_NAME"] = PROJECT
+
+    @staticmethod
+    def _tar(files: bytes) -> bytes:
+        return subprocess.run(
+            ["tar", "-C", ROOT, "--ignore-failed-read", "--null", "-T", "-", "-c"],
+            input=files,
+            check=True,
+            capture_output=True,
+        ).stdout

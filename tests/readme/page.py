@@ -3,21 +3,20 @@
 import re
 from pathlib import Path
 
-from readme.clone import Clone
+from readme.clone import Shell
 
 
-def follow(page: str, clone: Clone) -> None:
+def follow(page: str, shell: Shell) -> None:
     """Do what each block of a page says: python is a file, diff an edit, sh is run, text is what was printed."""
     output = ""
     for kind, block in re.findall(r"^```(\w+)\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
         match kind:
             case "python":
-                _write(clone.folder, block)
+                _write(shell.folder, block)
             case "diff":
-                _edit(clone.folder, block)
+                _edit(shell.folder, block)
             case "sh":
-                code, output = clone.run(f"set -e\n{block}")
-                assert code == 0, f"{block}\n{output}"
+                output = shell.output(block)
             case "text":  # … stands for anything
                 for line in block.splitlines():
                     wanted = ".*".join(map(re.escape, line.split("…")))

@@ -24,15 +24,15 @@ def test_every_step_works_as_the_page_says(clone: Clone) -> None:
 
 def test_a_backup_brings_back_both_redis(clone: Clone) -> None:
     assert clone.run("make up")[0] == 0
-    clients = "from settings import broker_client, results_client as r; b = broker_client; "
-    write = "b().xadd('dead-letters', {'payload': '{}'}); r().set('report:kept', 'yes'); "
+    clients = "from celery_app import durable; b, r = durable.broker, durable.store; "
+    write = "b.xadd('celery-durable:dead-letters', {'payload': '{}'}); r.set('report:kept', 'yes'); "
     python(clone, clients + write)
     code, output = clone.run(f"set -e\n{BACKUP}")
     assert code == 0, output
-    python(clone, clients + "b().delete('dead-letters'); r().delete('report:kept')")
+    python(clone, clients + "b.delete('celery-durable:dead-letters'); r.delete('report:kept')")
     code, output = clone.run(f"set -e\n{RESTORE}")
     assert code == 0, output
-    assert python(clone, clients + "print(b().xlen('dead-letters'), r().get('report:kept'))") == "1 yes"
+    assert python(clone, clients + "print(b.xlen('celery-durable:dead-letters'), r.get('report:kept'))") == "1 yes"
 
 
 def test_an_external_redis(clone: Clone) -> None:

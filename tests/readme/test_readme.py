@@ -60,6 +60,11 @@ def stopped(clone: Clone, _: str) -> None:
     assert clone.left("volume")
 
 
+def made(clone: Clone, _: str) -> None:
+    """tests/readme/test_new.py has what it is worth."""
+    assert (clone.folder.parent / "shop/compose.yaml").exists()
+
+
 def removed(clone: Clone, _: str) -> None:
     assert not any(clone.left(kind) for kind in ("container", "volume", "network"))
 
@@ -71,11 +76,13 @@ CHECKS: dict[str, Callable[[Clone, str], None]] = {
     'make celery ARGS="call tasks.search.search --args=\'[\\"import\\"]\'"': lambda _, output: assert_id(output),
     "make ps": has("worker-high", "healthy"),
     "make help": has("make up", "make test"),
+    "make client": has("add.delay(2, 3) 5"),
+    "make new DIR=../shop": made,
     "make inspect": has("high@", "low@"),
     "make tour LESSON=chords": has("result: 30", "A member fails", "chords Canvas 2 ok"),
     "make chaos FAULT=worker-kill": has("now: A worker container is killed", " 0 lost, 0 applied twice,"),
     "make dlq": has("no dead letters"),
-    "make load PROFILE=flood FOR=30s": has("published"),
+    "make load TRAFFIC=flood FOR=30s": has("published"),
     "make scale LOW=4": scaled(1, 4),
     "make scale HIGH=2 LOW=1": scaled_for_good,
     "docker compose up -d --scale worker-low=4 --no-recreate": scaled(2, 4),
@@ -96,9 +103,9 @@ def test_every_target_named_exists(clone: Clone) -> None:
 
 
 def test_make_test_is_what_ci_runs() -> None:
-    """The one command that is not run here: it is running."""
+    """The one command that is not run here: it is running, as the first parts of `make test-all`."""
     assert "make test" in COMMANDS
-    assert (ROOT / ".ci/run").read_text().rstrip().endswith("make test")
+    assert (ROOT / ".ci/run").read_text().rstrip().endswith("make test-all")
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command != "make test"])
@@ -117,7 +124,7 @@ def test_new_rights_reach_a_redis_that_runs(clone: Clone) -> None:
     assert code == 0, output
     assert "up: redis runs with an old access list: restarting it" in output
     assert "up: redis-results" not in output
-    count = "from settings import broker_client; print(broker_client().zcard('unacked_index'))"
+    count = "from celery_app import durable; print(durable.broker.zcard('unacked_index'))"
     assert clone.run(f'docker compose run --rm --no-deps client python -c "{count}"')[0] == 0
 
 
@@ -145,7 +152,7 @@ def port_taken(clone: Clone) -> str:
 
 
 def redis_stopped(clone: Clone) -> str:
-    run = "docker compose run --rm --no-deps -e PROFILE=steady -e FOR=5s producer"
+    run = "docker compose run --rm --no-deps -e TRAFFIC=steady -e FOR=5s producer"
     return clone.run(f"docker compose stop redis; {run}")[1]
 
 
@@ -161,8 +168,11 @@ MESSAGES: dict[str, Callable[[Clone], str]] = {
         "docker compose up -d --wait redis redis-results; "
         "docker compose run --rm --no-deps -e REDIS_MEMORY_LIMIT=300m producer"
     )[1],
-    "PROFILE: no '…' in profiles.toml; choose one of …": lambda clone: clone.run("make load PROFILE=stedy")[1],
-    "scale: LOW=… is not a number of containers": lambda clone: clone.run("make scale LOW=four")[1],
+    "TRAFFIC: no '…' in traffic.toml; choose one of …": lambda clone: clone.run("make load TRAFFIC=stedy")[1],
+    "scale: LOW=… is not a number of containers (0 to 999).": lambda clone: clone.run("make scale LOW=four")[1],
+    "new: DIR=…: it exists and is not empty; choose another folder": lambda clone: clone.run(
+        "mkdir -p ../taken && touch ../taken/file && make new DIR=../taken"
+    )[1],
     "Queue '…' missing from task_queues": lambda clone: clone.run(
         "make celery ARGS=\"call tasks.basic.add --args='[1, 2]' --queue=hihg\""
     )[1],

@@ -1,10 +1,12 @@
 """What stack tests are given."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor  # demo
 
 import pytest
 
 from stack import inside as run
+from stack.guide import Taken, take  # demo
 from stack.inside import Inside
 from stack.services import SERVICES, Service
 from stack.stack import Stack
@@ -32,6 +34,14 @@ def newest(inside: Inside) -> Iterator[str]:
 
 
 # >>> demo
+@pytest.fixture(scope="session", autouse=True)
+def tour_beside(request: pytest.FixtureRequest) -> "Future[Taken] | None":
+    """The whole tour, if a test asks for it: taken beside the tests that only look, since it mostly waits."""
+    if not any("taken" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        return None
+    return ThreadPoolExecutor(1).submit(take, request.getfixturevalue("stack"))
+
+
 @pytest.fixture(scope="module")
 def quiet(stack: Stack) -> Iterator[None]:
     """Nobody publishes but the test, and nothing is left in the queues. For tests that count: mark them disruptive."""

@@ -228,7 +228,8 @@ def results_redis(*command: Any) -> Any:
 def redis_says(host: str, user: str | None, password: str | None, *command: Any) -> str:
     """The first word of Redis' error to a command, or "OK"."""
     redis = importlib.import_module("redis")
-    client = redis.Redis(host, username=user, password=password, socket_timeout=5)
+    once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)  # by default a refused login is tried for 4 s
+    client = redis.Redis(host, username=user, password=password, socket_timeout=5, retry=once)
     try:
         client.execute_command(*command)
     except redis.RedisError as error:

@@ -169,7 +169,8 @@ def test_a_pickled_message_is_never_unpickled_and_harms_nobody(stack: Stack, ins
     worker = stack.container("worker-low")
     assert "unpickled" not in str(stack.docker.container.execute(worker, ["ls", "/run/celery"]))
     assert worker.state.pid == before, "the worker did not survive it"
-    assert [letter["reason"] for letter in inside.call(run.dead_letters, newest)] == ["malformed"]
+    reasons = [letter["reason"] for letter in inside.call(run.dead_letters, newest) if letter["id"] == "pickled"]
+    assert reasons == ["malformed"]
 
 
 # --- Logins ---
