@@ -128,6 +128,40 @@ def test_new_rights_reach_a_redis_that_runs(clone: Clone) -> None:
     assert clone.run(f'docker compose run --rm --no-deps client python -c "{count}"')[0] == 0
 
 
+def containers_of_celery(clone: Clone) -> set[str]:
+    """Ids of the containers that run the app."""
+    return set(clone.output("docker compose ps --quiet worker-high worker-low beat producer").split())
+
+
+def call(clone: Clone) -> str:
+    """The result of a task that is called now."""
+    program = "from tasks.basic import add; print(add.delay(2, 3).get(timeout=30))"
+    return clone.output(f"docker compose run --rm --no-deps -T client python -c '{program}' 2>/dev/null").split()[-1]
+
+
+def test_a_new_password_is_in_use_when_make_up_returns(clone: Clone) -> None:
+    clone.output("make up")
+    secret = clone.folder / "secrets/redis_celery_password"
+    secret.chmod(0o644)
+    secret.write_text("another0password")
+    output = clone.output("make up")
+    assert re.search(r"up: new in secrets/: .*redis_celery_password.*; restarting .*redis.*worker-low", output), output
+    assert call(clone) == "5"
+    unhealthy = clone.output("docker compose ps --format '{{.Service}} {{.Health}}' | grep -v ' healthy$' || true")
+    assert unhealthy.split() in ([], ["redis-exporter"]), "the one without a health check"
+    assert "up: new" not in clone.output("make up"), "a second time changes nothing"
+
+
+def test_a_profile_that_is_switched_recreates_no_container_of_celery(clone: Clone) -> None:
+    clone.output("make up")
+    before = containers_of_celery(clone)
+    assert len(before) >= 4
+    clone.output("COMPOSE_PROFILES= make up")
+    assert containers_of_celery(clone) == before
+    clone.output("make up")
+    assert containers_of_celery(clone) == before
+
+
 def without_docker(clone: Clone) -> str:
     """A PATH with everything that is on this one but docker."""
     folder = clone.folder / "bin"

@@ -93,6 +93,16 @@ def test_flower_lists_workers_and_tasks(stack: Stack) -> None:
     poll_until(lambda: regular <= tasks(), "Flower to list what beat sends", 90)
 
 
+def test_flower_shows_the_broker_and_the_length_of_its_queues(stack: Stack) -> None:
+    if "flower" not in stack.enabled:
+        pytest.skip("flower: the profile events is not in COMPOSE_PROFILES (.env)")
+    flower = stack.url("flower")
+    queues = web.get(f"{flower}/api/queues/length", login("flower"))["active_queues"]
+    assert {queue["name"] for queue in queues} == {queue.name for queue in QUEUES}
+    assert all(isinstance(queue["messages"], int) for queue in queues)
+    assert web.status(f"{flower}/broker", login("flower")) == 200
+
+
 @pytest.fixture
 def grafana(stack: Stack) -> str:
     """Address of Grafana."""

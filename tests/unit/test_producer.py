@@ -158,6 +158,17 @@ def test_a_mistake_in_an_option_exits_with_2(
     assert error.count("\n") == 1
 
 
+def test_a_crash_exits_with_1(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def crash(_: Producer) -> None:
+        raise RuntimeError("no such key")
+
+    monkeypatch.setattr(Producer, "run", crash)
+    monkeypatch.setattr("producer.refuse_dangerous_settings", lambda _: None)
+    monkeypatch.setattr(settings, "metrics_port", None)
+    assert main(["--for", "1s"]) == 1
+    assert "no such key" in caplog.text
+
+
 # --- Pacing, on a clock that moves only when the producer sleeps or publishes ---
 
 
