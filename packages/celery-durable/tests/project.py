@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from kombu import pools
 from redis import Redis
 
 import celery_durable
@@ -49,6 +50,7 @@ import time
 from pathlib import PosixPath
 
 from celery import Celery
+from kombu import pools
 from celery_durable import Config, install
 
 app = Celery("project")
@@ -196,6 +198,6 @@ class Project:
 
 
 def close(app: Any) -> None:
-    """Close an app's connections, in this process."""
-    app.pool.force_close_all()
+    """Close an app, and all connections of kombu's pools in this process."""
     app.close()
+    pools.reset()

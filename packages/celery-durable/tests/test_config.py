@@ -95,7 +95,7 @@ def test_nothing_can_be_misspelt_or_given_without_its_name() -> None:
     with pytest.raises(TypeError, match="visibilty_timeout"):
         Config(store=STORE, visibilty_timeout=60)  # type: ignore[call-arg]
     with pytest.raises(TypeError):
-        Config(STORE)  # type: ignore[misc]
+        Config(STORE)  # type: ignore[call-arg]
 
 
 def test_it_does_not_change() -> None:

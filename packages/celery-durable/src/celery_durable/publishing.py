@@ -11,6 +11,7 @@ from celery import current_task
 from celery.app import amqp
 from kombu import serialization
 from kombu.transport import redis
+from kombu.utils.collections import HashedSeq
 from kombu.utils.json import dumps
 from redis import RedisError
 
@@ -52,6 +53,10 @@ class Connection(amqp.Connection):
         super()._init_params(*args, **kwargs)
         if provider := credentials(self.durable.config, self.userid, self.password):
             self.credential_provider = provider
+
+    def __eqhash__(self) -> HashedSeq:
+        """Key of kombu's pools: two apps share no connection, even to one broker."""
+        return HashedSeq(*super().__eqhash__(), id(self.durable))
 
     def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
         """Looks every second whether a broker that is away is back; kombu's waits grow to 30 s."""
