@@ -19,7 +19,7 @@ from celery_durable.clients import credentials
 from celery_durable.errors import DelayTooLongError, MessageTooLargeError, NotInOutboxError, TimeLimitTooLongError
 from celery_durable.outbox import PUBLICATION, PUBLISH_ERRORS, Entry
 from celery_durable.signals import outbox_written, publish_failed
-from celery_durable.times import eta_of, zone_of
+from celery_durable.times import eta_of
 from celery_durable.transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class AMQP(amqp.AMQP):
     def _refuse_what_runs_twice(self, name: str, headers: dict[str, Any]) -> None:
         """Raises DelayTooLongError or TimeLimitTooLongError: a worker that does not renew lets it run again."""
         config = self.app.durable.config
-        delay = eta_of(headers, zone_of(self.app)) - time.time()
+        delay = eta_of(headers) - time.time()
         if delay > config.max_delay:
             raise DelayTooLongError(
                 f"{name}: due in {delay:.0f} s; on Redis a countdown, ETA or retry delay is {config.max_delay:g} s at "

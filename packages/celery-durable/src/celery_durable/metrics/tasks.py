@@ -11,7 +11,7 @@ from celery import Task, signals
 from prometheus_client import Counter, Histogram
 
 from celery_durable.signals import request_ended
-from celery_durable.times import eta_of, zone_of
+from celery_durable.times import eta_of
 
 # From 1 ms to 10 min: a cached query and a task at the hard limit both fall inside.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -52,7 +52,7 @@ def _labels(task: Task) -> tuple[str, str]:
 def started(task: Task, **_: Any) -> None:
     request, labels = task.request, _labels(task)
     if not request.is_eager:
-        eta = eta_of({"eta": request.eta}, zone_of(task.app))
+        eta = eta_of({"eta": request.eta})
         due = due_at(request.get("published_at"), eta, request.get("redelivered_at"))
         if due is None:
             UNSTAMPED.labels(*labels).inc()
