@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from celery.app.trace import trace_task
 from kombu import pools
 from redis import Redis
 
@@ -50,6 +51,7 @@ import time
 from pathlib import PosixPath
 
 from celery import Celery
+from celery.app.trace import trace_task
 from kombu import pools
 from celery_durable import Config, install
 
@@ -201,3 +203,10 @@ def close(app: Any) -> None:
     """Close an app, and all connections of kombu's pools in this process."""
     app.close()
     pools.reset()
+
+
+def run_task(task: Any, headers: dict[str, Any], *args: Any) -> Any:
+    """Run a message of a task, as a worker's process does; its state."""
+    request = {"delivery_info": {}, "hostname": "worker@test", **headers}
+    info = trace_task(task, headers["id"], args, {}, request, app=task.app).info
+    return info.state if info else "SUCCESS"
