@@ -1,11 +1,11 @@
 """Of all messages of a due time, one runs."""
 
+import json
 import logging
 import time
 from typing import Any
 
 import pytest
-from redis import RedisError
 
 from celery_durable import PeriodicTask
 from celery_durable.ticks import KEPT_FOR
@@ -52,17 +52,24 @@ def test_a_call_by_hand_always_runs(tick: Any, client: Any) -> None:
     assert client.keys() == []
 
 
-def test_a_message_that_cannot_claim_its_due_time_does_not_run(new_app: NewApp, redis_server: RedisServer) -> None:
-    app = new_app()
+def test_a_message_that_cannot_claim_its_due_time_is_tried_again(
+    new_app: NewApp, redis_server: RedisServer, other_redis: RedisServer
+) -> None:
+    app = new_app({"broker_url": other_redis.url})
+    ran: list[int] = []
 
     def run() -> None:
-        raise AssertionError("ran")
+        ran.append(1)
 
     task = app.task(run, base=PeriodicTask, shared=False, ignore_result=True)
+    app.finalize()
     with redis_server.stopped():
-        assert run_task(task, message("one")) == "FAILURE"
-        with pytest.raises(RedisError):
-            app.durable.ticks.claim("report", DUE, "one")
+        assert run_task(task, message("one")) == "RETRY"
+    assert not ran
+    (retry,) = (json.loads(payload)["headers"] for payload in other_redis.client.lrange("celery", 0, -1))
+    assert run_task(task, retry) == "SUCCESS"
+    assert run_task(task, message("two")) == "IGNORED"
+    assert ran == [1]
 
 
 def test_old_due_times_are_forgotten(app: Any, client: Any) -> None:

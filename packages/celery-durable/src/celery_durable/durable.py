@@ -66,7 +66,7 @@ class Durable:
         Returns {"published", "waiting", "overdue_chords"}. Raises outbox.PUBLISH_ERRORS while Redis is away.
         """
         with self.raw_broker() as client:
-            view = BrokerView(client, self._list_of, self.unacked_key, self.config.publish_socket_timeout)
+            view = BrokerView(client, self._lists_of, self.unacked_key, self.config.publish_socket_timeout)
             found = self.outbox.republish(self.app.amqp.publish_entry, view)
         return {**found, "overdue_chords": self.chords.look(self.app.backend)}
 
@@ -132,13 +132,9 @@ class Durable:
         separator = self._transport_options.get("sep", Channel.sep)
         return self.prefixed(f"{queue}{separator}{step}" if step else queue)
 
-    def _list_of(self, entry: Entry) -> str:
-        return self.priority_list(self.queue_name(entry.queue), entry.priority)
-
-    def queue_name(self, name: str) -> str:
-        """A queue's name in Redis: `task_queues` may give it another there."""
-        queues = self.app.amqp.queues
-        return str(queues[name].name) if name in queues else name
+    def _lists_of(self, entry: Entry) -> list[str]:
+        """The Redis lists that an outbox entry's message went to."""
+        return [self.priority_list(queue, entry.priority) for queue in self.app.amqp.queues_of(entry)]
 
     # --- Names for metrics ---
 

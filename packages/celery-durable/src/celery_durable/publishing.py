@@ -25,16 +25,7 @@ from celery_durable.transport import Transport
 logger = logging.getLogger(__name__)
 
 # Options that belong to one publish, and not to what is published.
-OF_ONE_PUBLISH = (
-    "queue",
-    "exchange",
-    "exchange_type",
-    "routing_key",
-    "declare",
-    "event_dispatcher",
-    "retry",
-    "retry_policy",
-)
+OF_ONE_PUBLISH = ("queue", "declare", "event_dispatcher", "retry", "retry_policy")
 
 ENVELOPE = 1000  # bytes that the transport adds to a message's body, headers and properties, redelivery included
 
@@ -116,7 +107,7 @@ class AMQP(amqp.AMQP):
             except PUBLISH_ERRORS as error:
                 logger.warning("%s[%s] not published (%s): the outbox has it", name, entry.id, error)
                 with suppress(RedisError):  # it is there; this is to have it published soon
-                    outbox.due_now(entry)
+                    outbox.due_now(entry, number)
                 return None
 
         return send_task_message
@@ -126,7 +117,30 @@ class AMQP(amqp.AMQP):
         message = amqp.task_message(entry.headers, entry.properties, tuple(entry.body), None)
         options = _numbered(entry.options, publication)
         with self.app.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
-            self.send_once(producer, entry.name, message, queue=entry.queue, **options)
+            try:
+                self.send_once(producer, entry.name, message, queue=entry.queue or None, **options)
+            except KeyError as error:  # for kombu that is a broker that is away; its queue may be gone
+                raise ValueError(f"{error} is not known") from error
+
+    def queues_of(self, entry: Entry) -> list[str]:
+        """Names of the queues that an outbox entry's message goes to, as far as they can be told.
+
+        Raises outbox.PUBLISH_ERRORS.
+        """
+        try:
+            queue = self.queues[entry.queue] if entry.queue else None
+        except KeyError:  # it is gone
+            return []
+        exchange, key = entry.options.get("exchange"), entry.options.get("routing_key")
+        kind = entry.options.get("exchange_type") or (queue.exchange.type if queue is not None else "direct")
+        if queue is not None and kind == "direct" and not (exchange and key):
+            return [str(queue.name)]
+        with self.app.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
+            channel = producer.channel
+            if queue is not None:
+                queue(channel).declare()
+                exchange, key = exchange or queue.exchange.name, key or queue.routing_key
+            return [str(name) for name in channel._lookup(exchange, key)]
 
     def _entry(self, name: str, message: Any, options: dict[str, Any], published: float) -> Entry:
         serializer = options.get("serializer") or self.app.conf.task_serializer
@@ -134,14 +148,19 @@ class AMQP(amqp.AMQP):
             raise NotInOutboxError(
                 f"{name}: its serializer is {serializer}; the outbox keeps JSON, use serializer='json'"
             )
-        queue = options.get("queue") or self.default_queue
+        if "id" not in message.headers:
+            raise NotInOutboxError(f"{name}: task_protocol is 1; the outbox needs 2, Celery's default")
+        queue = options.get("queue") or ("" if options.get("exchange") else self.default_queue)
+        kept = {key: value for key, value in options.items() if key not in OF_ONE_PUBLISH}
+        if exchange := kept.get("exchange"):
+            kept["exchange"] = exchange if isinstance(exchange, str) else exchange.name
         return Entry(
             name=name,
             queue=queue if isinstance(queue, str) else queue.name,
             headers=message.headers,
             properties=message.properties,
             body=message.body,
-            options={key: value for key, value in options.items() if key not in OF_ONE_PUBLISH},
+            options=kept,
             published=published,
         )
 
