@@ -143,10 +143,12 @@ class Channel(redis.Channel):
             popped = self.client.popped
             if popped is None or (isinstance(error, OSError | RedisError) and not isinstance(error, DataError)):
                 raise
+            reason = Reason.TOO_LARGE if isinstance(error, TooLargeError) else Reason.MALFORMED
+            queue = popped[0].decode().rsplit(self.sep, 1)[0]
             if config.dead_letters:
-                reason = Reason.TOO_LARGE if isinstance(error, TooLargeError) else Reason.MALFORMED
-                queue = popped[0].decode().rsplit(self.sep, 1)[0]
                 self._dead_letter(reason, f"{type(error).__name__}: {error}", queue, popped[1])
+            else:
+                logger.error("a message of queue %s was thrown away: %s; %r", queue, reason, error)
             raise Empty from error
 
     # --- Dead letters ---
