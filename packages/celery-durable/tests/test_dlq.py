@@ -263,6 +263,25 @@ def test_one_odd_entry_keeps_none_of_the_others(office: Office, capsys: Said) ->
     assert office.letters() == []
 
 
+def test_what_becomes_a_dead_letter_again_at_once_is_left(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker rejects it faster than the command reads."""
+    requeue, requeued = DeadLetterOffice.requeue, []
+
+    def fail_again(self: Any, client: Any, old: Letter) -> bool:
+        requeued.append(old.id)
+        assert len(requeued) < 10, "without an end"
+        time.sleep(0.002)
+        office.dead(old.payload, Reason.REJECTED)
+        return requeue(self, client, old)
+
+    for _ in range(2):
+        office.dead_of(office.add, 1)
+    time.sleep(0.002)
+    monkeypatch.setattr(DeadLetterOffice, "requeue", fail_again)
+    assert office.run("requeue", "--all") == 0
+    assert len(requeued) == len(office.letters()) == 2
+
+
 # --- drop ---
 
 

@@ -102,7 +102,9 @@ class Command:
             if ID.fullmatch(options.id):
                 yield from self._stream.read(self._client, options.id, options.id)
             return
-        for letter in self._stream.read(self._client):
+        seconds, microseconds = self._client.time()
+        now = str(seconds * 1000 + microseconds // 1000)  # what is requeued may soon be a dead letter again
+        for letter in self._stream.read(self._client, last=now):
             if options.all or (
                 options.task == letter.task if options.task is not None else options.reason == letter.reason
             ):
