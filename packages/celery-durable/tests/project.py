@@ -1,6 +1,7 @@
 """A small Celery project in a folder of its own, with real workers."""
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -210,3 +211,13 @@ def run_task(task: Any, headers: dict[str, Any], *args: Any) -> Any:
     request = {"delivery_info": {}, "hostname": "worker@test", **headers}
     info = trace_task(task, headers["id"], args, {}, request, app=task.app).info
     return info.state if info else "SUCCESS"
+
+
+def run_message(app: Any, payload: bytes | str) -> Any:
+    """Run a message that was taken out of a queue, with its arguments, callbacks and chord; its task's state."""
+    message = json.loads(payload)
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        args, _, embed = channel.Message(message, channel=channel, accept={"application/json"}).decode()
+    headers = message["headers"]
+    return run_task(app.tasks[headers["task"]], {**headers, **embed}, *args)

@@ -18,7 +18,7 @@ from celery_durable.errors import DeadLetterDroppedError
 from celery_durable.requeue import DeadLetterOffice
 
 from .conftest import NewApp
-from .project import Project, run_python, run_task
+from .project import Project, run_message, run_python, run_task
 from .redis_server import RedisServer
 
 
@@ -300,18 +300,10 @@ def chord_with_a_dead_member(office: Office, reason: Reason) -> Any:
     result = chord(group(office.add.s(1), office.add.s(2)), office.total.s(), app=office.app).apply_async()
     first, second = office.take()
     headers = json.loads(first)["headers"]
-    run_in_chord(office, first)
+    run_message(office.app, first)
     assert headers["group"]
     office.dead(second, reason)
     return result
-
-
-def run_in_chord(office: Office, payload: bytes) -> None:
-    with office.app.connection_for_read() as connection:
-        channel = connection.default_channel
-        args, _, embed = channel.Message(json.loads(payload), channel=channel, accept={"application/json"}).decode()
-    headers = json.loads(payload)["headers"]
-    run_task(office.app.tasks[headers["task"]], {**headers, **embed}, *args)
 
 
 @pytest.mark.parametrize("reason", [Reason.UNKNOWN_TASK, Reason.MALFORMED, Reason.TOO_LARGE])
@@ -329,9 +321,9 @@ def test_requeue_completes_a_chord(office: Office) -> None:
     assert office.take() == []
     assert office.run("requeue", "--all") == 0
     (member,) = office.take()
-    run_in_chord(office, member)
+    run_message(office.app, member)
     (callback,) = office.take()
-    run_in_chord(office, callback)
+    run_message(office.app, callback)
     assert result.get(timeout=10) == 3
 
 
