@@ -2,6 +2,7 @@
 
 from celery.exceptions import ImproperlyConfigured
 from click import ClickException
+from kombu.exceptions import EncodeError
 
 
 class ConfigError(ValueError):
@@ -40,8 +41,8 @@ class NotInOutboxError(PublishRefusedError):
     """`later=True` for a task without the outbox, or an outbox task whose message is not JSON."""
 
 
-class ResultTooLargeError(Exception):
-    """A task returned more than `Config.max_result_bytes`. Kept as the task's failure in place of its result."""
+class ResultTooLargeError(EncodeError):
+    """A task returned more than `Config.max_result_bytes`. It is the task's failure."""
 
 
 class EffectFailedError(Exception):
