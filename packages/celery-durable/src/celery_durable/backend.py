@@ -13,6 +13,7 @@ from celery.backends import redis
 from celery.utils.serialization import UnpickleableExceptionWrapper
 from redis import RedisError
 
+from celery_durable.clients import credentials
 from celery_durable.errors import ResultTooLargeError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,15 @@ OF_ARGUMENTS = 10  # part of the limit that arguments may take of an error that 
 class RedisBackend(redis.RedisBackend):
     """Celery's, with bounds on what is kept, and without effects on who publishes."""
 
+    connparams: dict[str, Any]  # of Celery's, for redis-py
     _looked_at, _has_room = 0.0, True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        login = {name: self.connparams.get(name) for name in ("username", "password")}
+        if "credential_provider" not in self.connparams and (provider := credentials(self.durable.config, **login)):
+            self.connparams = {name: value for name, value in self.connparams.items() if name not in login}
+            self.connparams["credential_provider"] = provider
 
     @property
     def durable(self) -> Any:
