@@ -67,7 +67,8 @@ class DurableRequest:
         self._end_entry()
 
     def _announce_end(self: Any, outcome: str) -> None:
-        queue = self.app.durable.queue_of(self.delivery_info)
+        info = self.delivery_info
+        queue = self.app.durable.queue_of(info.get("exchange"), info.get("routing_key"))
         request_ended.send(sender=self.app, task=self.task.name, queue=queue, outcome=outcome)
 
     def _end_entry(self: Any) -> None:
