@@ -14,6 +14,8 @@ from kombu.asynchronous.timer import Timer
 from celery_durable.consumer import Consumer, PrefetchCount, check_headers, check_message
 from celery_durable.dead_letters import Reason
 
+from .conftest import NewApp
+
 GOOD = {"task": "tasks.add", "id": "a"}
 
 
@@ -222,6 +224,14 @@ def test_nothing_is_renewed_while_there_is_no_connection(consumer: Any, app: Any
     consumer.connection = None
     consumer._renew()
     consumer.task_consumer.channel.qos.renew.assert_not_called()
+
+
+@pytest.mark.parametrize("renewal", [True, False])
+def test_renewal_can_be_switched_off(new_app: NewApp, renewal: bool) -> None:
+    consumer = Mock(durable=new_app(renewal=renewal).durable, _renewal=None)
+    with pytest.raises(TypeError):  # the rest is Celery's, and this is no real consumer
+        Consumer.create_task_handler(consumer)
+    assert consumer.timer.call_repeatedly.called is renewal
 
 
 def test_a_broker_that_is_away_while_it_renews_ends_nothing(

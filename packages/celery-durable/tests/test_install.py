@@ -532,11 +532,17 @@ def test_a_queue_is_told_by_its_binding(bare: Callable[..., Any]) -> None:
         Queue("bound", Exchange("direct"), routing_key="by another name"),
         Queue("topic", Exchange("events", "topic"), routing_key="order.#"),
     )
-    assert durable.queue_of("", "plain") == "plain"
-    assert durable.queue_of("direct", "by another name") == "bound"
-    assert durable.queue_of("", "bound") == "bound"
-    assert durable.queue_of("events", "order.#") == "topic"
-    assert durable.queue_of("", "what a stranger wrote") == "other"
+
+    def queue_of(exchange: str, key: str, **info: str) -> str:
+        return durable.queue_of({"exchange": exchange, "routing_key": key, **info})
+
+    assert queue_of("", "plain") == "plain"
+    assert queue_of("direct", "by another name") == "bound"
+    assert queue_of("", "bound") == "bound"
+    assert queue_of("events", "order.#") == "topic"
+    assert queue_of("events", "order.new", queue="topic") == "topic", "the transport has noted it"
+    assert queue_of("", "what a stranger wrote") == "other"
+    assert durable.queue_of(None) == durable.queue_of({}) == "other"
 
 
 def test_the_address_of_the_connection_stays_as_it_is(bare: Callable[..., Any]) -> None:

@@ -699,6 +699,8 @@ ROUTED = {
         ({"queue": "orders", "routing_key": "order.new"}, ["all", "orders"]),
         ({"queue": "orders", "routing_key": "invoice.new"}, ["all"]),
         ({"queue": "orders", "exchange": EVENTS, "routing_key": "order.new"}, ["all", "orders"]),
+        ({"exchange": "events", "routing_key": "order.new"}, ["all", "orders"]),
+        ({"exchange": EVENTS, "routing_key": "invoice.new"}, ["all"]),
         ({"queue": "plain", "priority": 9}, ["plain"]),
     ],
     ids=str,

@@ -250,6 +250,7 @@ def test_a_worker_that_waits_for_redis_goes_on(watched: Watched, module_redis: R
     watched.send("well")
     watched.project.wait_noted("quick", 1)
     assert watched.workers["well"].alive
+    assert "REMAP_SIGTERM: is not SIGQUIT in the environment" in watched.workers["well"].log
 
 
 def test_a_watchdog_that_fails_is_tried_again_and_so_are_its_siblings(watched: Watched) -> None:

@@ -55,7 +55,8 @@ class Config:
     time_limit: float = 60
     #: Retry delay where a task says nothing. Celery's is 180 s, longer than visibility_timeout.
     default_retry_delay: float = 5
-    #: A stopping worker gives running tasks so long; then they go back to their queue.
+    #: A stopping worker gives running tasks so long; then they go back to their queue. Its environment must say
+    #: REMAP_SIGTERM=SIGQUIT, or SIGTERM waits for them up to their time limit.
     soft_shutdown: float = 6
     #: What whoever runs the worker waits before SIGKILL (compose's stop_grace_period, Kubernetes'
     #: terminationGracePeriodSeconds). Only checked.

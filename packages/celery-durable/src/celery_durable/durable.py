@@ -138,14 +138,16 @@ class Durable:
 
     # --- Names for metrics ---
 
-    def queue_of(self, exchange: Any, routing_key: Any) -> str:
+    def queue_of(self, delivery_info: Any) -> str:
         """The queue of the app that a message came from, or goes to, by its binding; what a message says itself is no
         name of a queue."""
+        info = delivery_info or {}
+        exchange, key, queue = (info.get(name) for name in ("exchange", "routing_key", "queue"))
         known = self._queue_names
-        return known.get((exchange, routing_key)) or known.get(("", routing_key)) or OTHER
+        return known.get(("", queue)) or known.get((exchange, key)) or known.get(("", key)) or OTHER
 
     @cached_property
-    def _queue_names(self) -> dict[tuple[str, str], str]:
+    def _queue_names(self) -> dict[tuple[Any, Any], str]:
         """Names of the queues by exchange and routing key. Celery names only the queue where its exchange is direct."""
         queues = self.app.amqp.queues.values()
         by_binding = {(queue.exchange.name, queue.routing_key): queue.name for queue in queues}

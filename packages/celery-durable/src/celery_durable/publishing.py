@@ -72,6 +72,8 @@ class AMQP(amqp.AMQP):
         send = super()._create_task_sender()
 
         def send_once(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            if (exchange := options.get("exchange")) and not options.get("declare"):
+                options["declare"] = self._bound_to(exchange) or None
             if options.get("retry") is False:
                 # kombu leaves a retried publish's policy in options that all connections of the pool share, and the
                 # next new connection is retried: 6 s on a frozen broker, not 3.
@@ -135,12 +137,19 @@ class AMQP(amqp.AMQP):
         kind = entry.options.get("exchange_type") or (queue.exchange.type if queue is not None else "direct")
         if queue is not None and kind == "direct" and not (exchange and key):
             return [str(queue.name)]
+        if queue is not None:
+            exchange, key = exchange or queue.exchange.name, key or queue.routing_key
         with self.app.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
             channel = producer.channel
-            if queue is not None:
-                queue(channel).declare()
-                exchange, key = exchange or queue.exchange.name, key or queue.routing_key
+            for bound in self._bound_to(exchange):
+                bound(channel).declare()
             return [str(name) for name in channel._lookup(exchange, key)]
+
+    def _bound_to(self, exchange: Any) -> list[Any]:
+        """The app's queues of an exchange. An exchange that a process has not declared is a direct one for kombu, and
+        what is published to a topic vanishes."""
+        name = getattr(exchange, "name", exchange)
+        return [queue for queue in self.queues.values() if queue.exchange.name == name]
 
     def _entry(self, name: str, message: Any, options: dict[str, Any], published: float) -> Entry:
         serializer = options.get("serializer") or self.app.conf.task_serializer

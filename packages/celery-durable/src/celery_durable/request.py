@@ -21,6 +21,10 @@ class DurableRequest:
 
     _dead: tuple[Reason, str] | None = None
 
+    def __init__(self: Any, message: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(message, *args, **kwargs)  # type: ignore[call-arg]
+        self.delivery_info["queue"] = (message.delivery_info or {}).get("queue")
+
     def acknowledge(self: Any) -> None:
         if self._dead is None or self.acknowledged:
             super().acknowledge()  # type: ignore[misc]
@@ -67,8 +71,7 @@ class DurableRequest:
         self._end_entry()
 
     def _announce_end(self: Any, outcome: str) -> None:
-        info = self.delivery_info
-        queue = self.app.durable.queue_of(info.get("exchange"), info.get("routing_key"))
+        queue = self.app.durable.queue_of(self.delivery_info)
         request_ended.send(sender=self.app, task=self.task.name, queue=queue, outcome=outcome)
 
     def _end_entry(self: Any) -> None:

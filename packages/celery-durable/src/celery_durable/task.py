@@ -37,6 +37,19 @@ class DurableTask(Task):
             raise Ignore
         super().before_start(task_id, args, kwargs)
 
+    def signature_from_request(
+        self, request: Any = None, args: Any = None, kwargs: Any = None, queue: Any = None, **options: Any
+    ) -> Any:
+        """Celery's, for a retry, but to the queue that the message came from and to no other.
+
+        Its exchange and key may lead to several. And an exchange that a process has not declared is a direct one for
+        kombu: a retry to a topic vanishes.
+        """
+        came_from = ((self.request if request is None else request).delivery_info or {}).get("queue")
+        if came_from and not queue and not options.keys() & {"exchange", "routing_key"}:
+            queue, options = came_from, {"exchange_type": "direct", **options}
+        return super().signature_from_request(request, args, kwargs, queue, **options)
+
     def retry(self, *args: Any, eta: Any = None, countdown: float | None = None, **options: Any) -> Any:
         """Celery's retry, but never sooner than Config.min_retry_delay (jitter may say 0 s), and a soft time limit is
         tried again three times only."""

@@ -46,8 +46,8 @@ def connect() -> None:
 
 def _published(sender: str, exchange: Any, routing_key: str, **_: Any) -> None:
     durable = getattr(current_app, "durable", None)
-    name = getattr(exchange, "name", exchange) or ""
-    PUBLISHED.labels(sender, durable.queue_of(name, routing_key) if durable else "other").inc()
+    info = {"exchange": getattr(exchange, "name", exchange) or "", "routing_key": routing_key}
+    PUBLISHED.labels(sender, durable.queue_of(info) if durable else "other").inc()
 
 
 def _publish_failed(task: str, **_: Any) -> None:
@@ -55,7 +55,7 @@ def _publish_failed(task: str, **_: Any) -> None:
 
 
 def _dead_lettered(sender: Any, letter: Letter, **_: Any) -> None:
-    DEAD_LETTERS.labels(sender.durable.queue_of("", letter.queue), letter.reason).inc()
+    DEAD_LETTERS.labels(sender.durable.queue_of({"queue": letter.queue}), letter.reason).inc()
 
 
 def _overflowed(**_: Any) -> None:

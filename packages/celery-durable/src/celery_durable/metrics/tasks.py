@@ -43,10 +43,8 @@ def due_at(published_at: float | None, eta: float, redelivered_at: float | None)
 
 
 def _labels(task: Task) -> tuple[str, str]:
-    info = task.request.delivery_info or {}
-    if not hasattr(task.app, "durable"):
-        return task.name, "other"
-    return task.name, task.app.durable.queue_of(info.get("exchange"), info.get("routing_key"))
+    durable = getattr(task.app, "durable", None)
+    return task.name, durable.queue_of(task.request.delivery_info) if durable else "other"
 
 
 def started(task: Task, **_: Any) -> None:
