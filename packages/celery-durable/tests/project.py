@@ -26,11 +26,11 @@ SOURCES = Path(celery_durable.__file__).parents[1]
 
 # Times of seconds, with every inequality of Config kept.
 SHORT: dict[str, Any] = {
-    "visibility_timeout": 9,
-    "renew_interval": 2,
+    "visibility_timeout": 7,
+    "renew_interval": 1.5,
     "restore_interval": 0.5,
     "restore_mutex_expire": 1,
-    "max_delay": 8,
+    "max_delay": 6,
     "min_retry_delay": 0.1,
     "default_retry_delay": 0.2,
     "soft_time_limit": 5,
@@ -38,7 +38,7 @@ SHORT: dict[str, Any] = {
     "soft_shutdown": 1,
     "publish_connect_timeout": 0.5,
     "publish_socket_timeout": 1,
-    "republish_after": 11,
+    "republish_after": 9,
     "recheck_after": 1,
     "unknown_task_patience": 4,
     "unknown_task_delay": 0.5,

@@ -34,7 +34,7 @@ def long(self):
     note("ran", self.request.id)
 
 
-@task(name="limited", outbox=True, rate_limit="30/m")
+@task(name="limited", outbox=True, rate_limit="60/m")
 def limited(self):
     note("ran", self.request.id)
 
@@ -61,6 +61,19 @@ def deadly(self):
 """
 
 
+# Where a test waits for what a killed worker held.
+SHORTER: dict[str, Any] = {
+    "visibility_timeout": 4,
+    "renew_interval": 1,
+    "time_limit": 3.5,
+    "soft_time_limit": 3,
+    "max_delay": 3.5,
+    "publish_connect_timeout": 0.3,
+    "publish_socket_timeout": 0.6,
+    "republish_after": 6,
+}
+
+
 # --- The outbox and what workers hold ---
 
 
@@ -78,7 +91,7 @@ def test_nothing_that_waits_or_is_held_is_published_again(new_project: NewProjec
     worker = project.worker("-c", "2")
     tasks = project.app.tasks
     for number in range(3):
-        tasks["quick"].apply_async(task_id=f"eta {number}", countdown=6)
+        tasks["quick"].apply_async(task_id=f"eta {number}", countdown=4)
         tasks["limited"].apply_async(task_id=f"limited {number}")
     for number in range(2):
         tasks["long"].apply_async(task_id=f"long {number}")
@@ -124,7 +137,7 @@ def test_a_worker_at_its_limit_goes_on_with_all_its_slots(new_project: NewProjec
     poll_until(lambda: int(project.client.hlen("unacked")) == 5, "5 messages to be held")
     assert project.client.llen("celery") == 15
     project.wait_noted("ran", 20)
-    stats = project.app.control.inspect(timeout=5).stats()["worker@test"]
+    stats = project.app.control.inspect(["worker@test"], timeout=20).stats()["worker@test"]
     assert stats["prefetch_count"] == 2
     for number in range(2):
         project.app.tasks["long"].apply_async(task_id=f"long {number}")
@@ -144,7 +157,7 @@ def test_a_worker_outlives_a_redis_that_is_killed_under_load(
     published: list[str] = []
     for _ in range(5):
         redis_server.client.config_set("appendfsync", "always")  # a killed process loses nothing then
-        for number in range(20):
+        for number in range(10):
             key = f"{len(published)}"
             project.app.tasks["applied"].apply_async((key,), task_id=key, countdown=number % 3)
             published.append(key)
@@ -175,6 +188,7 @@ def test_with_a_prefix_no_key_of_the_broker_is_without_it(new_project: NewProjec
         {"broker_transport_options": {"global_keyprefix": "mine:"}, "result_backend": store},
         store=store,
         unknown_task_patience=1,
+        **SHORTER,
     )
     noted: Any = Redis.from_url(store, decode_responses=True)
     worker = project.worker("-c", "2")
@@ -184,7 +198,7 @@ def test_with_a_prefix_no_key_of_the_broker_is_without_it(new_project: NewProjec
         return list(noted.lrange("noted:ran", 0, -1))
 
     app.tasks["rejected"].delay()
-    app.tasks["quick"].apply_async(task_id="held", countdown=7)
+    app.tasks["quick"].apply_async(task_id="held", countdown=3)
     app.send_task("of tomorrow")
     client.lpush("mine:celery", "}{", json.dumps(malformed.message(headers={"retries": "many"})))
     app.control.revoke("nobody's")
@@ -231,11 +245,11 @@ def by_queue(self):
 @task(name="slow_by_queue")
 def slow_by_queue(self):
     note("slow", self.request.hostname)
-    time.sleep(3 if self.request.hostname == "one@test" else 0)
+    time.sleep(2 if self.request.hostname == "one@test" else 0)
     note("slow done", self.request.hostname)
 """
     )
-    project = new_project(tasks)
+    project = new_project(tasks, **SHORTER)
     one = project.worker("-c", "2", "-Q", "one", name="one")
     project.worker("-c", "2", "-Q", "two", name="two")
     send = project.app.send_task

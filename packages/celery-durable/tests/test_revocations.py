@@ -156,10 +156,10 @@ def test_a_revoked_task_does_not_run_on_a_worker_that_starts_later(new_project: 
     project = new_project(TASKS)
     app, stock = project.app, project.stock_app
     for task_id in ("ours", "stock's", "while nobody runs", "not revoked"):
-        stock.send_task("task", task_id=task_id, countdown=7)
+        stock.send_task("task", task_id=task_id, countdown=5)
     for task_id, run in (("stamped ours", "1"), ("stamped stock's", "2"), ("stamped, not revoked", "3")):
-        app.tasks["task"].apply_async(task_id=task_id, countdown=7, run=run, stamped_headers=["run"])
-    app.tasks["in_outbox"].apply_async(task_id="in the outbox", countdown=7)
+        app.tasks["task"].apply_async(task_id=task_id, countdown=5, run=run, stamped_headers=["run"])
+    app.tasks["in_outbox"].apply_async(task_id="in the outbox", countdown=5)
     worker = project.worker("-c", "1", name="first")
     poll_until(lambda: int(project.client.hlen("unacked")) == 8, "all to be held")
     app.control.revoke("ours")

@@ -95,7 +95,8 @@ def test_how_often_it_is_retried_is_what_the_task_says(app: Any, where: str, num
                 task.apply((RedisAwayError,), retries=retries, throw=True)
 
 
-def test_how_soon_it_is_retried_is_what_the_task_says(app: Any) -> None:
+def test_how_soon_it_is_retried_is_what_the_task_says(new_app: NewApp) -> None:
+    app = new_app(max_delay=60, visibility_timeout=70, republish_after=80)
     for options, delays in (
         ({"retry_kwargs": {"countdown": 5}}, [5, 5, 5]),
         ({"default_retry_delay": 4}, [4, 4, 4]),

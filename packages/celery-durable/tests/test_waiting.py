@@ -23,7 +23,7 @@ def quick(self):
     note("quick:" + self.request.delivery_info["routing_key"], self.request.id)
 
 
-@task(name="limited", rate_limit="8/m")
+@task(name="limited", rate_limit="12/m")
 def limited(self):
     note("limited", self.request.id)
 
@@ -38,7 +38,7 @@ def delayed(self):
     note("delayed", self.request.id)
 
 
-@task(name="delayed_and_limited", rate_limit="8/m")
+@task(name="delayed_and_limited", rate_limit="12/m")
 def delayed_and_limited(self):
     note("delayed_and_limited", self.request.id)
 
@@ -47,7 +47,7 @@ def delayed_and_limited(self):
 def retried(self):
     note("retried", f"{self.request.id} {self.request.retries}")
     if self.request.retries < 2:
-        raise self.retry(countdown=7)
+        raise self.retry(countdown=5.5)
 
 
 @task(name="long", time_limit=40, soft_time_limit=39)
@@ -79,7 +79,7 @@ def project(module_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory)
         killed = project.start("killed", "worker", "-l", "INFO", "-n", "killed@test", "-c", "2", "-Q", "killed")
         for program in (*programs, killed):
             program.wait_for("ready.")
-        project.app.control.rate_limit("limited_later", "8/m", reply=True, timeout=5)
+        project.app.control.rate_limit("limited_later", "12/m", reply=True, timeout=5)
         kill_while_it_holds(project, killed)
         send_all(project)
         yield project
