@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from celery import states
+from celery import Celery, states
 from celery.exceptions import Ignore
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
@@ -449,6 +449,32 @@ def test_a_retry_takes_the_place_of_what_it_repeats(box: Box) -> None:
     assert run_task(task, first) == "IGNORED", "its worker was killed before it could acknowledge it"
     assert run_task(task, second) == "SUCCESS"
     assert run_task(task, first) == "IGNORED"
+
+
+def test_a_retry_has_a_life_of_its_own(box: Box) -> None:
+    """Its headers are those of the message that it repeats."""
+
+    def again(self: Any) -> None:
+        raise self.retry(countdown=1)
+
+    task = box.app.task(again, name="again", bind=True, outbox=True, shared=False, ignore_result=True)
+    task.apply_async(task_id="a", headers={"mine": 1})
+    (first,) = box.take()
+    before = time.time()
+    past = {"redelivered": True, "redelivered_at": 1.0, "unknown_for": 3.0, "published_at": 1.0}
+    assert run_task(task, {**first, **past}) == "RETRY"
+    (second,) = box.take()
+    assert (second["mine"], second[PUBLICATION]) == (1, 2)
+    assert second["published_at"] >= before
+    assert not {"redelivered", "redelivered_at", "unknown_for"} & second.keys()
+
+
+def test_an_app_without_the_library_stamps_nothing(box: Box, redis_server: RedisServer) -> None:
+    """Though it is in the same process."""
+    stock = Celery("stock", broker=redis_server.url, set_as_current=False)
+    stock.send_task("add")
+    (message,) = box.take()
+    assert "published_at" not in message
 
 
 def test_a_run_that_starts_gets_its_time(box: Box) -> None:

@@ -16,9 +16,10 @@ from kombu.utils.json import dumps
 from redis import RedisError
 
 from celery_durable.clients import credentials
+from celery_durable.consumer import PATIENCE
 from celery_durable.errors import DelayTooLongError, MessageTooLargeError, NotInOutboxError, TimeLimitTooLongError
 from celery_durable.outbox import PUBLICATION, PUBLISH_ERRORS, Entry
-from celery_durable.signals import outbox_written, publish_failed
+from celery_durable.signals import message_published, outbox_written, publish_failed
 from celery_durable.times import eta_of
 from celery_durable.transport import Transport
 
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 # Options that belong to one publish, and not to what is published.
 OF_ONE_PUBLISH = ("queue", "declare", "event_dispatcher", "retry", "retry_policy")
+
+# Headers of a message that a retry would come with: it has its own life.
+OF_ITS_PAST = ("redelivered", "redelivered_at", PATIENCE)
 
 ENVELOPE = 1000  # bytes that the transport adds to a message's body, headers and properties, redelivery included
 
@@ -79,11 +83,15 @@ class AMQP(amqp.AMQP):
                 # next new connection is retried: 6 s on a frozen broker, not 3.
                 connection = producer.connection
                 connection.transport_options = {**connection.transport_options, "max_retries": 0}
+            kept = {key: value for key, value in (options.get("headers") or {}).items() if key not in OF_ITS_PAST}
+            options["headers"] = {**kept, "published_at": time.time()}  # epoch s: waits and ages are counted from it
             try:
-                return send(producer, name, message, **options)
+                sent = send(producer, name, message, **options)
             except Exception as error:
                 publish_failed.send(sender=self.app, task=name, error=error)
                 raise
+            message_published.send(sender=self.app, task=name, queue=self._queue_of(options))
+            return sent
 
         return send_once
 
@@ -113,6 +121,16 @@ class AMQP(amqp.AMQP):
                 return None
 
         return send_task_message
+
+    def _queue_of(self, options: dict[str, Any]) -> str:
+        """The queue that a message was published to, for metrics."""
+        exchange, key = options.get("exchange"), options.get("routing_key")
+        if exchange and key:
+            info = {"exchange": getattr(exchange, "name", exchange), "routing_key": key}
+        else:
+            queue = options.get("queue") or self.default_queue
+            info = {"queue": getattr(queue, "name", queue)}
+        return str(self.app.durable.queue_of(info))
 
     def publish_entry(self, entry: Entry, publication: int) -> None:
         """Publish an outbox entry's message. Raises outbox.PUBLISH_ERRORS."""
