@@ -27,6 +27,7 @@ from celery_durable.outbox import BATCH, PUBLICATION, BrokerView, Entry
 from celery_durable.signals import outbox_republished, outbox_written, publish_failed
 
 from .conftest import NewApp
+from .poll import poll_until
 from .project import SHORT, run_task
 from .redis_server import RedisServer
 
@@ -691,6 +692,25 @@ def test_what_a_newer_message_hides_is_not_lost(box: Box, where: str, task_id: s
     assert box.republish() == {"published": 1, "waiting": 0}, "now it is"
 
 
+@pytest.mark.parametrize("where", ["waits", "held"])
+def test_names_of_ones_own(new_box: NewBox, where: str) -> None:
+    """Prefix, separator, priorities and the key of what is held."""
+    options = {"global_keyprefix": "mine:", "sep": "|", "priority_steps": [0, 5, 9], "unacked_key": "taken"}
+    box = new_box({"broker_transport_options": options})
+    box.apply.apply_async(task_id="a", priority=7)
+    assert box.client.llen("mine:celery|5") == 1
+    newer = json.dumps({"headers": {"id": "b", "published_at": time.time()}})
+    if where == "held":
+        box.client.hset("mine:taken", "tag", box.client.rpop("mine:celery|5"))
+    box.client.rpush("mine:celery|5", newer)
+    box.make_old()
+    assert box.republish() == {"published": 0, "waiting": 1}
+    box.client.delete("mine:celery|5", "mine:taken")
+    box.client.zadd(box.outbox.due_key, {"a": 0})
+    assert box.republish() == {"published": 1, "waiting": 0}
+    assert box.client.llen("mine:celery|5") == 1
+
+
 def test_a_message_that_only_mentions_the_id_is_another_one(box: Box) -> None:
     box.apply.apply_async(task_id="a")
     box.take()
@@ -698,6 +718,23 @@ def test_a_message_that_only_mentions_the_id_is_another_one(box: Box) -> None:
     other = {"headers": {"id": "b", "argsrepr": '"id": "a"', "root_id": "a", "published_at": time.time()}}
     box.client.lpush(QUEUE, json.dumps(other))
     assert box.republish() == {"published": 1, "waiting": 0}
+
+
+# --- A Redis that takes connections and answers nothing ---
+
+
+def test_a_frozen_broker_holds_no_publisher_for_long(new_box: NewBox, other_redis: RedisServer) -> None:
+    """Three tries of two time-outs each; without them it would be 45 s a try."""
+    box = new_box({"broker_url": other_redis.url})
+    box.add.apply_async((1, 2))
+    with other_redis.frozen():
+        before = time.monotonic()
+        with pytest.raises(OperationalError):
+            box.add.apply_async((1, 2))
+        box.apply.apply_async(task_id="a")
+        assert time.monotonic() - before < 20
+    assert box.entry()["published"] == 0, "the reconciler has it"
+    poll_until(lambda: box.republish()["published"] == 1, "it to be published", timeout=30)
 
 
 # --- Routes ---
