@@ -21,8 +21,11 @@ class DangerousSettingsError(ImproperlyConfigured, ClickException):
         ClickException.__init__(self, "\n".join(["Dangerous settings, refused:", *(f"  {line}" for line in problems)]))
 
 
-class PublishRefusedError(ValueError):
-    """A message that must not be published as it is; nothing was published. The text says what to change."""
+class PublishRefusedError(EncodeError, ValueError):
+    """A message that must not be published as it is; nothing was published. The text says what to change.
+
+    Of a callback or the next task of a chain, an EncodeError is the failure of the task before it.
+    """
 
 
 class DelayTooLongError(PublishRefusedError):
