@@ -10,6 +10,7 @@ from typing import Any
 
 from celery import states
 from celery.backends import redis
+from celery.utils.serialization import UnpickleableExceptionWrapper
 from redis import RedisError
 
 from celery_durable.clients import credentials
@@ -24,14 +25,14 @@ OF_ARGUMENTS = 10  # part of the limit that arguments may take of an error that 
 class RedisBackend(redis.RedisBackend):
     """Celery's, with bounds on what is kept, and without effects on who publishes."""
 
+    connparams: dict[str, Any]  # of Celery's, for redis-py
     _looked_at, _has_room = 0.0, True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        login = self.connparams.get("username"), self.connparams.get("password")
-        if provider := credentials(self.durable.config, *login):
-            self.connparams.pop("username", None)
-            self.connparams.pop("password", None)
+        login = {name: self.connparams.get(name) for name in ("username", "password")}
+        if "credential_provider" not in self.connparams and (provider := credentials(self.durable.config, **login)):
+            self.connparams = {name: value for name, value in self.connparams.items() if name not in login}
             self.connparams["credential_provider"] = provider
 
     @property
@@ -77,53 +78,61 @@ class RedisBackend(redis.RedisBackend):
 
     # --- Bounds ---
 
+    def mark_as_done(
+        self, task_id: str, result: Any, request: Any = None, store_result: bool = True, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Raises ResultTooLargeError: an EncodeError is the failure of the task, of its chain and of its chord."""
+        limit = self.durable.config.max_result_bytes
+        wanted = (store_result and not self._ignored(request)) or getattr(request, "chord", None)
+        if wanted and (size := self._size(self.prepare_value(result))) > limit:
+            raise ResultTooLargeError(
+                f"a result of {size} bytes; max_result_bytes is {limit}. Keep it elsewhere, and return its name."
+            )
+        return super().mark_as_done(task_id, result, request, store_result, *args, **kwargs)
+
+    def prepare_exception(self, exc: Any, serializer: Any = None) -> Any:
+        """What is stored of an error, or told its chord: Celery's, with the start of its text where that is long."""
+        prepared, limit = super().prepare_exception(exc, serializer), self.durable.config.max_result_bytes // 4
+        if self._size(prepared) <= limit:
+            return prepared
+        if isinstance(prepared, dict):
+            return {**prepared, "exc_message": [_cut(_text(prepared), limit)]}
+        return UnpickleableExceptionWrapper(type(exc).__module__, type(exc).__name__, [_cut(str(exc), limit)])
+
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
-        if state in states.READY_STATES and not self._room():
+        if not self._room():
             logger.error("result of %s not stored: Redis uses more than result_memory_share of its memory", task_id)
             return result
         return super()._store_result(task_id, result, state, traceback=traceback, request=request, **kwargs)
 
     def _get_result_meta(self, result: Any, state: str, traceback: Any, request: Any, **kwargs: Any) -> dict[str, Any]:
         meta: dict[str, Any] = super()._get_result_meta(result, state, traceback, request, **kwargs)
-        if state in states.EXCEPTION_STATES:
-            config = self.durable.config
-            limit = min(
-                config.max_result_bytes, config.max_ignored_error_bytes if self._ignored(request) else sys.maxsize
-            )
-            if self._size(meta) > limit:
-                self._shrink(meta, limit)
+        config = self.durable.config
+        limit = config.max_result_bytes
+        if state in states.EXCEPTION_STATES and self._ignored(request):
+            limit = min(limit, config.max_ignored_error_bytes)
+        if self._size(meta) > limit:
+            self._shrink(meta, limit)
         return meta
-
-    def _set_with_state(self, key: str, value: Any, state: str) -> Any:
-        limit = self.durable.config.max_result_bytes
-        if state == states.SUCCESS and len(value) > limit:
-            meta = self.decode(value)
-            if "status" in meta:  # a group's list of members has none
-                if (size := self._size(meta["result"])) > limit:
-                    meta["status"] = state = states.FAILURE
-                    meta["result"] = self.prepare_exception(_too_large(size, limit))
-                self._shrink(meta, limit)
-                value = self.encode(meta)
-        return super()._set_with_state(key, value, state)
 
     def _ignored(self, request: Any) -> bool:
         """Whether nobody wants the task's result."""
-        ignored = getattr(request, "ignore_result", None)
+        ignored = getattr(request, "__dict__", {}).get("ignore_result")  # its class says False for what is not said
         task = self.app.tasks.get(getattr(request, "task", None))
         return bool(getattr(task, "ignore_result", False) if ignored is None else ignored)
 
     def _shrink(self, meta: dict[str, Any], limit: int) -> None:
-        """Cut arguments to what they look like, the traceback to its end, and an error's text to its start."""
+        """Cut arguments to what they look like, the middle out of a traceback, and an error's text to its start."""
         for name in ("args", "kwargs"):
             if name in meta and self._size(meta[name]) > limit // OF_ARGUMENTS:
                 meta[name] = _cut(repr(meta[name]), limit // OF_ARGUMENTS)
         if isinstance(meta.get("traceback"), str):
-            meta["traceback"] = _cut(meta["traceback"], limit // 2, end=True)
+            meta["traceback"] = _cut(meta["traceback"], limit // 3, middle=True)
         error = meta["result"]
         if isinstance(error, dict) and "exc_message" in error and self._size(error) > limit // 4:
-            meta["result"] = {**error, "exc_message": [_cut(str(error["exc_message"]), limit // 4)]}
+            meta["result"] = {**error, "exc_message": [_cut(_text(error), limit // 4)]}
 
     def _size(self, value: Any) -> int:
         try:
@@ -145,17 +154,17 @@ class RedisBackend(redis.RedisBackend):
         return self._has_room
 
 
-def _too_large(size: int, limit: int) -> ResultTooLargeError:
-    return ResultTooLargeError(
-        f"a result of {size} bytes; max_result_bytes is {limit}. Keep it elsewhere, and return its name."
-    )
+def _text(error: dict[str, Any]) -> str:
+    """Of an error as Celery stores it."""
+    message = error["exc_message"]
+    return str(message[0]) if isinstance(message, list | tuple) and len(message) == 1 else str(message)
 
 
-def _cut(text: str, size: int, end: bool = False) -> str:
-    """A text of so many bytes at most, with a sign that it was cut."""
+def _cut(text: str, size: int, middle: bool = False) -> str:
+    """A text of so many bytes at most, its start or its two ends, with a sign where it was cut."""
     data = text.encode(errors="backslashreplace")
     if len(data) <= size:
         return text
-    kept = data[-size:] if end else data[:size]
-    part = kept.decode(errors="ignore")
-    return f"… {part}" if end else f"{part} …"
+    parts = (data[: size // 2], data[-(size // 2) :]) if middle else (data[:size], b"")
+    start, end = (part.decode(errors="ignore") for part in parts)
+    return f"{start} …{end}"

@@ -14,6 +14,7 @@ from celery_durable.config import Config
 logger = logging.getLogger(__name__)
 
 BATCH = 200  # chords a look
+LOOK_AGAIN = 30  # s after a look at one that is overdue
 
 
 class Chords:
@@ -43,7 +44,7 @@ class Chords:
             for (group_id, looked), is_open in zip(due, waits, strict=True):
                 with store.pipeline(transaction=True) as pipe:
                     if is_open:
-                        pipe.zadd(self.key, {group_id: now + late})
+                        pipe.zadd(self.key, {group_id: now + LOOK_AGAIN})
                         pipe.zadd(self.overdue_key, {group_id: looked - late}, nx=True)
                     else:
                         pipe.zrem(self.key, group_id)
@@ -51,7 +52,7 @@ class Chords:
                     _, changed = pipe.execute()
                 if is_open and changed:
                     logger.warning(
-                        "chord %s has not ended %g s after it was published: a member runs, waits, is a dead letter "
+                        "chord %s has not ended %.0f s after it was published: a member runs, waits, is a dead letter "
                         "(python -m celery_durable dlq) or was lost",
                         group_id,
                         now - looked + late,

@@ -1,5 +1,6 @@
 """`Config`: every choice of the library in one typed object, checked when it is made."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -54,7 +55,8 @@ class Config:
     time_limit: float = 60
     #: Retry delay where a task says nothing. Celery's is 180 s, longer than visibility_timeout.
     default_retry_delay: float = 5
-    #: A stopping worker gives running tasks so long; then they go back to their queue.
+    #: A stopping worker gives running tasks so long; then they go back to their queue. Its environment must say
+    #: REMAP_SIGTERM=SIGQUIT, or SIGTERM waits for them up to their time limit.
     soft_shutdown: float = 6
     #: What whoever runs the worker waits before SIGKILL (compose's stop_grace_period, Kubernetes'
     #: terminationGracePeriodSeconds). Only checked.
@@ -64,9 +66,9 @@ class Config:
 
     #: How often idle connections to Redis are checked.
     health_check_interval: float = 10
-    #: A publisher waits so long for a connection, and so long for an answer. Without them a frozen Redis holds it for
-    #: over 45 s.
+    #: A publisher waits so long for a connection. Without time-outs a frozen Redis holds it for over 45 s.
     publish_connect_timeout: float = 2
+    #: And so long for an answer.
     publish_socket_timeout: float = 3
 
     # --- The outbox ---
@@ -84,14 +86,16 @@ class Config:
 
     # --- Messages that cannot be run ---
 
-    #: A message of a task that no worker knows is held back so long in all (a deploy may be under way), in steps of
-    #: unknown_task_delay; waiting in its queue does not count. Then it is a dead letter.
+    #: A message of a task that no worker knows is held back so long in all (a deploy may be under way); waiting in its
+    #: queue does not count. Then it is a dead letter.
     unknown_task_patience: float = 120
+    #: It is held back in steps of so long, each followed by a turn in its queue.
     unknown_task_delay: float = 5
     #: A larger message is not published, and one that is in a queue all the same becomes a dead letter.
     max_message_bytes: int = MIB
-    #: Bounds of the stream of dead letters. Over one of them the oldest are removed, counted and logged.
+    #: So many dead letters are kept. If there are more the oldest are removed, counted and logged.
     max_dead_letters: int = 10_000
+    #: And so many bytes of them.
     max_dead_letter_bytes: int = 64 * MIB
 
     # --- Results ---
@@ -125,6 +129,7 @@ class Config:
 
     #: File that a worker's event loop touches, and beat as long as it sends what is due. None: no file.
     heartbeat_file: Path | None = None
+    #: How often a worker touches it.
     heartbeat_interval: float = 2
     #: How often a worker renews its registration in the broker.
     registration_interval: float = 5
@@ -174,11 +179,17 @@ class Config:
     def _types(self) -> Iterator[str]:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type in (float, int) and not _is_number(value, field.type):
+            if field.type is float and not _is_number(value):
                 yield f"{field.name}: {value!r}; it must be a number above 0"
+            elif field.type is int and not _is_whole(value):
+                yield f"{field.name}: {value!r}; it must be a whole number above 0"
             elif field.type is bool and not isinstance(value, bool):
                 yield f"{field.name}: {value!r}; it must be True or False"
-        if self.metrics_port is not None and not (_is_number(self.metrics_port, int) and self.metrics_port <= 65535):
+            elif field.type == Path | None and not isinstance(value, Path | None):
+                yield f"{field.name}: {value!r}; it must be a pathlib.Path, or None"
+        if self.redis_memory_limit is not None and not _is_whole(self.redis_memory_limit):
+            yield f"redis_memory_limit: {self.redis_memory_limit!r}; it must be a whole number above 0, or None"
+        if self.metrics_port is not None and not (_is_whole(self.metrics_port) and self.metrics_port <= 65535):
             yield f"metrics_port: {self.metrics_port!r}; it must be a port (1 to 65535), or None for no port"
         if not isinstance(self.store, str) or urlsplit(self.store).scheme not in ("redis", "rediss"):
             yield "store: must be the address of a Redis, redis://host:6379/0 or rediss://…"
@@ -203,13 +214,17 @@ class Config:
             ("heartbeat_interval", self.hung_after, "hung_after", "the loop must turn in between"),
             ("soft_shutdown", self.stop_grace_period - leaving, "stop_grace_period, less 3 s and the publish time-outs",
              "or the worker is killed in the middle of it"),
-            ("result_memory_share", 1.0000001, "or equal to 1", "it is a share of maxmemory"),
-            ("max_message_bytes", self.max_dead_letter_bytes + 1, "or equal to max_dead_letter_bytes",
-             "or a dead letter is not kept"),
         ):  # fmt: skip
             value = getattr(self, name)
             if not value < bound:
                 yield f"{name}: {value:g}; it must be less than {less} ({bound:g}): {why}"
+        if self.result_memory_share > 1:
+            yield f"result_memory_share: {self.result_memory_share:g}; it must be at most 1: it is a share of maxmemory"
+        if self.max_message_bytes > self.max_dead_letter_bytes:
+            yield (
+                f"max_message_bytes: {self.max_message_bytes}; it must be at most max_dead_letter_bytes "
+                f"({self.max_dead_letter_bytes}): or a dead letter is not kept"
+            )
         if not sweep < self.republish_after:
             yield (
                 f"republish_after: {self.republish_after:g}; it must be more than visibility_timeout + "
@@ -228,6 +243,9 @@ class Config:
             )
 
 
-def _is_number(value: object, kind: object) -> bool:
-    kinds = (int,) if kind is int else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and value > 0
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and _is_number(value)

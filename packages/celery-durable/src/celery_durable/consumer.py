@@ -67,10 +67,14 @@ class PrefetchCount(QoS):
     """kombu's count of messages that may be held, with a limit that gives back what it took.
 
     Each waiting message adds a place and takes it away when it goes on. kombu forgets the places beyond the limit and
-    takes them away all the same, until one is left.
+    takes them away all the same, until one is left. And the limit is not for the places of the pool.
     """
 
     _beyond = 0
+
+    def __init__(self, callback: Any, initial_value: int, max_prefetch: int | None = None) -> None:
+        limit = max_prefetch and max(max_prefetch, initial_value)
+        super().__init__(callback, initial_value, limit)
 
     def increment_eventually(self, n: int = 1) -> int:
         with self._mutex:
@@ -94,10 +98,11 @@ class Consumer(consumer.Consumer):
     received = 0  # messages; the watchdog looks at it
     _renewal: Any = None  # an entry of the timer
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, on_task_request: Callable[[Any], Any], *args: Any, **kwargs: Any) -> None:
+        self._give_to_pool = on_task_request
+        self._taken: dict[str, tuple[Any, Any]] = {}  # by delivery tag: a message, and its request once the pool has it
         self._rate_limited: set[Any] = set()  # requests that wait for their rate limit
-        self._unknown: set[Any] = set()  # messages that are held back before they are put back
-        super().__init__(*args, **kwargs)
+        super().__init__(self._hand_over, *args, **kwargs)
 
     @property
     def durable(self) -> Any:
@@ -126,12 +131,14 @@ class Consumer(consumer.Consumer):
 
         def on_task_received(message: Any) -> Any:
             self.received += 1
+            self._taken[message.delivery_tag] = message, None
             try:
                 check_message(message)
                 return handle(message)
             except CONNECTION_ERRORS:
                 raise
             except Exception as error:
+                self._taken.pop(message.delivery_tag, None)
                 if message.acknowledged:
                     logger.exception("after message %s was settled", message.delivery_tag)
                 else:
@@ -142,21 +149,31 @@ class Consumer(consumer.Consumer):
     def on_close(self) -> None:
         super().on_close()
         self._rate_limited.clear()
-        self._unknown.clear()
+        self._taken = {tag: taken for tag, taken in self._taken.items() if taken[1] in state.active_requests}
 
     # --- What is held ---
 
-    def held(self) -> list[Any]:
-        """The messages that this worker has and has not settled: of running tasks, of waiting ones, of unknown ones."""
-        requests = {*tuple(state.requests.values()), *tuple(self._rate_limited)}
-        messages = [*(request.message for request in requests), *tuple(self._unknown)]
-        return [message for message in messages if not message.acknowledged]
+    def _hand_over(self, request: Any) -> Any:
+        message = request.message
+        self._taken[message.delivery_tag] = message, request
+        return self._give_to_pool(request)
+
+    def held(self) -> dict[str, Any]:
+        """The messages that this worker has and has not settled, by delivery tag: of tasks that run or wait for a slot,
+        an ETA or a rate limit, and of unknown ones."""
+        return {
+            tag: message
+            for tag, (message, request) in list(self._taken.items())
+            if not message.acknowledged and (request is None or request in state.reserved_requests)
+        }
 
     def _renew(self) -> None:
+        held = self.held()
+        self._taken = {tag: taken for tag, taken in self._taken.items() if tag in held}
         if self.connection is None or self.task_consumer is None:
             return
         try:
-            self.task_consumer.channel.qos.renew([message.delivery_tag for message in self.held()])
+            self.task_consumer.channel.qos.renew(list(held))
         except CONNECTION_ERRORS as error:  # the loop finds out by itself, and reconnects
             logger.warning("held messages not renewed: %s", error)
 
@@ -200,13 +217,13 @@ class Consumer(consumer.Consumer):
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         config = self.durable.config
-        waited = message.headers.get(PATIENCE, 0)
-        if isinstance(waited, int | float) and waited < config.unknown_task_patience:
+        waited = message.headers.get(PATIENCE)
+        waited = waited if isinstance(waited, int | float) else 0  # a stranger's may be anything
+        if waited < config.unknown_task_patience:
             delay = config.unknown_task_delay
             logger.warning("unknown task %s: its message goes back in %g s; is a deploy under way?", exc, delay)
             qos = self.qos  # a reconnect brings another
             qos.increment_eventually()  # it takes nobody's place meanwhile
-            self._unknown.add(message)
             self.timer.call_after(delay, self._put_back, (qos, message, waited + delay))
         else:
             message.dead = (Reason.UNKNOWN_TASK, f"no worker has known it for {config.unknown_task_patience:g} s")
@@ -214,7 +231,7 @@ class Consumer(consumer.Consumer):
 
     def _put_back(self, qos: Any, message: Any, waited: float) -> None:
         qos.decrement_eventually()
-        self._unknown.discard(message)
+        self._taken.pop(message.delivery_tag, None)
         if message.channel is None or message.channel.connection is None:
             return  # a lost connection: the visibility timeout gives it back
         try:

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ERROR = 1000  # characters
 MAX_NAME = 255  # characters of a task's name, its id, a queue
+MAX_DIGITS = 20  # of a size
 START = 65_536  # bytes that are kept of a message that is larger than all dead letters may be
 PAGE_BYTES = 8 << 20  # that one round trip reads at most, and one entry more
 
@@ -62,7 +63,7 @@ while count > tonumber(ARGV[1]) or (total > tonumber(ARGV[2]) and count > 1) do
     end
     redis.call('XDEL', KEYS[1], oldest[1])
     count = count - 1
-    total = redis.call('HINCRBY', KEYS[2], 'bytes', -#(entry.payload or ''))
+    total = redis.call('HINCRBY', KEYS[2], 'bytes', 0 - #(entry.payload or ''))
     redis.call('HINCRBY', KEYS[2], 'overflowed', 1)
     removed[#removed + 1] = {entry.reason or '', entry.task or '', entry.id or ''}
 end
@@ -75,11 +76,30 @@ TAKE = """
 if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then
     return 0
 end
-redis.call('HINCRBY', KEYS[2], 'bytes', -ARGV[2])
+redis.call('HINCRBY', KEYS[2], 'bytes', 0 - tonumber(ARGV[2]))
 if ARGV[3] ~= '' then
     redis.call('LPUSH', KEYS[3], ARGV[3])
 end
 return 1
+"""
+
+
+# Entries between two ids, until they have so many bytes: a reply of XRANGE with a COUNT could have any size. KEYS:
+# stream. ARGV: first, last, bytes.
+READ = """
+local found, size, first = {}, 0, ARGV[1]
+while size < tonumber(ARGV[3]) do
+    local entry = redis.call('XRANGE', KEYS[1], first, ARGV[2], 'COUNT', 1)[1]
+    if not entry then
+        break
+    end
+    for _, text in ipairs(entry[2]) do
+        size = size + #text
+    end
+    found[#found + 1] = entry
+    first = '(' .. entry[1]
+end
+return found
 """
 
 
@@ -196,16 +216,12 @@ class DeadLetters:
         return bool(client.register_script(TAKE)(keys=keys, args=[old.id, len(old.payload), message]))
 
     def read(self, client: Any, first: str = "-", last: str = "+") -> Iterator[Letter]:
-        """All of them between two ids, oldest first; a round trip reads some PAGE_BYTES. `client` decodes nothing."""
-        page = 1
-        while entries := client.xrange(self.key, first, last, count=page):
-            size = 0
-            for entry_id, fields in entries:
-                found = _letter_of(entry_id, fields)
-                size += len(found.payload)
-                yield found
+        """All of them between two ids, oldest first. `client` decodes nothing."""
+        read = client.register_script(READ)
+        while entries := read(keys=[self.key], args=[first, last, PAGE_BYTES]):
+            for entry_id, texts in entries:
+                yield _letter_of(entry_id, dict(zip(texts[::2], texts[1::2], strict=True)))
             first = f"({entries[-1][0].decode()}"
-            page = min(500, max(1, PAGE_BYTES * len(entries) // max(1, size)))
 
     def count(self, client: Any) -> tuple[int, int, int]:
         """How many there are, their bytes, and how many were removed to stay in bounds."""
@@ -231,5 +247,5 @@ def _letter_of(entry_id: bytes, fields: dict[bytes, bytes]) -> Letter:
         task=task,
         task_id=task_id,
         payload=payload,
-        size=int(size) if size.isdecimal() else len(payload),
+        size=int(size) if size.isdecimal() and len(size) < MAX_DIGITS else len(payload),
     )

@@ -6,6 +6,7 @@ python -m celery_durable -A APP dlq requeue|drop ID | --task NAME | --reason WOR
 """
 
 import argparse
+import re
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from celery_durable.dead_letters import Letter, Reason
 from celery_durable.errors import NotRequeueableError
 from celery_durable.requeue import DeadLetterOffice
 
+ID = re.compile(r"\d{1,19}-\d{1,19}")  # of a stream's entry
 LISTED = 50
 SHOWN = 2000  # characters of a payload
 
@@ -97,9 +99,12 @@ class Command:
 
     def _chosen(self, options: argparse.Namespace) -> Iterator[Letter]:
         if options.id:
-            yield from self._stream.read(self._client, options.id, options.id)
+            if ID.fullmatch(options.id):
+                yield from self._stream.read(self._client, options.id, options.id)
             return
-        for letter in self._stream.read(self._client):
+        seconds, microseconds = self._client.time()
+        now = str(seconds * 1000 + microseconds // 1000)  # what is requeued may soon be a dead letter again
+        for letter in self._stream.read(self._client, last=now):
             if options.all or (
                 options.task == letter.task if options.task is not None else options.reason == letter.reason
             ):

@@ -70,7 +70,7 @@ class Durable:
         Raises outbox.PUBLISH_ERRORS while Redis is away.
         """
         with self.raw_broker() as client:
-            view = BrokerView(client, self._list_of, self.unacked_key, self.config.publish_socket_timeout)
+            view = BrokerView(client, self._lists_of, self.unacked_key, self.config.publish_socket_timeout)
             found = self.outbox.republish(self.app.amqp.publish_entry, view)
         self._forget_workers()
         return {**found, "overdue_chords": self.chords.look(self.app.backend)}
@@ -151,24 +151,22 @@ class Durable:
         separator = self._transport_options.get("sep", Channel.sep)
         return self.prefixed(f"{queue}{separator}{step}" if step else queue)
 
-    def _list_of(self, entry: Entry) -> str:
-        return self.priority_list(self.queue_name(entry.queue), entry.priority)
-
-    def queue_name(self, name: str) -> str:
-        """A queue's name in Redis: `task_queues` may give it another there."""
-        queues = self.app.amqp.queues
-        return str(queues[name].name) if name in queues else name
+    def _lists_of(self, entry: Entry) -> list[str]:
+        """The Redis lists that an outbox entry's message went to."""
+        return [self.priority_list(queue, entry.priority) for queue in self.app.amqp.queues_of(entry)]
 
     # --- Names for metrics ---
 
-    def queue_of(self, exchange: Any, routing_key: Any) -> str:
+    def queue_of(self, delivery_info: Any) -> str:
         """The queue of the app that a message came from, or goes to, by its binding; what a message says itself is no
         name of a queue."""
+        info = delivery_info or {}
+        exchange, key, queue = (info.get(name) for name in ("exchange", "routing_key", "queue"))
         known = self._queue_names
-        return known.get((exchange, routing_key)) or known.get(("", routing_key)) or OTHER
+        return known.get(("", queue)) or known.get((exchange, key)) or known.get(("", key)) or OTHER
 
     @cached_property
-    def _queue_names(self) -> dict[tuple[str, str], str]:
+    def _queue_names(self) -> dict[tuple[Any, Any], str]:
         """Names of the queues by exchange and routing key. Celery names only the queue where its exchange is direct."""
         queues = self.app.amqp.queues.values()
         by_binding = {(queue.exchange.name, queue.routing_key): queue.name for queue in queues}

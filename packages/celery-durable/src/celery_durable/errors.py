@@ -2,6 +2,7 @@
 
 from celery.exceptions import ImproperlyConfigured
 from click import ClickException
+from kombu.exceptions import EncodeError
 
 
 class ConfigError(ValueError):
@@ -20,8 +21,11 @@ class DangerousSettingsError(ImproperlyConfigured, ClickException):
         ClickException.__init__(self, "\n".join(["Dangerous settings, refused:", *(f"  {line}" for line in problems)]))
 
 
-class PublishRefusedError(ValueError):
-    """A message that must not be published as it is; nothing was published. The text says what to change."""
+class PublishRefusedError(EncodeError, ValueError):
+    """A message that must not be published as it is; nothing was published. The text says what to change.
+
+    Of a callback or the next task of a chain, an EncodeError is the failure of the task before it.
+    """
 
 
 class DelayTooLongError(PublishRefusedError):
@@ -40,8 +44,8 @@ class NotInOutboxError(PublishRefusedError):
     """`later=True` for a task without the outbox, or an outbox task whose message is not JSON."""
 
 
-class ResultTooLargeError(Exception):
-    """A task returned more than `Config.max_result_bytes`. Kept as the task's failure in place of its result."""
+class ResultTooLargeError(EncodeError):
+    """A task returned more than `Config.max_result_bytes`. It is the task's failure."""
 
 
 class EffectFailedError(Exception):

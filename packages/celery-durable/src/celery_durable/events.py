@@ -1,7 +1,5 @@
-"""What the library hears of Celery's own signals. One set of receivers serves every app; each asks the task's or the
-message's app."""
+"""What the library hears of signals. One set of receivers serves every app; each asks the task's or the message's."""
 
-import time
 from typing import Any
 
 from celery import Task, signals, states
@@ -15,14 +13,8 @@ ENDED = (states.SUCCESS, states.FAILURE, states.IGNORED)
 
 def connect_events() -> None:
     """Connect the receivers; a second time changes nothing."""
-    signals.before_task_publish.connect(stamp)
     signals.task_postrun.connect(end_entry)
     message_dead_lettered.connect(end_entry_of_dead_letter)
-
-
-def stamp(headers: dict[str, Any], **_: Any) -> None:
-    """Each message carries when it was published (epoch s): queue wait and message age are counted from it."""
-    headers["published_at"] = time.time()
 
 
 def end_entry(task: Task, task_id: str, state: str | None, **_: Any) -> None:

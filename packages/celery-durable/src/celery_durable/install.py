@@ -1,7 +1,7 @@
 """`install`: one call makes an app's delivery durable, before or after the app's own configuration."""
 
 import logging
-from collections.abc import Callable
+from threading import local
 from typing import Any
 
 from celery import Celery
@@ -17,7 +17,7 @@ from celery_durable.errors import ConfigError
 from celery_durable.events import connect_events
 from celery_durable.periodic import RECONCILE, PeriodicTask
 from celery_durable.publishing import AMQP
-from celery_durable.task import patient, put_in_front
+from celery_durable.task import make_durable
 
 logger = logging.getLogger(__name__)
 
@@ -33,21 +33,23 @@ def install(app: Celery, config: Config) -> Durable:
     durable = Durable(app, config)
     app.durable = durable
     app.__class__ = in_front(DurableApp, type(app))
+    app.own_classes = {"amqp": app.amqp_cls, "control": app.control_cls}
     app.amqp_cls = in_front(AMQP, symbol_by_name(app.amqp_cls))
     app.control_cls = in_front(Control, symbol_by_name(app.control_cls))
-    for made_before in ("amqp", "control", "_backend"):
+    for made_before in ("amqp", "control"):
         app.__dict__.pop(made_before, None)
-    app._backend_cache = None
+    app._pool = app._backend_cache = None
+    app._local = local()  # each thread's result backend
     app.loader.override_backends = {
         **app.loader.override_backends,
         "redis": settings.BACKEND,
         "rediss": settings.BACKEND,
     }
     app.on_after_configure.connect(_add_defaults, weak=False)
+    app.on_after_finalize.connect(_make_tasks_durable, weak=False)  # tasks that were declared before
     if app.configured:
         _add_defaults(app)
-    for task in list(app._tasks.values()):
-        put_in_front(task, config)
+    _make_tasks_durable(app)
     app.steps["worker"].update(worker.STEPS)
     app.task(_reconcile, name=RECONCILE, base=PeriodicTask, bind=True, shared=False, ignore_result=True)
     connect_events()
@@ -64,6 +66,7 @@ class DurableApp(Celery):
     """The first class of an app that `install` was called for; `durable` is what it gave."""
 
     durable: Durable
+    own_classes: dict[str, Any]  # of the app, behind those of the library
 
     def connection_for_read(self, url: str | None = None, **options: Any) -> Connection:
         """A worker's connection."""
@@ -75,18 +78,15 @@ class DurableApp(Celery):
         options["transport_options"] = self.durable.publisher_options(options.get("transport_options"))
         return super().connection_for_write(url, **options)
 
-    def _task_from_fun(self, fun: Callable[..., Any], *args: Any, base: Any = None, **options: Any) -> Any:
-        options = patient(base or self.Task, options)
-        task = super()._task_from_fun(fun, *args, base=base, **options)
-        put_in_front(task, self.durable.config)
+    def _task_from_fun(self, *args: Any, **options: Any) -> Any:
+        task = super()._task_from_fun(*args, **options)
+        make_durable(task, self.durable.config)
         return task
 
     def register_task(self, task: Any, **options: Any) -> Any:
-        task = task() if isinstance(task, type) else task
-        for name, value in patient(type(task), {}).items():
-            setattr(task, name, value)
-        put_in_front(task, self.durable.config)
-        return super().register_task(task, **options)
+        task = super().register_task(task, **options)
+        make_durable(task, self.durable.config, **options)
+        return task
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pool that spawns its processes, and does not fork them, gets an app that is installed there."""
@@ -95,8 +95,7 @@ class DurableApp(Celery):
 
     def __reduce_keys__(self) -> dict[str, Any]:
         """Without what `install` puts in."""
-        keys: dict[str, Any] = super().__reduce_keys__()
-        return {name: value for name, value in keys.items() if name not in ("amqp", "control")}
+        return {**super().__reduce_keys__(), **self.own_classes}
 
 
 def _unpickle(base: Any, keys: dict[str, Any], config: Config) -> Celery:
@@ -106,9 +105,14 @@ def _unpickle(base: Any, keys: dict[str, Any], config: Config) -> Celery:
 
 
 def _add_defaults(sender: Any, **_: Any) -> None:
-    """Called each time that Celery has read the app's settings."""
-    if isinstance(sender, DurableApp):
-        sender._conf.add_defaults(settings.defaults(sender.durable.config))
+    """Called each time that Celery has read the app's settings: those of the library go over Celery's own defaults, and
+    below whatever the app says."""
+    sender._conf.maps[-1].update(settings.defaults(sender.durable.config))
+
+
+def _make_tasks_durable(sender: Any, **_: Any) -> None:
+    for task in list(sender._tasks.values()):
+        make_durable(task, sender.durable.config)
 
 
 def _install_metrics(app: Celery, config: Config) -> None:

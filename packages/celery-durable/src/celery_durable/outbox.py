@@ -7,18 +7,19 @@ letter.
 
 Each message of an entry carries a number, its publication, in the header `outbox_publication`. The entry knows the
 newest: an older one does not run and does not end the entry, so a retry and what it replaced, or a message that was
-published again and its predecessor, never run both. Without a fault no entry runs twice; with one it may, so its effect
-goes with `once`.
+published again and its predecessor, do not run both, also when the predecessor turns up within an hour after the entry
+has ended. Without a fault no entry runs twice; with one it may, so its effect goes with `once`.
 
     <key_prefix>outbox                  hash: task id -> JSON, see `Entry`
     <key_prefix>outbox:publications     hash: task id -> number of the newest message
     <key_prefix>outbox:due              sorted set: task id by when to look at it next (epoch s)
+    <key_prefix>outbox:ended:<task id>  number of the last message of an entry that had several
 """
 
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,24 +40,46 @@ PUBLISH_ERRORS = (OperationalError, RedisError, OSError)
 
 BATCH = 100  # entries a look
 TIME_BUDGET = 5  # s that one call of `republish` goes on
-SCANNED = 1000  # unacknowledged messages a round trip
+SEARCHED = 100  # messages a round trip; each may have max_message_bytes
+ENDED_KEPT = 3600  # s
 
-# May this message run? No, if a newer one took its place. Then the entry is looked at again when it should have ended.
-# KEYS: publications, due. ARGV: id, publication, time of the next look.
+# Writes an entry down. Its numbers go on from those of an earlier life. KEYS: outbox, publications, due, ended. ARGV:
+# id, JSON, time of the next look. Returns the number of its message.
+WRITE = """
+local number = redis.call('HINCRBY', KEYS[2], ARGV[1], 1)
+if number == 1 then
+    number = tonumber(redis.call('GET', KEYS[4]) or 0) + 1
+    redis.call('HSET', KEYS[2], ARGV[1], number)
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
+return number
+"""
+
+# May this message run? No, if a newer one took its place, or the entry has ended. Else the entry is looked at again
+# when it should have ended. KEYS: publications, due, ended. ARGV: id, publication, time of the next look.
 START = """
 local newest = redis.call('HGET', KEYS[1], ARGV[1])
 if newest and tonumber(ARGV[2]) < tonumber(newest) then
+    return 0
+end
+local ended = redis.call('GET', KEYS[3])
+if not newest and ended and tonumber(ARGV[2]) <= tonumber(ended) then
     return 0
 end
 redis.call('ZADD', KEYS[2], 'XX', ARGV[3], ARGV[1])
 return 1
 """
 
-# Ends an entry, unless a newer message took this one's place. KEYS: outbox, publications, due. ARGV: id, publication.
+# Ends an entry, unless a newer message took this one's place. KEYS: outbox, publications, due, ended. ARGV: id,
+# publication, s that the number of several messages is kept.
 END = """
 local newest = redis.call('HGET', KEYS[2], ARGV[1])
 if not newest or tonumber(ARGV[2]) < tonumber(newest) then
     return 0
+end
+if tonumber(newest) > 1 then
+    redis.call('SET', KEYS[4], newest, 'EX', ARGV[3])
 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
@@ -93,8 +116,16 @@ end
 return redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
 """
 
-# Replaces an entry that has not ended. KEYS: outbox. ARGV: id, JSON.
-REPLACE = "if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end"
+# Replaces an entry that has not ended and was not written again since. KEYS: outbox, publications, due. ARGV: id, JSON,
+# publication, time of the next look or "" for that which it has.
+REPLACE = """
+if redis.call('HGET', KEYS[2], ARGV[1]) == ARGV[3] then
+    redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+    if ARGV[4] ~= '' then
+        redis.call('ZADD', KEYS[3], 'XX', ARGV[4], ARGV[1])
+    end
+end
+"""
 
 ID = re.compile(rb'"id": ?"((?:[^"\\]|\\.)*)"')  # in a message
 
@@ -104,7 +135,7 @@ class Entry:
     """A task to be run: all that publishing it takes, and when it was published last."""
 
     name: str
-    queue: str
+    queue: str  # empty: it goes to an exchange alone
     headers: dict[str, Any]
     properties: dict[str, Any]
     body: Any
@@ -118,9 +149,9 @@ class Entry:
 
     @property
     def priority(self) -> int:
-        """Of its message."""
+        """Of its message, as kombu takes it."""
         priority = self.options.get("priority")
-        return priority if isinstance(priority, int) else 0
+        return max(0, min(9, priority)) if isinstance(priority, int) else 0
 
 
 class Outbox:
@@ -139,34 +170,27 @@ class Outbox:
 
         Returns the number of the message that is to be published.
         """
-        with self._store().pipeline(transaction=True) as pipe:
-            pipe.hincrby(self.publications_key, entry.id, 1)
-            pipe.hset(self.key, entry.id, dumps(vars(entry)))
-            pipe.zadd(self.due_key, {entry.id: self._next_look(entry)})
-            return int(pipe.execute()[0])
+        arguments = [entry.id, dumps(vars(entry)), self._next_look(entry)]
+        return int(self._run(WRITE, self._keys(entry.id), arguments))
 
-    def due_now(self, entry: Entry) -> None:
+    def due_now(self, entry: Entry, number: int) -> None:
         """Its message is not in its queue, as far as anybody knows: have it published soon. Raises RedisError."""
-        store = self._store()
-        store.register_script(REPLACE)(keys=[self.key], args=[entry.id, dumps(vars(replace(entry, published=0.0)))])
-        store.zadd(self.due_key, {entry.id: 0}, xx=True)
+        arguments = [entry.id, dumps(vars(replace(entry, published=0.0))), number, 0]
+        self._run(REPLACE, self._keys(entry.id), arguments)
 
     def start(self, task_id: str, publication: int) -> bool:
         """Whether a message of an entry may run. It may if nobody can tell: without the store, or without the entry."""
-        store, later = self._store(), time.time() + self._config.republish_after
+        later = time.time() + self._config.republish_after
         try:
-            keys = [self.publications_key, self.due_key]
-            return bool(store.register_script(START)(keys=keys, args=[task_id, publication, later]))
+            return bool(self._run(START, self._keys(task_id)[1:], [task_id, publication, later]))
         except RedisError as error:
             logger.warning("outbox: start of %s not noted: %s", task_id, error)
             return True
 
     def end(self, task_id: str, publication: int) -> None:
         """A message of an entry has come to its end. Without Redis the entry stays, and runs once more."""
-        store = self._store()
         try:
-            keys = [self.key, self.publications_key, self.due_key]
-            store.register_script(END)(keys=keys, args=[task_id, publication])
+            self._run(END, self._keys(task_id), [task_id, publication, ENDED_KEPT])
         except RedisError as error:
             logger.warning("outbox: end of %s not noted: %s", task_id, error)
 
@@ -187,6 +211,12 @@ class Outbox:
     def size(self) -> int:
         """How many entries have not ended. Raises RedisError."""
         return int(self._store().hlen(self.key))
+
+    def _keys(self, task_id: str) -> list[str]:
+        return [self.key, self.publications_key, self.due_key, f"{self.key}:ended:{task_id}"]
+
+    def _run(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
+        return self._store().register_script(script)(keys=keys, args=arguments)
 
     def _next_look(self, entry: Entry) -> float:
         """When it should have ended, if nothing goes wrong; at once where it is not published."""
@@ -227,8 +257,7 @@ class Outbox:
         return {"published": published, "waiting": waiting}
 
     def _claim(self, now: float, put_off: float) -> list[tuple[Entry | None, int]]:
-        keys = [self.key, self.publications_key, self.due_key]
-        claimed = self._store().register_script(CLAIM)(keys=keys, args=[now, put_off, BATCH])
+        claimed = self._run(CLAIM, [self.key, self.publications_key, self.due_key], [now, put_off, BATCH])
         return [(self._read(task_id, entry), int(number)) for task_id, entry, number in claimed]
 
     def _read(self, task_id: str, text: str) -> Entry | None:
@@ -244,9 +273,8 @@ class Outbox:
 
     def _publish(self, entry: Entry, number: int, put_off: float, publish: Callable[[Entry, int], None]) -> int:
         """Publish it if it still must be; 1 or 0. Raises PUBLISH_ERRORS."""
-        store = self._store()
-        keys = [self.publications_key, self.due_key]
-        if not (number := int(store.register_script(ADVANCE)(keys=keys, args=[entry.id, number, put_off]))):
+        keys = self._keys(entry.id)
+        if not (number := int(self._run(ADVANCE, keys[1:3], [entry.id, number, put_off]))):
             return 0
         try:
             publish(entry, number)
@@ -258,7 +286,7 @@ class Outbox:
             logger.exception("%s[%s] cannot be published; it is tried every %g s", entry.name, entry.id, again)
             return 0
         published = replace(entry, published=time.time())
-        store.register_script(REPLACE)(keys=[self.key], args=[entry.id, dumps(vars(published))])
+        self._run(REPLACE, keys, [entry.id, dumps(vars(published)), number, ""])
         if entry.published:
             age = published.published - entry.published
             outbox_republished.send(sender=None, task=entry.name, queue=entry.queue, age=age)
@@ -272,27 +300,34 @@ class BrokerView:
     def __init__(
         self,
         client: Any,
-        list_of: Callable[[Entry], str],
+        lists_of: Callable[[Entry], list[str]],
         unacked_key: str,
         patience: float,
     ) -> None:
-        """`client` decodes nothing; `list_of` gives the Redis list an entry's message waits in; `patience`: s that a
-        publish may have taken."""
-        self._client, self._list_of, self._unacked_key, self._patience = client, list_of, unacked_key, patience
+        """`client` decodes nothing; `lists_of` gives the Redis lists that an entry's message went to; `patience`: s
+        that a publish may have taken."""
+        self._client, self._lists_of, self._unacked_key, self._patience = client, lists_of, unacked_key, patience
 
-    def not_lost(self, entries: Iterable[Entry]) -> set[str]:
-        """Ids of those whose message waits in its queue or is held by a worker, as far as that can be told.
+    def not_lost(self, entries: Sequence[Entry]) -> set[str]:
+        """Ids of those whose message waits in a queue or is held by a worker, as far as that can be told.
 
-        A message waits if the next one of its list is not newer. One without a publish stamp, or that was given back,
-        tells nothing: then all of the list wait. Raises RedisError.
+        A message waits if the next one of its list is not newer: that is quickly told. One without a publish stamp, or
+        that was given back, tells nothing: then all of the list wait. What seems to be gone is looked for in the whole
+        list, where it may have been put back, and among what workers hold. Raises RedisError.
         """
-        lists = {entry.id: self._list_of(entry) for entry in entries}
-        if not lists:
-            return set()
-        heads = self._heads(set(lists.values()))
-        passed = [entry for entry in entries if _is_newer(heads[lists[entry.id]], entry.published + self._patience)]
-        gone = {entry.id for entry in passed}
-        return (lists.keys() - gone) | (self._held(gone) if gone else set())
+        lists = {entry.id: self._lists_of(entry) for entry in entries}
+        heads = self._heads({name for names in lists.values() for name in names})
+        gone = {
+            entry.id
+            for entry in entries
+            if all(_is_newer(heads[name], entry.published + self._patience) for name in lists[entry.id])
+        }
+        here = lists.keys() - gone
+        for name in {name for task_id in gone for name in lists[task_id] if heads[name] is not None}:
+            here |= self._named(self._waiting(name), gone - here)
+        if gone - here:
+            here |= self._named(self._held(), gone - here)
+        return here
 
     def _heads(self, lists: set[str]) -> Mapping[str, bytes | None]:
         names = sorted(lists)
@@ -301,16 +336,30 @@ class BrokerView:
                 pipe.lindex(name, -1)
             return dict(zip(names, pipe.execute(), strict=True))
 
-    def _held(self, ids: set[str]) -> set[str]:
-        """Those of the ids that are unacknowledged."""
-        held, cursor = set(), 0
-        wanted = {task_id.encode() for task_id in ids}
-        while True:
-            cursor, found = self._client.hscan(self._unacked_key, cursor, count=SCANNED)
-            for message in found.values():
-                held |= wanted.intersection(ID.findall(message))
-            if not cursor:
-                return {task_id.decode() for task_id in held}
+    def _waiting(self, name: str) -> Iterator[bytes]:
+        """The messages of a list, the newest first: what comes and goes meanwhile hides none of the others."""
+        first = 0
+        while found := self._client.lrange(name, first, first + SEARCHED - 1):
+            yield from found
+            first += len(found)
+
+    def _held(self) -> Iterator[bytes]:
+        """The messages that workers hold."""
+        cursor = None
+        while cursor != 0:
+            cursor, found = self._client.hscan(self._unacked_key, cursor or 0, count=SEARCHED)
+            yield from found.values()
+
+    @staticmethod
+    def _named(messages: Iterable[bytes], ids: set[str]) -> set[str]:
+        """Those of the ids that the messages have."""
+        wanted = {dumps(task_id)[1:-1].encode(): task_id for task_id in ids}
+        found: set[str] = set()
+        for message in messages:
+            found |= {wanted[written] for written in ID.findall(message) if written in wanted}
+            if len(found) == len(wanted):
+                break
+        return found
 
 
 def _is_newer(head: bytes | None, than: float) -> bool:

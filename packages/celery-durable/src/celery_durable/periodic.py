@@ -5,6 +5,7 @@ from typing import Any
 from celery import Task
 from celery.exceptions import Ignore
 from celery.utils.log import get_task_logger
+from redis import RedisError
 
 logger = get_task_logger(__name__)
 
@@ -22,7 +23,11 @@ class PeriodicTask(Task):
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         entry, due = self.request.get(ENTRY), self.request.get(DUE)
-        if entry is not None and due is not None and not self.app.durable.ticks.claim(entry, due, task_id):
+        try:
+            runs = entry is None or due is None or self.app.durable.ticks.claim(entry, due, task_id)
+        except RedisError as error:  # nobody knows
+            raise self.retry(exc=error) from error
+        if not runs:
             logger.info("%s ignored: another message of entry %s for %.3f is there (two beats?)", self.name, entry, due)
             raise Ignore
         super().before_start(task_id, args, kwargs)

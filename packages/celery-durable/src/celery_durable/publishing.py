@@ -11,29 +11,25 @@ from celery import current_task
 from celery.app import amqp
 from kombu import serialization
 from kombu.transport import redis
+from kombu.utils.collections import HashedSeq
 from kombu.utils.json import dumps
 from redis import RedisError
 
 from celery_durable.clients import credentials
+from celery_durable.consumer import PATIENCE
 from celery_durable.errors import DelayTooLongError, MessageTooLargeError, NotInOutboxError, TimeLimitTooLongError
 from celery_durable.outbox import PUBLICATION, PUBLISH_ERRORS, Entry
-from celery_durable.signals import outbox_written, publish_failed
-from celery_durable.times import eta_of, zone_of
+from celery_durable.signals import message_published, outbox_written, publish_failed
+from celery_durable.times import eta_of
 from celery_durable.transport import Transport
 
 logger = logging.getLogger(__name__)
 
 # Options that belong to one publish, and not to what is published.
-OF_ONE_PUBLISH = (
-    "queue",
-    "exchange",
-    "exchange_type",
-    "routing_key",
-    "declare",
-    "event_dispatcher",
-    "retry",
-    "retry_policy",
-)
+OF_ONE_PUBLISH = ("queue", "declare", "event_dispatcher", "retry", "retry_policy")
+
+# Headers of a message that a retry would come with: it has its own life.
+OF_ITS_PAST = ("redelivered", "redelivered_at", PATIENCE)
 
 ENVELOPE = 1000  # bytes that the transport adds to a message's body, headers and properties, redelivery included
 
@@ -58,6 +54,10 @@ class Connection(amqp.Connection):
         info: dict[str, Any] = super().info()
         return {name: value for name, value in info.items() if name != "credential_provider"}
 
+    def __eqhash__(self) -> HashedSeq:
+        """Key of kombu's pools: two apps share no connection, even to one broker."""
+        return HashedSeq(*super().__eqhash__(), id(self.durable))
+
     def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
         """Looks every second whether a broker that is away is back; kombu's waits grow to 30 s."""
         return super().ensure_connection(*args, **{"interval_start": 1, "interval_step": 0, **kwargs})
@@ -81,16 +81,22 @@ class AMQP(amqp.AMQP):
         send = super()._create_task_sender()
 
         def send_once(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            if (exchange := options.get("exchange")) and not options.get("declare"):
+                options["declare"] = self._bound_to(exchange) or None
             if options.get("retry") is False:
                 # kombu leaves a retried publish's policy in options that all connections of the pool share, and the
                 # next new connection is retried: 6 s on a frozen broker, not 3.
                 connection = producer.connection
                 connection.transport_options = {**connection.transport_options, "max_retries": 0}
+            kept = {key: value for key, value in (options.get("headers") or {}).items() if key not in OF_ITS_PAST}
+            options["headers"] = {**kept, "published_at": time.time()}  # epoch s: waits and ages are counted from it
             try:
-                return send(producer, name, message, **options)
+                sent = send(producer, name, message, **options)
             except Exception as error:
                 publish_failed.send(sender=self.app, task=name, error=error)
                 raise
+            message_published.send(sender=self.app, task=name, queue=self._queue_of(options))
+            return sent
 
         return send_once
 
@@ -116,17 +122,57 @@ class AMQP(amqp.AMQP):
             except PUBLISH_ERRORS as error:
                 logger.warning("%s[%s] not published (%s): the outbox has it", name, entry.id, error)
                 with suppress(RedisError):  # it is there; this is to have it published soon
-                    outbox.due_now(entry)
+                    outbox.due_now(entry, number)
                 return None
 
         return send_task_message
+
+    def _queue_of(self, options: dict[str, Any]) -> str:
+        """The queue that a message was published to, for metrics."""
+        exchange, key = options.get("exchange"), options.get("routing_key")
+        if exchange and key:
+            info = {"exchange": getattr(exchange, "name", exchange), "routing_key": key}
+        else:
+            queue = options.get("queue") or self.default_queue
+            info = {"queue": getattr(queue, "name", queue)}
+        return str(self.app.durable.queue_of(info))
 
     def publish_entry(self, entry: Entry, publication: int) -> None:
         """Publish an outbox entry's message. Raises outbox.PUBLISH_ERRORS."""
         message = amqp.task_message(entry.headers, entry.properties, tuple(entry.body), None)
         options = _numbered(entry.options, publication)
         with self.app.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
-            self.send_once(producer, entry.name, message, queue=entry.queue, **options)
+            try:
+                self.send_once(producer, entry.name, message, queue=entry.queue or None, **options)
+            except KeyError as error:  # for kombu that is a broker that is away; its queue may be gone
+                raise ValueError(f"{error} is not known") from error
+
+    def queues_of(self, entry: Entry) -> list[str]:
+        """Names of the queues that an outbox entry's message goes to, as far as they can be told.
+
+        Raises outbox.PUBLISH_ERRORS.
+        """
+        try:
+            queue = self.queues[entry.queue] if entry.queue else None
+        except KeyError:  # it is gone
+            return []
+        exchange, key = entry.options.get("exchange"), entry.options.get("routing_key")
+        kind = entry.options.get("exchange_type") or (queue.exchange.type if queue is not None else "direct")
+        if queue is not None and kind == "direct" and not (exchange and key):
+            return [str(queue.name)]
+        if queue is not None:
+            exchange, key = exchange or queue.exchange.name, key or queue.routing_key
+        with self.app.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
+            channel = producer.channel
+            for bound in self._bound_to(exchange):
+                bound(channel).declare()
+            return [str(name) for name in channel._lookup(exchange, key)]
+
+    def _bound_to(self, exchange: Any) -> list[Any]:
+        """The app's queues of an exchange. An exchange that a process has not declared is a direct one for kombu, and
+        what is published to a topic vanishes."""
+        name = getattr(exchange, "name", exchange)
+        return [queue for queue in self.queues.values() if queue.exchange.name == name]
 
     def _entry(self, name: str, message: Any, options: dict[str, Any], published: float) -> Entry:
         serializer = options.get("serializer") or self.app.conf.task_serializer
@@ -134,21 +180,26 @@ class AMQP(amqp.AMQP):
             raise NotInOutboxError(
                 f"{name}: its serializer is {serializer}; the outbox keeps JSON, use serializer='json'"
             )
-        queue = options.get("queue") or self.default_queue
+        if "id" not in message.headers:
+            raise NotInOutboxError(f"{name}: task_protocol is 1; the outbox needs 2, Celery's default")
+        queue = options.get("queue") or ("" if options.get("exchange") else self.default_queue)
+        kept = {key: value for key, value in options.items() if key not in OF_ONE_PUBLISH}
+        if exchange := kept.get("exchange"):
+            kept["exchange"] = exchange if isinstance(exchange, str) else exchange.name
         return Entry(
             name=name,
             queue=queue if isinstance(queue, str) else queue.name,
             headers=message.headers,
             properties=message.properties,
             body=message.body,
-            options={key: value for key, value in options.items() if key not in OF_ONE_PUBLISH},
+            options=kept,
             published=published,
         )
 
     def _refuse_what_runs_twice(self, name: str, headers: dict[str, Any]) -> None:
         """Raises DelayTooLongError or TimeLimitTooLongError: a worker that does not renew lets it run again."""
         config = self.app.durable.config
-        delay = eta_of(headers, zone_of(self.app)) - time.time()
+        delay = eta_of(headers) - time.time()
         if delay > config.max_delay:
             raise DelayTooLongError(
                 f"{name}: due in {delay:.0f} s; on Redis a countdown, ETA or retry delay is {config.max_delay:g} s at "

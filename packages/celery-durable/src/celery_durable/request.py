@@ -21,6 +21,10 @@ class DurableRequest:
 
     _dead: tuple[Reason, str] | None = None
 
+    def __init__(self: Any, message: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(message, *args, **kwargs)  # type: ignore[call-arg]
+        self.delivery_info["queue"] = (message.delivery_info or {}).get("queue")
+
     def acknowledge(self: Any) -> None:
         if self._dead is None or self.acknowledged:
             super().acknowledge()  # type: ignore[misc]

@@ -56,11 +56,15 @@ class DeadLetterOffice:
         message = self._message(letter)
         priority = message["properties"].get("priority")
         priority = priority if isinstance(priority, int) else 0
+        publication = 0
         if getattr(self._app.tasks.get(letter.task), "outbox", False) and self._durable.config.outbox:
-            entry = self._entry(letter, message, priority)
-            message["headers"][PUBLICATION] = self._durable.outbox.write(entry)
+            publication = self._durable.outbox.write(self._entry(letter, message, priority))
+            message["headers"][PUBLICATION] = publication
         list_name = self._durable.priority_list(letter.queue, priority)
-        return bool(self._durable.dead_letters.take(client, letter, list_name, dumps(message).encode()))
+        taken: bool = self._durable.dead_letters.take(client, letter, list_name, dumps(message).encode())
+        if publication and not taken:
+            self._durable.outbox.end(letter.task_id, publication)
+        return taken
 
     def drop(self, client: Any, letter: Letter) -> bool:
         """Remove it; the chord that waits for its task fails. False if it is gone. Raises RedisError."""
@@ -102,7 +106,7 @@ class DeadLetterOffice:
             headers=message["headers"],
             properties={},
             body=[body.args, body.kwargs, body.embed],
-            options={"priority": priority},
+            options={"priority": priority, "exchange_type": "direct"},  # to this queue alone
             published=message["headers"]["published_at"],
         )
 

@@ -54,6 +54,7 @@ class Revocations:
 
     def load(self) -> None:
         """Tell this worker's state of all that is remembered. Without Redis it keeps what it knows."""
+        state.revoked.expires, state.revoked.maxlen = self._config.revoked_for, self._config.max_revoked
         since = time.time() - self._config.revoked_for
         try:
             members = self._broker().zrangebyscore(self._key(), since, "+inf")

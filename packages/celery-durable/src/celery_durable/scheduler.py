@@ -1,10 +1,9 @@
 """Beat's scheduler: what is due is sent, each message names its due time, and the clock may be set."""
 
-import copy
 import logging
 import time
-from collections.abc import Iterator
 from datetime import datetime
+from heapq import heapify
 from typing import Any
 
 from celery import beat
@@ -12,8 +11,9 @@ from redis import RedisError
 
 from celery_durable.checks import refuse_dangerous_settings
 from celery_durable.periodic import DUE, ENTRY, RECONCILE
-from celery_durable.schedules import due, every
+from celery_durable.schedules import Due, due, every
 from celery_durable.signals import beat_sent, beat_ticked
+from celery_durable.times import aware
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +32,13 @@ class Scheduler(beat.PersistentScheduler):
       while that is less than Config.beat_overdue_after.
     """
 
+    _heap: Any  # Celery's: the next time of each entry; None: to be made anew
+
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         refuse_dangerous_settings(app)
         self._clock = time.time() - time.monotonic()
         self._deadlines: dict[str, tuple[datetime, float]] = {}  # entry: its last run, and when it is due (monotonic)
-        self._failed = False
+        self._again: dict[str, float] = {}  # entry that could not be sent: when it is tried again (monotonic)
         super().__init__(app, *args, **kwargs)
 
     @property
@@ -64,29 +66,47 @@ class Scheduler(beat.PersistentScheduler):
         if clock < self._clock - SET_BACK:
             logger.warning("the clock was set back by %.0f s: the schedule counts from now", self._clock - clock)
             self._start_from_now()
-            self._deadlines.clear()
-            self._heap = None
         self._clock = clock
-        self._failed = False
         delay: float = super().tick(*args, **kwargs)
         self._report()
-        return TRY_AGAIN if self._failed else delay
+        return delay
+
+    def populate_heap(self, *args: Any, **kwargs: Any) -> None:
+        """An entry that could not be sent waits: Celery would take it first, again and again."""
+        super().populate_heap(*args, **kwargs)
+        now = time.monotonic()
+        for index, event in enumerate(self._heap):
+            wait = self._again.get(event.entry.name, now) - now
+            self._heap[index] = event._replace(time=event.time + max(0.0, wait))
+        heapify(self._heap)
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Send an entry that is due. `tick` has noted it as sent; where that is not so it is due still."""
         logger.info("sending due task %s (%s)", entry.name, entry.task)
-        times = due(entry.schedule, entry.last_run_at, self.schedule[entry.name].last_run_at)
-        stamped = copy.copy(entry)
+        times = self._due(entry)
         headers = {**(entry.options.get("headers") or {}), ENTRY: entry.name, DUE: times.newest}
-        stamped.options = {**entry.options, "headers": headers}
+        stamped = type(entry)(**dict(entry, options={**entry.options, "headers": headers}))
         try:
             self.apply_async(stamped, producer=producer, advance=False)
         except beat.SchedulingError as error:
             logger.error("entry %s not sent, trying again in %g s: %s", entry.name, TRY_AGAIN, error)
             self.schedule[entry.name] = entry
-            self._heap, self._failed = None, True
+            self._again[entry.name], self._heap = time.monotonic() + TRY_AGAIN, None
         else:
+            self._again.pop(entry.name, None)
             beat_sent.send(sender=self.app, entry=entry.name, lateness=max(0.0, time.time() - times.first))
+
+    def _ensure_connected(self) -> Any:
+        """Without the wait of Celery's for a broker that is away: a tick would not end, and beat would seem dead."""
+        return self.connection
+
+    def _due(self, entry: Any) -> Due:
+        now = self.schedule[entry.name].last_run_at  # of the message that is being sent
+        try:
+            return due(entry.schedule, entry.last_run_at, now)
+        except Exception:  # of a schedule of the user's own
+            logger.exception("entry %s: its schedule tells no due time; its message is for now", entry.name)
+            return Due(aware(now).timestamp(), aware(now).timestamp())
 
     def overdue(self) -> float:
         """Seconds that the longest waiting entry has been due and is not sent, by a clock that nobody sets."""
@@ -113,17 +133,14 @@ class Scheduler(beat.PersistentScheduler):
             config.heartbeat_file.touch()
 
     def _start_from_now(self) -> None:
-        """Entries that ran in what is now the future count from now."""
-        late = list(self._in_the_future())
-        for entry in late:
-            entry.last_run_at = entry.default_now()
-        if late:
-            try:
-                self.durable.ticks.forget_after(time.time(), [entry.name for entry in late])
-            except RedisError as error:
-                logger.warning("due times that come again are not forgotten: %s", error)
-
-    def _in_the_future(self) -> Iterator[Any]:
+        """Entries that ran in what is now the future count from now, and due times that come again run again."""
+        now = time.time()
         for entry in self.schedule.values():
-            if entry.last_run_at.timestamp() > time.time() + SET_BACK:
-                yield entry
+            if aware(entry.last_run_at).timestamp() > now + SET_BACK:
+                entry.last_run_at = entry.default_now()
+        self._deadlines.clear()
+        self._heap = None
+        try:
+            self.durable.ticks.forget_after(now + SET_BACK, self.schedule)
+        except RedisError as error:
+            logger.warning("due times that come again are not forgotten: %s", error)

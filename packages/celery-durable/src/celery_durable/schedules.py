@@ -1,15 +1,18 @@
 """Beat's schedules, and the due times that they name alike for every beat."""
 
-import copy
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from celery.schedules import crontab, schedule
 
+from celery_durable.times import aware
+
 # Where the search for a schedule's newest due time starts, in seconds before now: a frequent one is found at once.
 STARTS = (61, 3_660, 86_460, 32 * 86_400, 367 * 86_400)
+STEP = timedelta(seconds=1)  # a solar event is not computed twice to the same microsecond
 
 
 class every(schedule):  # noqa: N801 - reads like Celery's crontab and solar
@@ -38,7 +41,7 @@ class zoned(crontab):  # noqa: N801
     """Celery's crontab on the clock of a time zone ("Asia/Tokyo"); Celery's own goes by the app's `timezone`."""
 
     def __init__(self, zone: str, *cron: Any, **options: Any) -> None:
-        self.zone = zone
+        self.zone = ZoneInfo(zone).key  # raises where there is none
         super().__init__(*cron, **options)
 
     @property
@@ -69,29 +72,34 @@ def due(entry_schedule: Any, last_run_at: datetime, now: datetime) -> Due:
     due time alike. An interval of Celery's has no due times on the clock: its message is for the multiple of it at or
     before `now`.
     """
-    last_run_at = entry_schedule.maybe_make_aware(last_run_at)
-    if hasattr(entry_schedule, "run_every"):
+    last_run_at, now = (aware(moment).astimezone(UTC) for moment in (last_run_at, now))  # so that differences are real
+    if _is_interval(entry_schedule):
         period = entry_schedule.run_every.total_seconds()
         newest = now.timestamp() // period * period
         if isinstance(entry_schedule, every):
             return Due((last_run_at.timestamp() // period + 1) * period, newest)
         return Due(last_run_at.timestamp() + period, newest)
-    following = _following(entry_schedule, now)
-    first = following(last_run_at)
-    return Due(first.timestamp(), max(_newest(following, last_run_at, now) or first, first).timestamp())
+    with _at(entry_schedule, now) as following:
+        first = following(last_run_at)
+        newest_moment = _newest(following, last_run_at, now) or first
+    return Due(first.timestamp(), float(round(newest_moment.timestamp())))
 
 
-def _following(entry_schedule: Any, now: datetime) -> Callable[[datetime], datetime]:
-    """Gives the first due time after a moment: of a crontab, a solar event or a schedule of the user's own."""
-    at_now = copy.copy(entry_schedule)
-    at_now.nowfun = lambda: now
+def _is_interval(entry_schedule: Any) -> bool:
+    """Of Celery's kind. A relative one is due on the clock, and a user's own subclass whenever it says."""
+    kind = type(entry_schedule)
+    plain = getattr(kind, "remaining_estimate", None) in (schedule.remaining_estimate, every.remaining_estimate)
+    return plain and not entry_schedule.relative
 
-    def following(moment: datetime) -> datetime:
-        found = now + at_now.remaining_estimate(moment)
-        nearest: datetime = (found + timedelta(seconds=0.5)).replace(microsecond=0)  # computed by way of `now`
-        return nearest
 
-    return following
+@contextmanager
+def _at(entry_schedule: Any, now: datetime) -> Iterator[Callable[[datetime], datetime]]:
+    """Gives what gives the first due time after a moment. A schedule tells it by what remains from its `now`."""
+    own, entry_schedule.nowfun = entry_schedule.nowfun, lambda: now
+    try:
+        yield lambda moment: now + entry_schedule.remaining_estimate(moment)
+    finally:
+        entry_schedule.nowfun = own
 
 
 def _newest(following: Callable[[datetime], datetime], last_run_at: datetime, now: datetime) -> datetime | None:
@@ -99,7 +107,7 @@ def _newest(following: Callable[[datetime], datetime], last_run_at: datetime, no
         start = max(now - timedelta(seconds=seconds), last_run_at)
         found = following(start)
         if found <= now:
-            while (later := following(found)) <= now and later > found:
+            while found < (later := following(found + STEP)) <= now:
                 found = later
             return found
         if start == last_run_at:

@@ -12,6 +12,9 @@ outbox_written = Signal(name="outbox_written", providing_args={"task"})
 #: The reconciler published an outbox entry again. Arguments: task, queue, age (s since it was published last).
 outbox_republished = Signal(name="outbox_republished", providing_args={"task", "queue", "age"})
 
+#: Redis has accepted a message. Arguments: task, queue.
+message_published = Signal(name="message_published", providing_args={"task", "queue"})
+
 #: A publish raised. The message may be in its queue all the same. Arguments: task, error.
 publish_failed = Signal(name="publish_failed", providing_args={"task", "error"})
 

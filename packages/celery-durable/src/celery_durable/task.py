@@ -3,6 +3,7 @@
 from typing import Any
 
 from celery import Task
+from celery.app.autoretry import add_autoretry_behaviour
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.utils.imports import symbol_by_name
 from kombu.exceptions import OperationalError
@@ -14,9 +15,10 @@ from celery_durable.outbox import PUBLICATION, PUBLISH_ERRORS
 from celery_durable.request import SOFT_LIMIT_RETRIES, DurableRequest
 
 # A task in the outbox that met a Redis that is away or full, or whose worker was frozen until its soft limit was over,
-# has not failed for good. What the task or its base class says itself goes before these.
-PATIENCE: dict[str, Any] = {"retry_backoff": 1, "retry_backoff_max": 15, "max_retries": 20}
+# has not failed for good.
 PASSING = (RedisError, OperationalError, SoftTimeLimitExceeded)
+MAX_RETRIES = 20
+MAX_BACKOFF = 15  # s
 
 
 class DurableTask(Task):
@@ -35,6 +37,19 @@ class DurableTask(Task):
             raise Ignore
         super().before_start(task_id, args, kwargs)
 
+    def signature_from_request(
+        self, request: Any = None, args: Any = None, kwargs: Any = None, queue: Any = None, **options: Any
+    ) -> Any:
+        """Celery's, for a retry, but to the queue that the message came from and to no other.
+
+        Its exchange and key may lead to several. And an exchange that a process has not declared is a direct one for
+        kombu: a retry to a topic vanishes.
+        """
+        came_from = ((self.request if request is None else request).delivery_info or {}).get("queue")
+        if came_from and not queue and not options.keys() & {"exchange", "routing_key"}:
+            queue, options = came_from, {"exchange_type": "direct", **options}
+        return super().signature_from_request(request, args, kwargs, queue, **options)
+
     def retry(self, *args: Any, eta: Any = None, countdown: float | None = None, **options: Any) -> Any:
         """Celery's retry, but never sooner than Config.min_retry_delay (jitter may say 0 s), and a soft time limit is
         tried again three times only."""
@@ -52,31 +67,40 @@ class DurableTask(Task):
             raise
 
 
-def put_in_front(task: Any, config: Config) -> None:
-    """Make `DurableTask` the first class of a task, unless it is already."""
+def make_durable(task: Any, config: Config, **options: Any) -> None:
+    """Make `DurableTask` the first class of a task, unless it is already. `options`: those of register_task."""
     own = type(task)
     if issubclass(own, DurableTask):
         return
-    if "default_retry_delay" not in said_by(own):
+    said = {*_said_by(own), *vars(task), *options}
+    if "default_retry_delay" not in said:
         task.default_retry_delay = config.default_retry_delay
     if not hasattr(own, "outbox"):
         task.outbox = False
+    if task.outbox:
+        _be_patient(task, config, said, options)
     task.__class__ = in_front(DurableTask, own)
 
 
-def patient(base: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a task; one in the outbox is retried when what it met goes away by itself.
+def _be_patient(task: Any, config: Config, said: set[str], options: dict[str, Any]) -> None:
+    """Have a task retried when what it met goes away by itself, besides whatever else it is retried for.
 
-    Errors are added to those that the task and its base class name. Of `PATIENCE` applies what neither says.
+    How often and how soon is the task's own word, or its base class's, where one of them says it.
     """
-    if not options.get("outbox", getattr(base, "outbox", False)):
-        return options
-    errors = options.get("autoretry_for", getattr(base, "autoretry_for", ()))
-    said = said_by(base) | set(options.get("retry_kwargs", getattr(base, "retry_kwargs", {})))
-    defaults = {name: value for name, value in PATIENCE.items() if name not in said}
-    return {**defaults, **options, "autoretry_for": (*errors, *PASSING)}
+    retry_kwargs = options.get("retry_kwargs", getattr(task, "retry_kwargs", {}))
+    if not said & {"max_retries"} | retry_kwargs.keys() & {"max_retries"}:
+        task.max_retries = MAX_RETRIES
+    if not said & {"retry_backoff", "default_retry_delay"} | retry_kwargs.keys() & {"countdown", "eta"}:
+        task.retry_backoff = 1
+    if "retry_backoff_max" not in said:
+        task.retry_backoff_max = min(MAX_BACKOFF, config.max_delay)
+    errors = options.get("autoretry_for", getattr(task, "autoretry_for", ()))
+    task.autoretry_for = (*errors, *PASSING)
+    if "_orig_run" in vars(task):  # Celery has made it retry already
+        task.run = task.__dict__.pop("_orig_run")
+    add_autoretry_behaviour(task, **{**options, "autoretry_for": task.autoretry_for})
 
 
-def said_by(base: type) -> set[str]:
+def _said_by(own: type) -> set[str]:
     """Names of the options that a class and its bases give, Celery's own Task aside."""
-    return {name for each in base.__mro__ if each.__module__ != Task.__module__ for name in vars(each)}
+    return {name for each in own.__mro__ if each.__module__ != Task.__module__ for name in vars(each)}

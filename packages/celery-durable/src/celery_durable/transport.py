@@ -14,6 +14,7 @@ from typing import Any
 from kombu.transport import redis
 from kombu.transport.virtual import QoS as VirtualQoS
 from kombu.utils.json import dumps
+from kombu.utils.uuid import uuid
 from redis import DataError, Redis, RedisError
 
 from celery_durable import dead_letters
@@ -142,10 +143,12 @@ class Channel(redis.Channel):
             popped = self.client.popped
             if popped is None or (isinstance(error, OSError | RedisError) and not isinstance(error, DataError)):
                 raise
+            reason = Reason.TOO_LARGE if isinstance(error, TooLargeError) else Reason.MALFORMED
+            queue = popped[0].decode().rsplit(self.sep, 1)[0]
             if config.dead_letters:
-                reason = Reason.TOO_LARGE if isinstance(error, TooLargeError) else Reason.MALFORMED
-                queue = popped[0].decode().rsplit(self.sep, 1)[0]
                 self._dead_letter(reason, f"{type(error).__name__}: {error}", queue, popped[1])
+            else:
+                logger.error("a message of queue %s was thrown away: %s; %r", queue, reason, error)
             raise Empty from error
 
     # --- Dead letters ---
@@ -192,7 +195,12 @@ class Transport(redis.Transport):
     Channel = Channel
 
     def _deliver(self, message: Any, queue: str) -> None:
-        """Notes the queue that a message came from: its routing key need not be the queue's name."""
+        """Notes the queue that a message came from: its routing key need not be the queue's name.
+
+        Each delivery has a tag of its own. kombu's is the message's: what came over two queues of a topic, or once more
+        while its first worker was frozen, would be settled as one.
+        """
         with suppress(TypeError, KeyError):  # kombu finds what is wrong with it
             message["properties"]["delivery_info"]["queue"] = queue
+            message["properties"]["delivery_tag"] = uuid()
         super()._deliver(message, queue)

@@ -5,6 +5,7 @@ import logging
 import time
 from typing import Any
 
+from billiard.common import REMAP_SIGTERM
 from celery import bootsteps
 from celery.worker import WorkController, control
 from redis import RedisError
@@ -30,6 +31,11 @@ class Start(bootsteps.Step):
 
     def __init__(self, parent: WorkController, **kwargs: Any) -> None:
         refuse_dangerous_settings(parent.app)
+        if REMAP_SIGTERM != "SIGQUIT":
+            logger.warning(
+                "REMAP_SIGTERM: is not SIGQUIT in the environment; on SIGTERM this worker waits for running tasks up "
+                "to their time limit, whatever Config.soft_shutdown is"
+            )
         names = ",".join(queue_names(parent)).replace(" ", "_")  # Redis allows no spaces in it
         parent.app.durable.worker_name = f"celery-worker:{parent.hostname}:{names}"
         super().__init__(parent, **kwargs)

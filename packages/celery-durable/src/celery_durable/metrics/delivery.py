@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from celery import current_app, signals
 from prometheus_client import Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -13,6 +12,7 @@ from celery_durable.dead_letters import Letter
 from celery_durable.signals import (
     dead_letter_overflowed,
     message_dead_lettered,
+    message_published,
     outbox_republished,
     outbox_written,
     publish_failed,
@@ -36,7 +36,7 @@ OUTBOX_REPUBLISHED = Counter(
 
 def connect() -> None:
     """Count; a second time changes nothing."""
-    signals.after_task_publish.connect(_published)
+    message_published.connect(_published)
     publish_failed.connect(_publish_failed)
     message_dead_lettered.connect(_dead_lettered)
     dead_letter_overflowed.connect(_overflowed)
@@ -44,10 +44,8 @@ def connect() -> None:
     outbox_republished.connect(_republished)
 
 
-def _published(sender: str, exchange: Any, routing_key: str, **_: Any) -> None:
-    durable = getattr(current_app, "durable", None)
-    name = getattr(exchange, "name", exchange) or ""
-    PUBLISHED.labels(sender, durable.queue_of(name, routing_key) if durable else "other").inc()
+def _published(task: str, queue: str, **_: Any) -> None:
+    PUBLISHED.labels(task, queue).inc()
 
 
 def _publish_failed(task: str, **_: Any) -> None:
@@ -55,7 +53,7 @@ def _publish_failed(task: str, **_: Any) -> None:
 
 
 def _dead_lettered(sender: Any, letter: Letter, **_: Any) -> None:
-    DEAD_LETTERS.labels(sender.durable.queue_of("", letter.queue), letter.reason).inc()
+    DEAD_LETTERS.labels(sender.durable.queue_of({"queue": letter.queue}), letter.reason).inc()
 
 
 def _overflowed(**_: Any) -> None:

@@ -11,7 +11,7 @@ from celery import Task, signals
 from prometheus_client import Counter, Histogram
 
 from celery_durable.signals import request_ended
-from celery_durable.times import eta_of, zone_of
+from celery_durable.times import eta_of
 
 # From 1 ms to 10 min: a cached query and a task at the hard limit both fall inside.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -43,16 +43,14 @@ def due_at(published_at: float | None, eta: float, redelivered_at: float | None)
 
 
 def _labels(task: Task) -> tuple[str, str]:
-    info = task.request.delivery_info or {}
-    if not hasattr(task.app, "durable"):
-        return task.name, "other"
-    return task.name, task.app.durable.queue_of(info.get("exchange"), info.get("routing_key"))
+    durable = getattr(task.app, "durable", None)
+    return task.name, durable.queue_of(task.request.delivery_info) if durable else "other"
 
 
 def started(task: Task, **_: Any) -> None:
     request, labels = task.request, _labels(task)
     if not request.is_eager:
-        eta = eta_of({"eta": request.eta}, zone_of(task.app))
+        eta = eta_of({"eta": request.eta})
         due = due_at(request.get("published_at"), eta, request.get("redelivered_at"))
         if due is None:
             UNSTAMPED.labels(*labels).inc()

@@ -20,7 +20,7 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         pool, busy = self._worker.pool, len(state.active_requests)
-        held: list[Any] = getattr(self._worker.consumer, "held", list)()
+        held: dict[str, Any] = getattr(self._worker.consumer, "held", dict)()
         yield GaugeMetricFamily("celery_worker_slots", "Tasks this worker can run at once.", value=pool.num_processes)
         yield GaugeMetricFamily("celery_worker_slots_busy", "Tasks this worker is running.", value=busy)
         yield GaugeMetricFamily(

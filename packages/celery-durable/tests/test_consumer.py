@@ -1,0 +1,301 @@
+"""The worker's consumer: what it makes of odd messages, and of those that it holds."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock, PropertyMock
+
+import pytest
+from celery.worker import state
+from hypothesis import given
+from hypothesis import strategies as st
+from kombu.asynchronous.timer import Timer
+
+from celery_durable.consumer import Consumer, PrefetchCount, check_headers, check_message
+from celery_durable.dead_letters import Reason
+
+from .conftest import NewApp
+
+GOOD = {"task": "tasks.add", "id": "a"}
+
+
+# --- Headers ---
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"root_id": None, "parent_id": None, "group": None, "eta": None, "expires": None, "retries": None},
+        {"retries": 3, "timelimit": [60, None], "published_at": 1.5, "redelivered_at": 2, "outbox_publication": 1},
+        {"timelimit": None, "stamped_headers": ["run"], "an_unknown_header": object()},
+    ],
+)
+def test_what_celery_sends_passes(more: dict[str, Any]) -> None:
+    check_headers({**GOOD, **more})
+
+
+def test_an_old_protocol_has_no_task_in_its_headers() -> None:
+    check_headers({})
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("task", 7),
+        ("id", None),
+        ("id", {}),
+        ("root_id", {}),
+        ("parent_id", 1),
+        ("group", []),
+        ("eta", 1e9),
+        ("expires", 60),
+        ("retries", "3"),
+        ("stamped_headers", "run"),
+        ("published_at", "now"),
+        ("redelivered_at", []),
+        ("outbox_publication", "1"),
+        ("outbox_publication", 1.5),
+        ("timelimit", 60),
+        ("timelimit", [60]),
+        ("timelimit", ["60", None]),
+    ],
+)
+def test_what_celery_would_fall_over_is_named(header: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"header {header}: "):
+        check_headers({**GOOD, header: value})
+
+
+@pytest.mark.parametrize("queue", [None, 7, {}])
+def test_a_message_of_no_queue_is_named(queue: object) -> None:
+    with pytest.raises(TypeError, match="routing_key: "):
+        check_message(SimpleNamespace(headers=GOOD, delivery_info={"routing_key": queue}))
+
+
+# --- Places ---
+
+
+@given(
+    places=st.integers(1, 8),
+    limit=st.integers(1, 12),
+    steps=st.lists(st.integers(-3, 3).filter(bool), max_size=60),
+)
+def test_the_places_of_what_waits_come_and_go_and_those_of_the_pool_stay(
+    places: int, limit: int, steps: list[int]
+) -> None:
+    count = PrefetchCount(lambda prefetch_count: None, places, limit)
+    waiting = 0
+    for step in steps:
+        step = max(step, -waiting)  # what does not wait cannot go on
+        (count.increment_eventually if step > 0 else count.decrement_eventually)(abs(step))
+        waiting += step
+        assert count.value == min(places + waiting, max(places, limit))
+    count.decrement_eventually(waiting)
+    assert count.value == places
+
+
+def test_without_a_limit_it_counts_as_kombu_does() -> None:
+    count = PrefetchCount(lambda prefetch_count: None, 2)
+    assert [count.increment_eventually() for _ in range(3)] == [3, 4, 5]
+    assert [count.decrement_eventually() for _ in range(3)] == [4, 3, 2]
+
+
+def test_no_limit_of_prefetching_stays_none() -> None:
+    """0 is kombu's word for it."""
+    count = PrefetchCount(lambda prefetch_count: None, 0, 3)
+    assert count.increment_eventually() == count.decrement_eventually() == 0
+
+
+# --- What a worker holds ---
+
+
+@pytest.fixture
+def consumer(app: Any) -> Iterator[Any]:
+    """A consumer whose connection is never opened, and whose pool runs nothing, with a task `known`."""
+
+    def known() -> None: ...
+
+    app.task(known, name="known", shared=False)
+    state.reset_state()
+    timer = Timer()
+    controller = SimpleNamespace(state=state, semaphore=None, use_eventloop=True)
+    pool = Mock(num_processes=2, is_green=False, flush=None)
+    consumer: Any = Consumer(lambda request: None, app=app, pool=pool, timer=timer, controller=controller)
+    consumer.event_dispatcher = None
+    consumer.qos = PrefetchCount(lambda prefetch_count: None, 2, 1000)
+    consumer.connection, consumer.task_consumer = Mock(), Mock()
+    consumer.update_strategies()
+    consumer.receive = consumer.create_task_handler()
+    yield consumer
+    state.reset_state()
+
+
+tags = iter(range(1_000_000))
+
+
+def message(app: Any, name: str = "known", **headers: Any) -> Any:
+    """One as kombu gives it to the consumer."""
+    made = Mock(
+        headers={"task": name, "id": "a", "eta": None, "expires": None, "retries": 0, **headers},
+        delivery_info={"exchange": "", "routing_key": "celery"},
+        delivery_tag=f"tag {next(tags)}",
+        properties={},
+        payload=[[], {}, {}],
+        body="[[], {}, {}]",
+        content_type="application/json",
+        content_encoding="utf-8",
+        acknowledged=False,
+    )
+
+    def settle(*_: Any, **__: Any) -> None:
+        made.acknowledged = True
+
+    made.ack_log_error.side_effect = made.reject_log_error.side_effect = settle
+    return made
+
+
+def renewed(consumer: Any) -> list[str]:
+    consumer.task_consumer.channel.qos.renew.reset_mock()
+    consumer._renew()
+    (tags,), _ = consumer.task_consumer.channel.qos.renew.call_args
+    return list(tags)
+
+
+FAR = "2999-01-01T00:00:00+00:00"
+
+
+def test_whatever_waits_is_held(consumer: Any, app: Any) -> None:
+    with_eta, running, unknown = message(app, eta=FAR), message(app), message(app, "unknown")
+    for each in (with_eta, running, unknown):
+        consumer.receive(each)
+    assert renewed(consumer) == [each.delivery_tag for each in (with_eta, running, unknown)]
+    for each in (with_eta, running, unknown):
+        each.acknowledged = True
+    assert renewed(consumer) == []
+    assert consumer._taken == {}, "nothing is kept of it"
+
+
+def test_messages_of_one_task_id_are_held_each(consumer: Any, app: Any) -> None:
+    """Celery's worker knows a task id once."""
+    two = [message(app, eta=FAR), message(app, eta=FAR), message(app), message(app)]
+    for each in two:
+        consumer.receive(each)
+    assert renewed(consumer) == [each.delivery_tag for each in two]
+    first = next(request for request in state.reserved_requests if request.message is two[2])
+    state.task_ready(first)  # it ended, and was acknowledged
+    two[2].acknowledged = True
+    assert renewed(consumer) == [two[0].delivery_tag, two[1].delivery_tag, two[3].delivery_tag]
+
+
+def test_a_rate_limited_message_is_held_and_takes_nobodys_place(consumer: Any, app: Any) -> None:
+    app.tasks["known"].rate_limit = "1/h"
+    consumer.reset_rate_limits()
+    consumer.update_strategies()
+    consumer.receive = consumer.create_task_handler()
+    several = [message(app, id=str(number)) for number in range(4)]
+    for each in several:
+        consumer.receive(each)
+    assert len(state.reserved_requests) == 1, "one may run"
+    assert consumer.qos.value == 2 + 3
+    assert renewed(consumer) == [each.delivery_tag for each in several]
+
+
+def test_what_celery_has_forgotten_is_not_held(consumer: Any, app: Any) -> None:
+    """It was not acknowledged: it must come back."""
+    lost = message(app)
+    consumer.receive(lost)
+    (request,) = state.reserved_requests
+    state.task_ready(request)
+    assert renewed(consumer) == []
+
+
+def test_of_a_lost_connection_only_running_tasks_are_held(consumer: Any, app: Any) -> None:
+    several = [message(app, id="eta", eta=FAR), message(app, id="prefetched"), message(app, id="running")]
+    for each in (*several, message(app, "unknown")):
+        consumer.receive(each)
+    running = next(request for request in state.reserved_requests if request.id == "running")
+    state.task_accepted(running)
+    consumer.on_close()
+    assert renewed(consumer) == [several[2].delivery_tag]
+
+
+def test_nothing_is_renewed_while_there_is_no_connection(consumer: Any, app: Any) -> None:
+    consumer.receive(message(app))
+    consumer.connection = None
+    consumer._renew()
+    consumer.task_consumer.channel.qos.renew.assert_not_called()
+
+
+@pytest.mark.parametrize("renewal", [True, False])
+def test_renewal_can_be_switched_off(new_app: NewApp, renewal: bool) -> None:
+    consumer = Mock(durable=new_app(renewal=renewal).durable, _renewal=None)
+    with pytest.raises(TypeError):  # the rest is Celery's, and this is no real consumer
+        Consumer.create_task_handler(consumer)
+    assert consumer.timer.call_repeatedly.called is renewal
+
+
+def test_a_broker_that_is_away_while_it_renews_ends_nothing(
+    consumer: Any, app: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer.receive(message(app))
+    consumer.task_consumer.channel.qos.renew.side_effect = ConnectionError("away")
+    consumer._renew()
+    assert "held messages not renewed: away" in caplog.text
+
+
+# --- What cannot be run ---
+
+
+def test_an_odd_message_becomes_a_dead_letter(consumer: Any, app: Any) -> None:
+    odd = message(app, retries="3")
+    consumer.receive(odd)
+    assert odd.dead == (Reason.MALFORMED, "TypeError: header retries: '3'")
+    odd.reject_log_error.assert_called_once()
+    assert consumer.held() == {}
+
+
+def test_a_message_that_cannot_even_become_a_dead_letter_ends_no_worker(
+    consumer: Any, app: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = message(app, retries="3")
+    odd.reject_log_error.side_effect = ValueError("odder")
+    consumer.receive(odd)
+    assert f"message {odd.delivery_tag} did not become a dead letter; it comes back" in caplog.text
+    assert consumer.held() == {}, "it must"
+
+
+def test_a_broker_that_goes_away_meanwhile_is_no_odd_message(consumer: Any, app: Any) -> None:
+    broken = message(app)
+    type(broken).payload = PropertyMock(side_effect=ConnectionError("away"))
+    with pytest.raises(ConnectionError):
+        consumer.receive(broken)
+    broken.reject_log_error.assert_not_called()
+
+
+def test_what_goes_back_after_a_reconnect_takes_no_place_of_the_new_connection(consumer: Any, app: Any) -> None:
+    old = consumer.qos
+    unknown = message(app, "unknown")
+    unknown.channel = None
+    consumer.receive(unknown)
+    assert (old.value, len(consumer.held())) == (3, 1)
+    consumer.qos = PrefetchCount(lambda prefetch_count: None, 2, 1000)
+    (entry,) = [each.entry for each in consumer.timer.queue if each.entry.fun == consumer._put_back]
+    entry()
+    assert (old.value, consumer.qos.value) == (2, 2)
+    assert consumer.held() == {}
+
+
+@pytest.mark.parametrize("patience", [3.9, 0, None, "long"])
+def test_patience_is_what_workers_have_held_it_back_for(consumer: Any, app: Any, patience: Any) -> None:
+    """However long its queue is; and what is no number is a stranger's."""
+    unknown = message(app, "unknown", published_at=1.0, unknown_for=patience)
+    consumer.receive(unknown)
+    assert not unknown.acknowledged
+    assert list(consumer.held()) == [unknown.delivery_tag]
+
+
+def test_a_task_that_stays_unknown_becomes_a_dead_letter(consumer: Any, app: Any) -> None:
+    unknown = message(app, "unknown", unknown_for=4.0)
+    consumer.receive(unknown)
+    assert unknown.dead == (Reason.UNKNOWN_TASK, "no worker has known it for 4 s")
+    assert unknown.acknowledged
