@@ -73,7 +73,7 @@ test-all: build venv ## All that `make test` runs, then everything else
 
 .PHONY: test-unit
 test-unit: images venv lint ## Lint, types, unit tests, rules, generated files; one file: T=tests/unit/test_X.py
-	@.venv/bin/pytest $(or $(T),packages tests/unit)
+	@.venv/bin/pytest $(or $(T),-n 4 --dist loadscope packages tests/unit -m 'not installed')
 
 .PHONY: test-stack
 test-stack: build venv ## The stack driven from outside; one file: T=tests/stack/test_health.py, KEEP=1 leaves it up

@@ -100,7 +100,7 @@ def without_demo(text: str) -> str:
 
 def _needed(entry: str, entries: dict[str, str]) -> bool:
     """Whether one of a lock file's entries is named by its requirements.in, or by another entry."""
-    by = re.findall(r"^    # (?:via|  )\s*(\S.*)$", entry, re.MULTILINE)
+    by = re.findall(r"^    # (?:via|  ) *(\S.*)$", entry, re.MULTILINE)
     return any(each.startswith("-r ") or each in entries for each in by)
 
 

@@ -7,28 +7,29 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 started=$SECONDS
 
-# Prints "service secret" for each secret that is newer than a running container which was given it: a container keeps
-# those that it was started with, Redis' access list among them.
-new_secrets() {
-    local service since file running
+# Prints "service file" for each file that a running container was given and that has changed since it started: it goes
+# on with the old one. Secrets, Redis' access lists and configuration, what Prometheus and Alertmanager read.
+changed() {
+    local service since source running
     running=$(docker compose ps --quiet 2>/dev/null)
     [ -n "$running" ] || return 0
     # shellcheck disable=SC2086 # words
     docker inspect $running --format '{{$service := index .Config.Labels "com.docker.compose.service"}}{{$since := .State.StartedAt}}{{range .Mounts}}{{$service}} {{$since}} {{.Source}}{{"\n"}}{{end}}' |
-        while read -r service since file; do
-            case $file in
-                "$PWD"/secrets/*)
+        while read -r service since source; do
+            case $source in
+                "$PWD"/secrets/* | "$PWD"/services/* | "$PWD"/prometheus*)
                     touch -d "${since%.*}Z" "$log"
-                    if [ "$file" -nt "$log" ]; then echo "$service ${file##*/}"; fi
+                    find "$source" -type f -newer "$log" -exec echo "$service" {} \;
                     ;;
             esac
         done
 }
 
-new=$(new_secrets)
+new=$(changed)
 if [ -n "$new" ]; then
     services=$(cut -d ' ' -f 1 <<<"$new" | sort -u)
-    echo "up: new in secrets/: $(cut -d ' ' -f 2 <<<"$new" | sort -u | xargs); restarting $(xargs <<<"$services")"
+    files=$(sed "s|.* $PWD/||" <<<"$new" | sort -u)
+    echo "up: changed: $(xargs <<<"$files"); restarting $(xargs <<<"$services")"
     # Redis first: the others log in by its access list.
     for group in "$(grep '^redis' <<<"$services")" "$(grep -v '^redis' <<<"$services")"; do
         # shellcheck disable=SC2086 # words

@@ -24,6 +24,10 @@ class Progress:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._count = len(session.items)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        self._count = len(ids)
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_report_teststatus(
         self, report: pytest.TestReport

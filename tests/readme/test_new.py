@@ -118,7 +118,6 @@ def test_a_queue_a_periodic_task_and_a_receiver_are_added(shop: Shell) -> None:
     )
     before = takings(shop)
     assert "Up and healthy" in shop.output("make up")
-    shop.output("docker compose restart alertmanager")
     assert shop.containers("worker-orders") == 1
     poll_until(lambda: takings(shop) == before + 1, "what beat sends every 5 s, applied once", 60, interval=2)
     logs = shop.output("docker compose logs worker-orders")

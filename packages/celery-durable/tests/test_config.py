@@ -15,7 +15,9 @@ from .project import SHORT, run_python
 
 STORE = "redis://127.0.0.1:1/0"
 FIELDS = [field.name for field in dataclasses.fields(Config)]
-NUMBERS = [field.name for field in dataclasses.fields(Config) if field.type in (int, float)]
+PRIORITY = "reconcile_priority"  # 0 is one
+NUMBERS = [field.name for field in dataclasses.fields(Config) if field.type in (int, float) and field.name != PRIORITY]
+COUNTS = [field.name for field in dataclasses.fields(Config) if field.type is int and field.name != PRIORITY]
 SWITCHES = [field.name for field in dataclasses.fields(Config) if field.type is bool]
 FILES = ["password_file", "heartbeat_file"]
 
@@ -46,9 +48,20 @@ def test_what_is_no_number_above_zero_is_refused(name: str, value: object) -> No
     assert f"{name}: {value!r}; it must be a " in refused(**{name: value})
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config) if field.type is int])
+@pytest.mark.parametrize("name", COUNTS)
 def test_a_count_is_whole(name: str) -> None:
     assert f"{name}: 1.5; it must be a whole number above 0" in refused(**{name: 1.5})
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "1", None, True])
+def test_a_priority_is_whole_and_not_below_zero(value: object) -> None:
+    assert f"reconcile_priority: {value!r}; it must be a whole number, 0 or above" in refused(reconcile_priority=value)
+    Config(store=STORE, reconcile_priority=0)
+
+
+@pytest.mark.parametrize("value", [1, b"high", True])
+def test_a_queue_is_a_name(value: object) -> None:
+    assert f"reconcile_queue: {value!r}; it must be the name of a queue, or None" in refused(reconcile_queue=value)
 
 
 @pytest.mark.parametrize("value", [None, 1, "yes"])

@@ -77,7 +77,7 @@ def new_beat(new_app: NewApp, clock: Clock, tmp_path: Path) -> Iterator[NewBeat]
 
     def make(entries: dict[str, Any], file: str = "schedule", app: Any = None) -> Beat:
         entries = {name: {"task": "tick", **entry} for name, entry in entries.items()}
-        made.append(Beat(app or new_app(), clock, tmp_path / file, entries))
+        made.append(Beat(app or new_app(outbox=False), clock, tmp_path / file, entries))  # no entry but the test's
         return made[-1]
 
     before = current_app._get_current_object()
@@ -293,7 +293,10 @@ def test_a_broker_that_is_away_makes_entries_late_and_loses_none(
 ) -> None:
     heartbeat = tmp_path / "heartbeat"
     app = new_app(
-        {"broker_url": other_redis.url, "task_publish_retry": False}, heartbeat_file=heartbeat, beat_overdue_after=15
+        {"broker_url": other_redis.url, "task_publish_retry": False},
+        outbox=False,
+        heartbeat_file=heartbeat,
+        beat_overdue_after=15,
     )
     with other_redis.stopped():
         beat = new_beat({"a": {"schedule": every(20)}, "b": {"schedule": crontab(minute="*")}}, app=app)
@@ -319,7 +322,7 @@ def test_a_broker_that_is_away_makes_entries_late_and_loses_none(
 def test_a_broker_that_goes_away_and_comes_back(
     new_app: NewApp, new_beat: NewBeat, other_redis: RedisServer, announced: dict[str, list[float]]
 ) -> None:
-    app = new_app({"broker_url": other_redis.url, "task_publish_retry": False})
+    app = new_app({"broker_url": other_redis.url, "task_publish_retry": False}, outbox=False)
     beat = new_beat({"a": {"schedule": every(5)}}, app=app)
     beat.run(11)
     assert len(announced["lateness"]) == 2
@@ -381,3 +384,26 @@ def test_an_entry_that_is_removed_is_overdue_no_longer(new_beat: NewBeat, clock:
     assert beat.scheduler.overdue() > 50
     del beat.scheduler.schedule["a"]
     assert beat.scheduler.overdue() == 0
+
+
+def test_beat_has_the_outbox_looked_through(new_app: NewApp, new_beat: NewBeat, client: Any, clock: Clock) -> None:
+    beat = new_beat({}, app=new_app(reconcile_interval=7, reconcile_queue="quick", reconcile_priority=0))
+    beat.run(15)
+    payloads = [json.loads(payload) for payload in client.lrange("quick", 0, -1)]
+    assert [payload["headers"]["task"] for payload in payloads] == ["celery_durable.reconcile"] * 2
+    assert {payload["properties"]["priority"] for payload in payloads} == {0}
+    assert run_task(beat.app.tasks["celery_durable.reconcile"], payloads[0]["headers"]) == "SUCCESS"
+
+
+def test_without_the_outbox_there_is_nothing_to_look_through(new_beat: NewBeat, client: Any) -> None:
+    beat = new_beat({})
+    beat.run(30)
+    assert take_messages(client) == []
+    assert "celery_durable.reconcile" not in beat.scheduler.schedule
+
+
+def test_an_entry_of_the_apps_own_replaces_the_librarys(new_app: NewApp, new_beat: NewBeat, client: Any) -> None:
+    app = new_app()
+    beat = new_beat({"celery_durable.reconcile": {"task": "celery_durable.reconcile", "schedule": every(20)}}, app=app)
+    beat.run(45)
+    assert len(take_messages(client)) == 2

@@ -78,10 +78,11 @@ class Config:
     republish_after: float = 95
     #: How soon an entry whose message waits in its queue is looked at again.
     recheck_after: float = 15
-    #: How often beat has the outbox looked at, and the queue and priority of the message that does it. None: the
-    #: default queue. It should not wait behind what takes long.
+    #: How often beat publishes the message that has the outbox looked at.
     reconcile_interval: float = 10
+    #: The queue of that message; it should not wait behind what takes long. None: the default queue.
     reconcile_queue: str | None = None
+    #: Its priority in that queue.
     reconcile_priority: int = 1
 
     # --- Messages that cannot be run ---
@@ -181,12 +182,16 @@ class Config:
             value = getattr(self, field.name)
             if field.type is float and not _is_number(value):
                 yield f"{field.name}: {value!r}; it must be a number above 0"
-            elif field.type is int and not _is_whole(value):
+            elif field.type is int and field.name != "reconcile_priority" and not _is_whole(value):
                 yield f"{field.name}: {value!r}; it must be a whole number above 0"
             elif field.type is bool and not isinstance(value, bool):
                 yield f"{field.name}: {value!r}; it must be True or False"
             elif field.type == Path | None and not isinstance(value, Path | None):
                 yield f"{field.name}: {value!r}; it must be a pathlib.Path, or None"
+        if self.reconcile_priority != 0 and not _is_whole(self.reconcile_priority):
+            yield f"reconcile_priority: {self.reconcile_priority!r}; it must be a whole number, 0 or above"
+        if not isinstance(self.reconcile_queue, str | None):
+            yield f"reconcile_queue: {self.reconcile_queue!r}; it must be the name of a queue, or None"
         if self.redis_memory_limit is not None and not _is_whole(self.redis_memory_limit):
             yield f"redis_memory_limit: {self.redis_memory_limit!r}; it must be a whole number above 0, or None"
         if self.metrics_port is not None and not (_is_whole(self.metrics_port) and self.metrics_port <= 65535):

@@ -71,8 +71,7 @@ class DurableRequest:
         self._end_entry()
 
     def _announce_end(self: Any, outcome: str) -> None:
-        info = self.delivery_info
-        queue = self.app.durable.queue_of(info.get("exchange"), info.get("routing_key"))
+        queue = self.app.durable.queue_of(self.delivery_info)
         request_ended.send(sender=self.app, task=self.task.name, queue=queue, outcome=outcome)
 
     def _end_entry(self: Any) -> None:
