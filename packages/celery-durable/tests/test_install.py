@@ -19,6 +19,7 @@ from redis import RedisError
 
 from celery_durable import Config, Durable, install
 from celery_durable.backend import RedisBackend
+from celery_durable.settings import defaults
 from celery_durable.task import DurableTask
 from celery_durable.transport import Transport
 
@@ -502,9 +503,12 @@ def test_a_protection_that_is_switched_off_is_so_in_the_settings(
     switches: dict[str, Any] = {off: False}
     install(without, Config(store=NOWHERE, **switches))
     for name, value in settings.items():
-        if name in SETTING_KEYS:
-            assert without.conf[name] == value
-            assert app.conf[name] != value
+        assert without.conf[name] == value
+        assert app.conf[name] != value
+
+
+def test_each_default_is_a_setting_of_celery() -> None:
+    assert defaults(CONFIG).keys() <= SETTING_KEYS
 
 
 # --- Names ---

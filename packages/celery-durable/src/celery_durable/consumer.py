@@ -116,7 +116,7 @@ class Consumer(consumer.Consumer):
 
     @qos.setter
     def qos(self, made: Any) -> None:
-        self._qos = made and PrefetchCount(made.callback, made.value, getattr(made, "max_prefetch", None))
+        self._qos = made and PrefetchCount(made.callback, made.value, made.max_prefetch)
 
     # --- A connection ---
 

@@ -7,8 +7,6 @@ for each setting of the app that it replaces.
 import logging
 from typing import Any
 
-from celery.app import defaults as celery_defaults
-
 from celery_durable.checks import CONSUMER
 from celery_durable.config import PUBLISH_TRIES, Config
 
@@ -64,7 +62,7 @@ def defaults(config: Config) -> dict[str, Any]:
     }
     if config.consumer:
         wanted["worker_consumer"] = CONSUMER  # Celery's falls over malformed messages, and over them again
-    return {name: value for name, value in wanted.items() if name in celery_defaults.SETTING_KEYS}
+    return wanted
 
 
 class TransportOptions:
