@@ -28,7 +28,7 @@ changed() {
 new=$(changed)
 if [ -n "$new" ]; then
     services=$(cut -d ' ' -f 1 <<<"$new" | sort -u)
-    files=$(sed "s|.* $PWD/||" <<<"$new" | sort -u)
+    files=$(cut -d ' ' -f 2- <<<"${new//"$PWD/"/}" | sort -u)
     echo "up: changed: $(xargs <<<"$files"); restarting $(xargs <<<"$services")"
     # Redis first: the others log in by its access list.
     for group in "$(grep '^redis' <<<"$services")" "$(grep -v '^redis' <<<"$services")"; do
