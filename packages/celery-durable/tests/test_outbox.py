@@ -647,16 +647,19 @@ def test_what_waits_behind_an_older_message_is_not_lost(box: Box) -> None:
 
 
 @pytest.mark.parametrize("head", ["}{", "{}", "[]", "7", '{"headers": {}}', '{"headers": {"published_at": "now"}}'])
-def test_a_next_message_that_cannot_be_dated_means_that_all_wait(box: Box, head: str) -> None:
+@pytest.mark.parametrize("there", [True, False], ids=["there", "nobody knows where"])
+def test_a_next_message_that_cannot_be_dated_means_that_all_wait(box: Box, head: str, there: bool) -> None:
     """Of a publisher without the library. That it meant the opposite multiplied five messages to 26."""
     for number in range(5):
         box.apply.apply_async(task_id=f"{number}")
     box.make_old(*map(str, range(5)))
+    if not there:
+        box.take()
     box.client.rpush(QUEUE, head)
     for _ in range(4):
         assert box.republish() == {"published": 0, "waiting": 5}
         box.client.zadd(box.outbox.due_key, dict.fromkeys(map(str, range(5)), 0))
-    assert box.client.llen(QUEUE) == 6
+    assert box.client.llen(QUEUE) == 1 + 5 * there
 
 
 def test_a_next_message_that_was_given_back_means_that_all_wait(box: Box) -> None:
