@@ -25,5 +25,5 @@ def poll_until(condition: Callable[[], T], what: str, timeout: float, interval: 
             if last:
                 return last  # type: ignore[return-value]
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout:g} s in vain for: {what}; last seen: {last!r}")
+            raise AssertionError(f"waited {timeout:g} s for: {what}; last seen: {last!r}")
         time.sleep(interval)

@@ -162,7 +162,7 @@ class Stack:
         deadline = time.monotonic() + timeout
         while unwell := self.unwell(*services):
             if time.monotonic() > deadline:
-                raise AssertionError(f"waited {timeout:g} s in vain for {what} to be healthy; " + "; ".join(unwell))
+                raise AssertionError(f"waited {timeout:g} s for {what} to be healthy; " + "; ".join(unwell))
             time.sleep(0.5)
 
     def wait_idle(self, timeout: float = 120) -> None:

@@ -215,4 +215,4 @@ def test_the_lesson_fails_when_what_it_shows_is_not_so(sabotage: Sabotage, sabot
     if sabotage.finding:
         assert sabotage.finding in wrong, steps
     else:
-        assert "waited 30 s in vain" in steps[-1]["error"], steps
+        assert "waited 30 s for" in steps[-1]["error"], steps

@@ -198,6 +198,6 @@ def slow_lane() -> None:
 
 @app.task(base=PeriodicTask, bind=True, ignore_result=False)
 @checked
-def tick(self: Task, name: Name) -> None:
+def tick(self: PeriodicTask, name: Name) -> None:
     """What a lesson's beat sends: notes the due time that it stands for."""
     note(name, str((self.request.headers or {}).get("beat_due")))

@@ -36,7 +36,7 @@ def report() -> dict[str, Any]:
     store, now = durable.store, time.time()
     canaries = {queue.name: store.get(f"canary:{queue.name}") for queue in QUEUES}
     workers, stale = durable.workers(), now - 3 * DELIVERY.registration_interval
-    gone = sorted(name for name, entry in workers.items() if entry.get("heartbeat", 0) < stale)
+    gone = sorted(name for name, entry in workers.items() if entry["heartbeat"] < stale)
     state = {
         "at": now,
         "index": index.stats(store),  # demo

@@ -90,7 +90,7 @@ class Events:
         with self._changed:
             if not self._changed.wait_for(lambda: len(matching()) >= count, timeout):
                 raise TookTooLongError(
-                    f"waited {timeout:g} s in vain for {count} events {'/'.join(types)}; there were {len(matching())}"
+                    f"waited {timeout:g} s for {count} events {'/'.join(types)}; there were {len(matching())}"
                 )
             return Seen(sorted(matching(), key=lambda event: event.at), "events")
 

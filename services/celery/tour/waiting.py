@@ -22,7 +22,7 @@ def until(condition: Callable[[], T], what: str, timeout: float = PATIENCE, inte
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise TookTooLongError(f"waited {timeout:g} s in vain for {what}")
+            raise TookTooLongError(f"waited {timeout:g} s for {what}")
         time.sleep(interval)
     return value
 

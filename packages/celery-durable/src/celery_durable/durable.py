@@ -79,13 +79,15 @@ class Durable:
         """What each registered worker says of itself (see `worker.Registration`), by node name. Raises RedisError."""
         found = {}
         for node, text in self.broker.hgetall(self.broker_key("workers")).items():
-            with suppress(ValueError):  # somebody else's
-                found[node] = dict(json.loads(text))
+            with suppress(ValueError):  # no JSON: another program's
+                entry = json.loads(text)
+                if isinstance(entry, dict) and isinstance(entry.get("heartbeat"), int | float):
+                    found[node] = entry
         return found
 
     def _forget_workers(self) -> None:
         oldest = time.time() - self.config.registration_kept
-        gone = [node for node, entry in self.workers().items() if entry.get("heartbeat", 0) < oldest]
+        gone = [node for node, entry in self.workers().items() if entry["heartbeat"] < oldest]
         if gone:
             self.broker.hdel(self.broker_key("workers"), *gone)
 
