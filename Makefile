@@ -5,7 +5,7 @@ COMPOSE := docker compose
 # --no-deps: after an edit of .env it would recreate Redis, which only `make up` may do.
 RUN := $(COMPOSE) run --rm --no-deps
 CLIENT := $(RUN) client
-FAULTS := PYTHONPATH=tests:services/celery .venv/bin/python -m # demo
+FAULTS := PYTHONPATH=tests:services/celery:packages/celery-durable .venv/bin/python -m # demo
 
 ##@ Run the stack
 

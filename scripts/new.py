@@ -38,7 +38,11 @@ TAKEN = (
     "tests/unit",
 )
 DEMO = (
-    "packages/celery-durable/tests",
+    "packages/celery-durable/tests/conftest.py",
+    "packages/celery-durable/tests/installed",
+    "packages/celery-durable/tests/malformed.py",
+    "packages/celery-durable/tests/project.py",
+    "packages/celery-durable/tests/test_*.py",
     "scripts/bench.sh",
     "scripts/grafana.sh",
     "scripts/lessons.sh",
@@ -123,7 +127,7 @@ def files() -> Iterator[Path]:
             if (
                 file.is_file()
                 and "__pycache__" not in name.parts
-                and not any(name.is_relative_to(each) for each in DEMO)
+                and not any(name.is_relative_to(each) or name.match(each) for each in DEMO)
             ):
                 yield name
 

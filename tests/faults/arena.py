@@ -1,5 +1,6 @@
 """Where faults happen: a stack under a load of tasks, and the ledger that judges it."""
 
+import base64
 import itertools
 import json
 import os
@@ -112,9 +113,10 @@ class Arena:
         ]
 
     def malformed_dead_letters(self) -> list[str]:
-        """The kinds of malformed message among them."""
-        found: list[str] = self.stack.inside.call(run.malformed_dead_letters, self._earlier)
-        return found
+        """The kinds of malformed message among them; each payload is as it came, byte for byte."""
+        names = {raw: name for name, raw in malformed.kinds(self.stack.inside.call(run.largest_message)).items()}
+        found = self.stack.inside.call(run.dead_payloads, self._earlier)
+        return [names.get(base64.b64decode(payload), "none of the kinds") for payload in found]
 
     def clean(self) -> None:
         """Remove what the load has left in Redis."""

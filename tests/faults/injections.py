@@ -3,6 +3,7 @@
 None waits until what it has undone is healthy again: how long that takes is what the row measures.
 """
 
+import base64
 import re
 import signal
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from python_on_whales import Container
 
+from faults import malformed
 from stack import inside as run
 from stack.poll import poll_until
 from stack.stack import Stack
@@ -185,7 +187,8 @@ def rate_limited(arena: "Arena") -> Iterator[None]:
 @contextmanager
 def malformed_messages(arena: "Arena") -> Iterator[None]:
     """Each kind of faults/malformed.py, to the front of the queue."""
-    arena.stack.inside.call(run.push_malformed, "low")
+    kinds = malformed.kinds(arena.stack.inside.call(run.largest_message))
+    arena.stack.inside.call(run.push, "low", [base64.b64encode(raw).decode() for raw in kinds.values()])
     yield
 
 

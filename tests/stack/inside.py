@@ -4,11 +4,13 @@
 arguments and results are JSON. One container for the whole run: a Python that imports Celery takes a second to start.
 """
 
+import base64
 import importlib
 import json
 import os
 import pickle
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -267,6 +269,11 @@ def waiting(queue: str) -> dict[str, int]:
     return {str(step): client.llen(name) for step, name in enumerate(lists)}
 
 
+def hostname() -> str:
+    """Of this container: the start of its id."""
+    return socket.gethostname()
+
+
 def backlog() -> int:
     """Messages waiting or taken and not acknowledged, in all."""
     client = durable().broker
@@ -319,18 +326,20 @@ def submit_chords(ids: list[str], members: int, seconds: float) -> list[str]:
     return all_ids
 
 
-def push_malformed(queue: str) -> None:
-    """Each kind of malformed message, to the front of a queue."""
-    limit = importlib.import_module("settings").settings.max_message_bytes
-    for raw in importlib.import_module("malformed").kinds(limit).values():
-        broker("RPUSH", queue, raw)
+def largest_message() -> int:
+    """Bytes that a message may have."""
+    return int(importlib.import_module("settings").settings.max_message_bytes)
 
 
-def malformed_dead_letters(after: str) -> list[str]:
-    """The kinds of malformed message among the dead letters that are newer than this stream id."""
-    limit = importlib.import_module("settings").settings.max_message_bytes
-    malformed = importlib.import_module("malformed")
-    return [malformed.name_of(each.payload, limit) for each in _dead_letters(after)]
+def push(queue: str, payloads: list[str]) -> None:
+    """Payloads, base64, to the front of a queue."""
+    for payload in payloads:
+        broker("RPUSH", queue, base64.b64decode(payload))
+
+
+def dead_payloads(after: str) -> list[str]:
+    """Payloads, base64, of the dead letters that are newer than this stream id."""
+    return [base64.b64encode(each.payload).decode() for each in _dead_letters(after)]
 
 
 def count_corpus() -> Json:

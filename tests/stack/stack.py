@@ -94,7 +94,6 @@ class Stack:
         """A client container that runs functions of stack/inside.py."""
         run = ["run", "--rm", "--no-deps", "--no-TTY", "--interactive", "--env", "PYTHONPATH=/app"]
         run += ["--volume", f"{ROOT}/tests/stack/inside.py:/inside.py:ro"]
-        run += ["--volume", f"{ROOT}/tests/faults/malformed.py:/malformed.py:ro"]  # demo
         return Inside([*self.compose_command, *run, "client", "python", "/inside.py"])
 
     @property
@@ -128,12 +127,8 @@ class Stack:
     def container(self, service: str) -> Container:
         """The one container of a service. The client's is that of `inside`."""
         if service == "client":
-            self.inside.call(inside.backlog)  # it has started
-            project, name = f"com.docker.compose.project={self.project}", "com.docker.compose.service=client"
-            found = self.docker.container.list(filters=[("label", project), ("label", name)])
-        else:
-            found = self.containers(service)
-        (one,) = found
+            return self.docker.container.inspect(self.inside.call(inside.hostname))
+        (one,) = self.containers(service)
         return one
 
     def url(self, service: str) -> str:
@@ -272,9 +267,8 @@ class Stack:
             line = f"{container.name}: {state.status}, {health}, exit code {state.exit_code}"
             line += f", restarts {container.restart_count}"
             try:
-                logs = str(self.compose.logs(service_of(container), tail=str(LAST_LINES), no_log_prefix=True))
+                logs = str(container.logs(tail=LAST_LINES))
             except DockerException as error:
                 logs = str(error)
-            logs = re.sub(r"\x1b\[[0-9;]*\w", "", logs)  # compose moves the cursor even when nobody sees it
             parts.append("\n    ".join([line, *logs.splitlines()]))
         return "\n".join(parts)

@@ -9,13 +9,13 @@ import pytest
 from redis import Redis
 
 from celery_app import app
-from unit.redis_server import RedisServer
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture(scope="session")
 def redis_container() -> Iterator[RedisServer]:
     """One Redis for the whole run; tests take `redis_server`, which is empty."""
-    server = RedisServer()
+    server = RedisServer(in_container=True)  # the stack's version
     yield server
     server.remove()
 

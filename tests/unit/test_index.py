@@ -21,7 +21,7 @@ from search import index
 from search.corpus import File, list_files
 from search.count import count
 from stack.poll import poll_until
-from unit.redis_server import RedisServer
+from tests.redis_server import RedisServer
 
 LIMIT = 10_000
 FILES = 60  # three chunks

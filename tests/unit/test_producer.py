@@ -25,8 +25,8 @@ from celery_app import app, durable
 from producer import MAX_LATE, PATTERNS, Producer, Stream, chosen_pattern, main
 from settings import settings
 from stack.poll import poll_until
+from tests.redis_server import RedisServer, free_port
 from traffic import Pattern, Sending, TrafficError, load_patterns
-from unit.redis_server import RedisServer, free_port
 
 ADD = {"task": "tasks.basic.add", "args": [[1, 2], [3, 4], [5, 6]]}
 SEARCH = {"task": "tasks.search.search", "args": [["json"], ["socket"]]}

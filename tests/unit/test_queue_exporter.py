@@ -33,8 +33,9 @@ from queue_exporter.broker import Broker
 from queue_exporter.heads import HeadAges, Stamps, read_stamps
 from queue_exporter.settings import SettingError, Settings
 from stack.poll import poll_until
-from unit.redis_server import PROJECT, RedisServer, free_port
+from tests.redis_server import RedisServer, free_port
 
+PROJECT = Path(__file__).parents[2]
 SERVICE = PROJECT / "services" / "queue-exporter"
 README = (SERVICE / "README.md").read_text()
 PASSWORD = "canary-3f9a"  # noqa: S105 - of a Redis that lives for one test

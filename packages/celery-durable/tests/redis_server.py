@@ -97,11 +97,13 @@ class Container:
 class RedisServer:
     """Empty at first; its default user may do anything."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_container: bool = False) -> None:
+        """In a container even where a local `redis-server` is: for what needs the version of REDIS_IMAGE."""
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.client = redis.Redis(port=self.port, socket_timeout=30)
-        self._host: Host = Process(self.port) if shutil.which("redis-server") else Container(self.port)
+        local = shutil.which("redis-server") and not in_container
+        self._host: Host = Process(self.port) if local else Container(self.port)
         self.start()
 
     @property

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from kombu.exceptions import OperationalError
@@ -124,6 +125,19 @@ def test_the_app_goes_on_with_a_replaced_password(new_app: NewApp, login: Login,
     use()
     login.replace()
     use()
+
+
+@pytest.mark.parametrize("password", ["first", "p@ss:w/rd%41?#"])
+def test_its_address_with_the_password_is_one_to_connect_to(password: str, new_app: NewApp, login: Login) -> None:
+    """Flower reads the lengths of queues by it; without being asked for, the password is in no address."""
+    login.set(password)
+    app = new_app({"broker_url": login.url}, password_file=login.file)
+    app.send_task("a")
+    with app.connection() as connection:
+        address = urlsplit(connection.as_uri(include_password=True))
+        assert connection.as_uri().startswith(f"redis://{USER}:**@127.0.0.1")
+    client = Redis(port=address.port, username=address.username, password=unquote(address.password))
+    assert client.llen("celery") == 1
 
 
 TASKS = """

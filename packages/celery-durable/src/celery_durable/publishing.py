@@ -54,6 +54,15 @@ class Connection(amqp.Connection):
         info: dict[str, Any] = super().info()
         return {name: value for name, value in info.items() if name != "credential_provider"}
 
+    def as_uri(self, include_password: bool = False, mask: str = "**", **kwargs: Any) -> str:
+        """With the password of the file, where the password is asked for: Flower connects to this address by itself.
+        Raises redis' AuthenticationError when the file cannot be read."""
+        provider = self.credential_provider
+        if not include_password or provider is None:
+            return str(super().as_uri(include_password, mask, **kwargs))
+        known = self.clone(password=provider.get_credentials()[-1], credential_provider=None)
+        return str(known.as_uri(include_password, mask, **kwargs))
+
     def __eqhash__(self) -> HashedSeq:
         """Key of kombu's pools: two apps share no connection, even to one broker."""
         return HashedSeq(*super().__eqhash__(), id(self.durable))
