@@ -29,6 +29,7 @@ from celery import Celery
 from kombu import Connection, Producer, Queue
 from prometheus_client.parser import text_string_to_metric_families
 
+from celery_durable.times import eta_of
 from queue_exporter.broker import Broker
 from queue_exporter.heads import HeadAges, Stamps, read_stamps
 from queue_exporter.settings import SettingError, Settings
@@ -407,6 +408,24 @@ def test_age_without_stamp_is_a_lower_bound(exporter: Exporter, redis_server: Re
 )
 def test_stamps(raw: bytes, stamps: Stamps) -> None:
     assert read_stamps(raw) == stamps
+
+
+@pytest.mark.parametrize(
+    "eta",
+    [
+        *(
+            "2026-07-01T12:00:00",
+            "2026-07-01T12:00:00Z",
+            "2026-07-01T12:00:00.5-07:00",
+            "2026-07-01",
+            "20260701T120000",
+        ),
+        *("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "soon", "", None, 60, True, [], {}),
+    ],
+)
+def test_an_eta_is_the_time_that_the_library_takes_it_for(eta: object) -> None:
+    """Outbox, transport and metrics read it by celery_durable.times; this exporter runs without the library."""
+    assert (read_stamps(raw_message(eta=eta)).eta or 0.0) == eta_of({"eta": eta})
 
 
 @pytest.mark.parametrize("published_at", [None, 2000.0, float("nan"), float("inf"), -1.0, 0, 10**400])
