@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
@@ -16,11 +17,13 @@ from redis import ConnectionError as RedisAwayError
 from redis import Redis
 
 from celery_durable import (
+    Config,
     DelayTooLongError,
     MessageTooLargeError,
     NotInOutboxError,
     PublishRefusedError,
     TimeLimitTooLongError,
+    install,
 )
 from celery_durable.events import end_entry
 from celery_durable.outbox import BATCH, PUBLICATION, BrokerView, Entry
@@ -812,17 +815,21 @@ def test_the_routes_of_the_app_hold_for_a_lost_message(new_box: NewBox) -> None:
 # --- On disk ---
 
 
-def test_to_be_on_disk_is_confirmed_by_redis(box: Box, redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("seconds", [0.9, 1, 3])
+def test_to_be_on_disk_is_confirmed_by_redis(seconds: float, redis_server: RedisServer) -> None:
     if redis_server.version < (7, 2):
         pytest.skip(f"WAITAOF came with Redis 7.2; this is {redis_server.version}")
-    box.apply.apply_async(task_id="a", later=True)
-    box.app.durable.wait_until_on_disk()
-    box.client.config_set("appendfsync", "no")
-    try:
-        with pytest.raises(TimeoutError, match="the store has not written to its disk"):
-            box.app.durable.wait_until_on_disk()
-    finally:
-        box.client.config_set("appendfsync", "everysec")
+    app = Celery("tests", broker=redis_server.url, set_as_current=False)
+    durable = install(app, Config(store=redis_server.url, publish_socket_timeout=seconds))
+    with closing(durable.store) as client:
+        client.config_set("appendfsync", "always")
+        durable.wait_until_on_disk()
+        client.config_set("appendfsync", "no")
+        try:
+            with pytest.raises(TimeoutError, match="the store has not written to its disk within"):
+                durable.wait_until_on_disk()
+        finally:
+            client.config_set("appendfsync", "everysec")
 
 
 def test_the_log_of_a_quiet_outbox_is_quiet(box: Box, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,6 +17,7 @@ has ended. Without a fault no entry runs twice; with one it may, so its effect g
 """
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -200,13 +201,14 @@ class Outbox:
         For whoever must not promise before: after an entry, or after a batch of them. Needs Redis 7.2. Raises
         TimeoutError and RedisError.
         """
-        timeout = self._config.publish_socket_timeout - 1
+        # Shorter than the socket's timeout, and never 0, which means no limit.
+        timeout = self._config.publish_socket_timeout * 2 / 3
         with self._store().pipeline(transaction=False) as pipe:
             pipe.set(f"{self.key}:barrier", "1")  # WAITAOF waits for the writes of its own connection
-            pipe.execute_command("WAITAOF", 1, 0, int(timeout * 1000))
+            pipe.execute_command("WAITAOF", 1, 0, math.ceil(timeout * 1000))
             _, (written, _) = pipe.execute()
         if not written:
-            raise TimeoutError(f"the store has not written to its disk for {timeout:g} s")
+            raise TimeoutError(f"the store has not written to its disk within {timeout:g} s")
 
     def size(self) -> int:
         """How many entries have not ended. Raises RedisError."""
