@@ -186,6 +186,10 @@ class Project:
         poll_until(lambda: len(self.noted(key)) >= times, f"{key} to be noted {times} times", timeout)
         return self.noted(key)
 
+    def held(self) -> set[str]:
+        """Ids of the tasks whose messages workers hold."""
+        return {json.loads(each)[0]["headers"]["id"] for each in self.client.hvals("unacked")}
+
     @contextmanager
     def open(self) -> Iterator["Project"]:
         """Its programs end with the block, and its connections are closed."""

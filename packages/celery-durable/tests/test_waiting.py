@@ -107,7 +107,8 @@ def kill_while_it_holds(project: Project, worker: Program) -> None:
     send(project, "killed", "held")
     send(project, "killed", "delayed", countdown=3)
     project.wait_noted("limited", 1)
-    poll_until(lambda: int(project.client.hlen("unacked")) == 3, "three messages to be held")
+    held = {"killed limited 1", "killed held 0", "killed delayed 0"}
+    poll_until(lambda: project.held() == held, f"no messages but {held} to be held")
     worker.kill()
     project.start("heir", "worker", "-l", "INFO", "-n", "heir@test", "-c", "1", "-Q", "killed")
 
