@@ -38,7 +38,7 @@ def choose(name: str) -> Fault:
     width = max(map(len, CHOICES))
     lines = [f"  {fault.name:<{width}}  {fault.what}" for fault in CHOICES.values()]
     elsewhere = ", ".join(fault.name for fault in FAULTS if fault.admin)
-    said = f"no fault {name!r}; choose of:" if name else "which fault?"
+    said = f"no fault {name!r}; choose from:" if name else "which fault?"
     print("\n".join([f"FAULT: {said}", *lines, f"Only `make test-faults` has: {elsewhere}."]), file=sys.stderr)
     raise SystemExit(2)
 

@@ -60,7 +60,7 @@ def hung_workers_have_ended_themselves(arena: Arena, verdict: Verdict) -> None:
     """Each by its watchdog; the engine has started it again."""
     for worker in arena.low_workers():
         said = str(arena.stack.docker.container.logs(worker))
-        if "watchdog: this worker ends itself: its event loop has not turned" not in said:
+        if "watchdog: this worker exits: its event loop has been blocked" not in said:
             verdict.wrong.append(f"{worker.name}: its watchdog has not logged that it ended it")
 
 

@@ -212,11 +212,11 @@ MESSAGES: dict[str, Callable[[Clone], str]] = {
     "invalid username-password pair or user is disabled": lambda clone: clone.run(
         "docker compose run --rm -e REDIS_USERNAME=nobody client celery -A celery_app call tasks.search.stats"
     )[1],
-    "Redis takes no messages (…); trying again every 1 s": redis_stopped,
+    "Redis accepts no messages (…); trying again every 1 s": redis_stopped,
     "tour: no worker consumes the queue …": lambda clone: clone.run(
         "docker compose up -d --wait redis redis-results; docker compose stop worker-high; make tour LESSON=chords"
     )[1],
-    "LESSON: no lesson '…'; choose of: …": lambda clone: clone.run("make tour LESSON=cords")[1],
+    "LESSON: no lesson '…'; choose from: …": lambda clone: clone.run("make tour LESSON=cords")[1],
 }
 
 

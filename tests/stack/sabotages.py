@@ -8,7 +8,7 @@ class Sabotage:
     """A change of the code, and what a lesson must then see otherwise."""
 
     lesson: str
-    finding: str  # empty: it waits in vain
+    finding: str  # empty: the step times out
     file: str
     old: str
     new: str
@@ -21,7 +21,7 @@ SABOTAGES = (
     Sabotage("routes", "search", "queues.py", 'tasks=("tasks.search.search", ', "tasks=("),
     Sabotage("priorities", "in the queue, by priority", "queues.py", "DEFAULT_PRIORITY = 5", "DEFAULT_PRIORITY = 0"),
     Sabotage(
-        "nobody-listens",
+        "no-consumer",
         "the caller got",
         SETTINGS,
         '"task_create_missing_queues": False',
@@ -90,12 +90,12 @@ SABOTAGES = (
     ),
     Sabotage(
         "atomicity",
-        "in one transaction, left in all",
+        "in one transaction, left in total",
         PRACTICES,
         "pipeline(transaction=True) as pipe:\n        pipe.decrby",
         "pipeline(transaction=True) as pipe:\n        durable.store.decrby",
     ),
-    Sabotage("sparing-results", "stored for its name", PRACTICES, "    return name\n", '    return "x" * size\n'),
+    Sabotage("sparing-results", "stored for its key", PRACTICES, "    return name\n", '    return "x" * size\n'),
     Sabotage("time-outs", "with: ends as", PRACTICES, "ours.settimeout(timeout)", "ours.settimeout(None)"),
     Sabotage(
         "retry-backoff",

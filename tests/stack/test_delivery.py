@@ -55,7 +55,7 @@ def test_a_dead_letter_is_counted_told_put_back_and_dropped(
     poll_until(lambda: prometheus.query(firing), "the alert DeadLetters", 60)
     assert f"{letter['entry']:<18}" in dlq(stack)
     assert "unknown_for" in dlq(stack, "show", letter["entry"])
-    assert f"put back {letter['entry']}" in dlq(stack, "requeue", letter["entry"])
+    assert f"requeued {letter['entry']}" in dlq(stack, "requeue", letter["entry"])
     # It is as unknown as ever, but its patience has started anew: a worker holds it, to put it back in 5 s.
     poll_until(lambda: inside.call(run.take_out, task), "the message with a worker", 30)
     assert not [each for each in inside.call(run.dead_letters, newest) if each["id"] == task]

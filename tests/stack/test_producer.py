@@ -54,7 +54,7 @@ def test_it_slows_down_when_a_queue_is_too_deep_and_says_so(stack: Stack, inside
     with stack.stopped("worker-low"):
         done = load(stack, TRAFFIC="flood", FOR="10s", MAX_QUEUE_DEPTH=str(limit))
         depth = sum(inside.call(run.waiting, "low").values())
-    assert f"more than {limit}: holding its messages back" in done.stderr
+    assert f"more than {limit}: sending to it is paused" in done.stderr
     assert limit < depth < 1000, "without back-pressure 2000: 10 s of 200 a second"
 
 
@@ -68,7 +68,7 @@ def test_it_counts_what_it_cannot_publish_while_redis_is_away_and_goes_on_afterw
     with stack.stopped("redis"):
         poll_until(lambda: prometheus.value(unpublished) > before, "messages counted as unpublished", 60)
     poll_until(
-        lambda: "Redis takes messages again" in str(stack.compose.logs("producer", tail="50")),
+        lambda: "Redis accepts messages again" in str(stack.compose.logs("producer", tail="50")),
         "the producer's word",
         30,
     )

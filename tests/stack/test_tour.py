@@ -102,7 +102,7 @@ def test_a_page_of_lessons(stack: Stack) -> None:
 def test_an_unknown_lesson_is_an_error_that_names_the_known_ones(stack: Stack) -> None:
     done = tour(stack, "cords")
     assert done.returncode == 2
-    assert "LESSON: no lesson 'cords'; choose of: calling, " in done.stderr
+    assert "LESSON: no lesson 'cords'; choose from: calling, " in done.stderr
 
 
 def test_pause_needs_a_terminal(stack: Stack) -> None:
@@ -215,4 +215,4 @@ def test_the_lesson_fails_when_what_it_shows_is_not_so(sabotage: Sabotage, sabot
     if sabotage.finding:
         assert sabotage.finding in wrong, steps
     else:
-        assert "waited 30 s in vain" in steps[-1]["error"], steps
+        assert "timed out after 30 s" in steps[-1]["error"], steps

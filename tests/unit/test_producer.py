@@ -332,8 +332,8 @@ def test_a_deep_queue_holds_back_its_own_messages_only(
     assert {throttled for when, throttled in seen if 12 <= when < 30} == {1}
     assert {throttled for when, throttled in seen if when < 10 or when > 32} == {0}
     assert [record.message for record in caplog.records] == [
-        "queue low holds 101 messages, more than 100: holding its messages back",
-        "queue low is down to 0 messages: sending to it again",
+        "queue low has 101 messages, more than 100: sending to it is paused",
+        "queue low has only 0 messages: sending to it is resumed",
     ]
     assert max(b - a for a, b in zip(world.beats, world.beats[1:], strict=False)) < 5, "healthy meanwhile"
 
@@ -351,8 +351,8 @@ def test_while_redis_is_away_it_tries_counts_and_says_so_once(world: World, capl
     tries = [when for when, _ in world.tried if 10 <= when < 40]
     assert len(tries) == pytest.approx(30, abs=2), "one a second, for as long as it takes"
     assert [record.message for record in caplog.records] == [
-        "Redis takes no messages (Connection refused); trying again every 1 s",
-        f"Redis takes messages again, after 30.0 s; {made.unpublished.total()} could not be published",
+        "Redis accepts no messages (Connection refused); trying again every 1 s",
+        f"Redis accepts messages again, after 30.0 s; {made.unpublished.total()} could not be published",
     ]
     burst = [when for when in world.times("tasks.basic.add") if 40 <= when < 41]
     assert len(burst) <= (MAX_LATE + 1) * 10 + 1
@@ -511,13 +511,13 @@ def test_redis_away_and_back(redis_server: RedisServer, tmp_path: Path) -> None:
         poll_until(lambda: depth(redis_server, "high") > 5, "messages in queue high", timeout=60)
         assert run.metric("celery_producer_last_publish_timestamp_seconds") == pytest.approx(time.time(), abs=30)
         with redis_server.stopped():
-            run.await_log("Redis takes no messages")
+            run.await_log("Redis accepts no messages")
             beat = run.heartbeat.stat().st_mtime
             poll_until(
                 lambda: run.metric("celery_producer_unpublished_total") > 100, "unpublished messages", timeout=60
             )
             assert run.heartbeat.stat().st_mtime == beat, "its health check must fail when this goes on"
-        run.await_log("Redis takes messages again")
+        run.await_log("Redis accepts messages again")
         poll_until(lambda: depth(redis_server, "high") > 5, "messages in queue high again", timeout=60)
         poll_until(lambda: run.heartbeat.stat().st_mtime > beat, "a heartbeat", timeout=60)
         metric = run.metric("celery_producer_unpublished_total")
@@ -525,14 +525,14 @@ def test_redis_away_and_back(redis_server: RedisServer, tmp_path: Path) -> None:
         code, _, unpublished = run.ended(timeout=10)
     assert code == 0
     assert unpublished == metric
-    assert run.log.count("Redis takes") == 2, "once each"
+    assert run.log.count("Redis accepts") == 2, "once each"
 
 
 def test_it_can_be_stopped_while_redis_is_frozen(redis_server: RedisServer, tmp_path: Path) -> None:
     with running(redis_server, tmp_path, "--traffic", "flood") as run:
         poll_until(lambda: depth(redis_server, "high") > 5, "messages in queue high", timeout=60)
         with redis_server.frozen():
-            run.await_log("Redis takes no messages")
+            run.await_log("Redis accepts no messages")
             run.process.terminate()
             code, _, unpublished = run.ended(timeout=10)
     assert code == 0
@@ -543,12 +543,12 @@ def test_it_starts_without_redis_and_waits_for_it(redis_server: RedisServer, tmp
     with redis_server.stopped():
         run = Running(redis_server, tmp_path, "--traffic", "steady")
         try:
-            run.await_log("Redis takes no messages")
+            run.await_log("Redis accepts no messages")
         except BaseException:
             run.process.kill()
             raise
     try:
-        run.await_log("Redis takes messages again")
+        run.await_log("Redis accepts messages again")
         poll_until(lambda: depth(redis_server, "high") > 0, "messages in queue high", timeout=60)
         assert run.process.poll() is None
     finally:
@@ -558,7 +558,7 @@ def test_it_starts_without_redis_and_waits_for_it(redis_server: RedisServer, tmp
 
 def test_a_deep_queue_of_a_real_redis(redis_server: RedisServer, tmp_path: Path) -> None:
     with running(redis_server, tmp_path, "--traffic", "flood", MAX_QUEUE_DEPTH="300") as run:
-        run.await_log("queue low holds", timeout=60)
+        run.await_log("queue low has", timeout=60)
         poll_until(lambda: run.metric("celery_producer_throttled") == 1, "queue low to be throttled", timeout=30)
         low, high = depth(redis_server, "low"), depth(redis_server, "high")
         assert low > 300

@@ -551,7 +551,7 @@ def test_redis_stopped_and_started(exporter: Exporter, redis_server: RedisServer
     poll_until(lambda: exporter.scrape()[UP] == 1, "the exporter to find Redis again", timeout=10)
     assert exporter.scrape()[waiting("high", 0)] == 0
     # A line for each change, not for each scrape: up, refused, login refused, up.
-    assert lines_about_broker(exporter) == ["broker up", "broker away", "broker away", "broker up"]
+    assert lines_about_broker(exporter) == ["broker up", "broker unavailable", "broker unavailable", "broker up"]
     assert not any(PASSWORD in line for line in exporter.log())
 
 

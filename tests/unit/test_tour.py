@@ -122,8 +122,8 @@ TABLE: dict[str, set[str]] = {
         "routes",
         "queue `high` against `low`",
         "priority 0..9 inside a queue",
-        "an unmarked task must not overtake all",
-        "a flood of low, then a high overtakes it",
+        "the default priority must not be the most urgent",
+        "many tasks in `low`, then one in `high`",
         "what prefetch does to it",
     },
     "Workers": {
@@ -143,7 +143,7 @@ TABLE: dict[str, set[str]] = {
         "soft stop",
         "cold stop",
     },
-    "Serialisation": {"JSON", "why not pickle", "what cannot travel", "ids instead of objects"},
+    "Serialisation": {"JSON", "why not pickle", "what cannot be sent", "ids instead of objects"},
     "Monitoring": {
         "status",
         "inspect active",
@@ -159,7 +159,7 @@ TABLE: dict[str, set[str]] = {
         "events",
         "Flower by its API",
         "metrics",
-        "a link into Grafana for that very task",
+        "a link to Grafana for one task",
     },
     "Best practices": {
         f"{practice}: {half}"
@@ -171,14 +171,14 @@ TABLE: dict[str, set[str]] = {
             "time-outs",
             "retries with backoff",
         )
-        for half in ("failure", "cure")
+        for half in ("failure", "solution")
     },
     "Classic mistakes": {
         "result.get() inside a task",
-        "publishing before the data is there",
-        "a task nobody consumes",
+        "publishing before the data is written",
+        "a task that no worker consumes",
         "a misspelt queue",
-        "an argument that is no JSON",
+        "an argument that is not JSON",
         "a changed signature while old messages wait",
         "testing with eager mode only",
     },

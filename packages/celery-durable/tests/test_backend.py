@@ -254,7 +254,7 @@ def test_results_leave_room_for_the_outbox(
 
     task = results.app.task(publish, name="publish", outbox=True, shared=False)
     for number in range(60):
-        results.app.backend._looked_at = 0.0  # it asks every few seconds
+        results.app.backend._checked_at = 0.0  # it asks every few seconds
         results.run(results.give, 300_000, id=f"{number}")
     assert results.stored("0").get(timeout=10) == "x" * 300_000
     assert results.stored("59").state == states.PENDING

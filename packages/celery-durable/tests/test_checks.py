@@ -74,10 +74,10 @@ def test_the_librarys_own_settings_are_not_refused(refused: Refused) -> None:
         (
             {"broker_transport_options": {"socket_timeout": 3}},
             "broker_transport_options.socket_timeout: 3; a worker waits for messages on that connection, and each "
-            "time-out leaks a prefetch slot until it is deaf; publishers have Config.publish_socket_timeout",
+            "time-out leaks a prefetch slot until it takes no more; for publishers use Config.publish_socket_timeout",
         ),
         ({"worker_soft_shutdown_timeout": 20}, "worker_soft_shutdown_timeout: 20; it must be less than Config.stop_g"),
-        ({"task_acks_late": False}, "task_acks_late: off; a killed worker takes its running tasks with it"),
+        ({"task_acks_late": False}, "task_acks_late: off; the running tasks of a killed worker are lost"),
         ({"worker_consumer": "my.module:Consumer"}, "worker_consumer: my.module:Consumer; messages are only safe with"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -102,8 +102,8 @@ def test_a_protection_that_is_switched_off_is_not_asked_for(
 @pytest.mark.parametrize(
     ("said", "problem"),
     [
-        ({"aof_enabled": 0}, "appendonly is off; a restart loses all that came after its last snapshot"),
-        ({"maxmemory_policy": "allkeys-lru"}, "maxmemory-policy is allkeys-lru; a full Redis throws messages away"),
+        ({"aof_enabled": 0}, "appendonly is off; a restart loses all writes since the last snapshot"),
+        ({"maxmemory_policy": "allkeys-lru"}, "maxmemory-policy is allkeys-lru; a full Redis evicts messages"),
         ({"cluster_enabled": 1}, "is a Redis Cluster, where kombu's keys are on different nodes"),
         ({"maxmemory": 300 << 20}, "maxmemory is 300 MiB and its container's limit 512 MiB"),
         ({"maxmemory": 0}, "maxmemory is 0 MiB and its container's limit 512 MiB"),
@@ -164,7 +164,7 @@ def test_another_broker_is_refused_and_nothing_is_advised_that_is_refused_elsewh
     (problem,) = refused({"broker_url": url})
     scheme = url.partition(":")[0]
     assert problem == (
-        f"broker_url: is {scheme}://; celery_durable works with redis:// and rediss://, a single Redis each"
+        f"broker_url: is {scheme}://; celery_durable supports redis:// and rediss://, a single Redis each"
     )
     assert "entinel" not in problem.replace(scheme, "")
 
@@ -182,7 +182,7 @@ def test_worker_and_beat_end_with_plain_words(
     started = project_of(url).start("refused", *program, "--loglevel=INFO")
     assert started.process.wait(60) == 1
     assert "broker_url: is " in started.log
-    assert "celery_durable works with redis:// and rediss://" in started.log
+    assert "celery_durable supports redis:// and rediss://" in started.log
     assert "Traceback" not in started.log
 
 
@@ -192,7 +192,7 @@ def test_dangerous_settings_end_worker_and_beat_with_plain_words(new_project: Ne
     started = project.start("refused", *program, "--loglevel=INFO")
     assert started.process.wait(60) == 1
     lines = started.log.splitlines()
-    assert any("task_acks_late: off; a killed worker takes its running tasks with it" in line for line in lines)
+    assert any("task_acks_late: off; the running tasks of a killed worker are lost" in line for line in lines)
     assert any("task_time_limit: 1000; it must be less than" in line for line in lines)
     assert "Traceback" not in started.log
 

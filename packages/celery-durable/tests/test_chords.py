@@ -113,7 +113,7 @@ def test_a_chord_can_be_published_while_the_store_is_away(
         with pytest.raises(RedisError):
             chords.chords.look(chords.app.backend)
     assert len(chords.take()) == 2
-    assert "is not watched: " in caplog.text
+    assert "is not monitored: " in caplog.text
 
 
 def test_an_app_without_chords_can_be_reconciled(new_app: NewApp) -> None:

@@ -260,7 +260,7 @@ def test_a_message_that_cannot_even_become_a_dead_letter_ends_no_worker(
     odd = message(app, retries="3")
     odd.reject_log_error.side_effect = ValueError("odder")
     consumer.receive(odd)
-    assert f"message {odd.delivery_tag} did not become a dead letter; it comes back" in caplog.text
+    assert f"message {odd.delivery_tag} was not dead-lettered; it is redelivered" in caplog.text
     assert consumer.held() == {}, "it must"
 
 
@@ -297,5 +297,5 @@ def test_patience_is_what_workers_have_held_it_back_for(consumer: Any, app: Any,
 def test_a_task_that_stays_unknown_becomes_a_dead_letter(consumer: Any, app: Any) -> None:
     unknown = message(app, "unknown", unknown_for=4.0)
     consumer.receive(unknown)
-    assert unknown.dead == (Reason.UNKNOWN_TASK, "no worker has known it for 4 s")
+    assert unknown.dead == (Reason.UNKNOWN_TASK, "unknown to the workers for 4 s")
     assert unknown.acknowledged

@@ -15,7 +15,7 @@ from celery_durable import dlq
 from celery_durable.__main__ import main
 from celery_durable.dead_letters import Letter, Reason, letter
 from celery_durable.errors import DeadLetterDroppedError
-from celery_durable.requeue import DeadLetterOffice
+from celery_durable.requeue import DeadLetterActions
 
 from .conftest import NewApp
 from .project import Project, run_message, run_python, run_task
@@ -119,7 +119,7 @@ def test_the_list_says_what_has_overflowed(new_app: NewApp, client: Any, capsys:
     for _ in range(5):
         office.dead(b"}{", Reason.MALFORMED)
     office.run()
-    assert "3 older ones were removed: there were too many, or too large ones (4 bytes now)" in capsys.readouterr().out
+    assert "3 older ones were removed: a limit was exceeded (4 bytes now)" in capsys.readouterr().out
 
 
 def test_one_is_shown_whole(office: Office, capsys: Said) -> None:
@@ -183,7 +183,7 @@ def test_a_requeued_task_of_the_outbox_is_in_it_again_and_ends(office: Office) -
 def test_one_that_two_people_requeue_runs_once(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     office.dead_of(office.apply, 1, task_id="a")
     (old,) = office.letters()
-    requeuer = DeadLetterOffice(office.durable)
+    requeuer = DeadLetterActions(office.durable)
     with office.durable.raw_broker() as client:
         assert requeuer.requeue(client, old)
         assert not requeuer.requeue(client, old)
@@ -234,7 +234,7 @@ def test_what_cannot_go_back_stays_and_says_why(
     assert office.run("requeue", one) == 1
     error = capsys.readouterr().err
     assert f"left {one}: {said}" in error
-    assert "see it with show, take it away with drop" in error
+    assert "show prints it, drop removes it" in error
     assert [found.id for found in office.letters()] == [one]
     assert office.run("drop", one) == 0
 
@@ -265,7 +265,7 @@ def test_one_odd_entry_keeps_none_of_the_others(office: Office, capsys: Said) ->
 
 def test_what_becomes_a_dead_letter_again_at_once_is_left(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its worker rejects it faster than the command reads."""
-    requeue, requeued = DeadLetterOffice.requeue, []
+    requeue, requeued = DeadLetterActions.requeue, []
 
     def fail_again(self: Any, client: Any, old: Letter) -> bool:
         requeued.append(old.id)
@@ -277,7 +277,7 @@ def test_what_becomes_a_dead_letter_again_at_once_is_left(office: Office, monkey
     for _ in range(2):
         office.dead_of(office.add, 1)
     time.sleep(0.002)
-    monkeypatch.setattr(DeadLetterOffice, "requeue", fail_again)
+    monkeypatch.setattr(DeadLetterActions, "requeue", fail_again)
     assert office.run("requeue", "--all") == 0
     assert len(requeued) == len(office.letters()) == 2
 
@@ -354,11 +354,11 @@ def test_a_chord_that_has_failed_already_is_not_failed_again(office: Office, mon
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["drop"], "drop: which? an ID, --task, --reason or --all"),
-        (["show"], "show: which?"),
-        (["requeue", "1-1", "--all"], "requeue: which?"),
-        (["requeue", "--task", "a", "--reason", "malformed"], "requeue: which?"),
-        (["drop", "--reason", "old age"], "--reason: choose of 'malformed', 'larger than"),
+        (["drop"], "drop: give one of: an ID, --task, --reason, --all"),
+        (["show"], "show: give one of"),
+        (["requeue", "1-1", "--all"], "requeue: give one of"),
+        (["requeue", "--task", "a", "--reason", "malformed"], "requeue: give one of"),
+        (["drop", "--reason", "old age"], "--reason: choose from 'malformed', 'larger than"),
     ],
 )
 def test_an_unclear_wish_is_refused(office: Office, arguments: list[str], said: str, capsys: Said) -> None:
@@ -371,7 +371,7 @@ def test_an_unclear_wish_is_refused(office: Office, arguments: list[str], said: 
 def test_an_id_that_is_not_there_is_refused(office: Office, wrong: str, action: str, capsys: Said) -> None:
     office.dead(b"}{", Reason.MALFORMED)
     assert office.run(action, "--", wrong) == 1
-    assert capsys.readouterr().err == "dlq: no such dead letter; list shows them\n"
+    assert capsys.readouterr().err == "dlq: no such dead letter; see list\n"
     assert len(office.letters()) == 1
 
 
@@ -411,9 +411,9 @@ def test_the_command_finds_the_app(folder: Path, office: Office) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["dlq"], "which app? -A module, or CELERY_APP"),
+        (["dlq"], "no app given: use -A MODULE, or set CELERY_APP"),
         (["-A", "no_such_module", "dlq"], "-A no_such_module: "),
-        (["-A", "bare", "dlq"], "-A bare: install was not called for it"),
+        (["-A", "bare", "dlq"], "-A bare: celery_durable.install was not called for this app"),
         (["-A", "project"], "the following arguments are required: command"),
     ],
 )

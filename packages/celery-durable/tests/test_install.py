@@ -117,7 +117,7 @@ def test_no_setting_of_the_app_is_taken_away(bare: Callable[..., Any]) -> None:
 def test_a_second_call_is_refused(bare: Callable[..., Any]) -> None:
     app = bare()
     install(app, CONFIG)
-    with pytest.raises(RuntimeError, match=r"install: was called for <Celery bare.*> before; one call for an app"):
+    with pytest.raises(RuntimeError, match=r"install: was already called for <Celery bare.*>; call it once per app"):
         install(app, CONFIG)
 
 

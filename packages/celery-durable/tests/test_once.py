@@ -124,7 +124,7 @@ def test_a_read_that_fails_leaves_nothing(client: Any) -> None:
 
 def test_a_marker_that_is_none_is_named(client: Any) -> None:
     client.set("once:a", "}{")
-    with pytest.raises(ValueError, match=r"marker once:a: the key holds something else than a result, '}\{'"):
+    with pytest.raises(ValueError, match=r"marker once:a: the key does not hold a result, '}\{'"):
         once(client, "once:a", add_one)
 
 

@@ -308,8 +308,8 @@ def test_a_store_that_is_away_at_start_and_end_is_no_error(
     (message,) = box.take()
     with redis_server.stopped():
         assert run_task(box.apply, message) == "SUCCESS"
-    assert "outbox: start of a not noted" in caplog.text
-    assert "outbox: end of a not noted" in caplog.text
+    assert "outbox: start of a not recorded" in caplog.text
+    assert "outbox: end of a not recorded" in caplog.text
 
 
 @pytest.mark.parametrize("error", [RedisAwayError, OperationalError])
@@ -589,7 +589,7 @@ def test_an_entry_that_cannot_be_published_stands_in_nobodys_way(
     assert found == ["a", "c"]
     assert box.entry("b")["published"] == 0
     assert box.due_in("b") == pytest.approx(SHORT["republish_after"], abs=5), "it is tried again, later"
-    assert "apply[b] cannot be published; it is tried every 9 s" in caplog.text
+    assert "apply[b] cannot be published; retried every 9 s" in caplog.text
     assert [name for name, _ in announced].count("publish_failed") == 1
 
 

@@ -38,7 +38,7 @@ def test_the_other_beats_message_is_ignored_and_says_so(tick: Any, caplog: pytes
     assert run_task(tick, message("one")) == "SUCCESS"
     with caplog.at_level(logging.INFO):
         assert run_task(tick, message("two")) == "IGNORED"
-    assert f"tick ignored: another message of entry report for {DUE:.3f} is there (two beats?)" in caplog.text
+    assert f"tick ignored: entry report has another message for {DUE:.3f} (two beats?)" in caplog.text
     assert run_task(tick, message("one")) == "SUCCESS", "redelivered, or retried"
     assert run_task(tick, message("three", DUE + 60)) == "SUCCESS"
     assert run_task(tick, message("four", entry="other")) == "SUCCESS"

@@ -134,7 +134,7 @@ def test_what_a_worker_cannot_remember_it_still_revokes(
     Step(type("Worker", (), {"app": app}))
     with redis_server.stopped():
         assert control.Panel.data["revoke"](None, "a") == "revoked"
-    assert "revoke is forgotten when this worker stops" in caplog.text
+    assert "revoke not stored, it is lost when this worker stops" in caplog.text
 
 
 # --- Workers that start later ---

@@ -364,7 +364,7 @@ def test_a_schedule_that_names_no_due_time_is_sent_for_now(
     messages = take_messages(client)
     assert len(messages) >= 3
     assert run_all(beat, messages) == len(messages)
-    assert "entry a: its schedule tells no due time" in caplog.text
+    assert "entry a: its schedule gives no due time" in caplog.text
 
 
 def test_a_file_with_a_time_without_an_offset(new_beat: NewBeat, client: Any, clock: Clock) -> None:

@@ -321,7 +321,7 @@ def test_without_dead_letters_what_cannot_be_read_is_thrown_away(
         taker.one().reject()
         assert not client.exists("unacked", "unacked_index")
     assert letters(app) == []
-    assert "a message of queue plain was thrown away: malformed" in caplog.text
+    assert "a message of queue plain was discarded: malformed" in caplog.text
 
 
 # --- Prefix, separator, steps ---

@@ -29,7 +29,7 @@ class Worker:
     """What the watchdog sees of one."""
 
     turns: int = 0
-    may_stand: bool = False
+    may_block: bool = False
     received: int = 0
     idle: bool = True
     waiting: bool = False
@@ -38,7 +38,7 @@ class Worker:
         return Diagnosis(
             CONFIG,
             lambda: self.turns,
-            lambda: self.may_stand,
+            lambda: self.may_block,
             lambda: self.received,
             lambda: self.idle,
             lambda: self.waiting,
@@ -60,7 +60,7 @@ def test_a_loop_that_turns_is_well() -> None:
 def test_a_loop_that_does_not_turn_is_hung_after_a_while() -> None:
     diagnosis = Worker(turns=7).diagnosis()
     assert [diagnosis.problem() for _ in looks(CONFIG.hung_after)] == [""] * len(looks(CONFIG.hung_after))
-    assert diagnosis.problem() == f"its event loop has not turned for {CONFIG.hung_after:g} s"
+    assert diagnosis.problem() == f"its event loop has been blocked for {CONFIG.hung_after:g} s"
 
 
 def test_a_turn_in_between_starts_the_count_anew() -> None:
@@ -72,10 +72,10 @@ def test_a_turn_in_between_starts_the_count_anew() -> None:
 
 
 def test_a_loop_that_waits_for_redis_has_its_time_from_when_redis_is_back() -> None:
-    worker = Worker(may_stand=True)
+    worker = Worker(may_block=True)
     diagnosis = worker.diagnosis()
     assert not any(diagnosis.problem() for _ in looks(3 * CONFIG.hung_after))
-    worker.may_stand = False
+    worker.may_block = False
     said = [diagnosis.problem() for _ in looks(CONFIG.hung_after)]
     assert not any(said[:-1])
     assert said[-1]
@@ -89,7 +89,7 @@ def test_idle_while_messages_wait_is_deaf_after_a_while() -> None:
         worker.turns += 1
         said.append(diagnosis.problem())
     assert not any(said[:-1])
-    assert said[-1] == f"messages have waited for {CONFIG.deaf_after:g} s while it was idle and took none"
+    assert said[-1] == f"it has been idle for {CONFIG.deaf_after:g} s and took none of the waiting messages"
 
 
 def test_who_is_busy_has_nothing_to_do_or_takes_messages_is_not_deaf() -> None:
@@ -236,12 +236,12 @@ def node_of(name: str) -> str:
 @pytest.mark.parametrize("name", ["hung prefork", "hung threads"])
 def test_a_worker_whose_loop_stands_still_ends_itself(watched: Watched, name: str) -> None:
     assert watched.workers[name].process.wait(60) == EXIT_CODE
-    assert "watchdog: this worker ends itself: its event loop has not turned for " in watched.workers[name].log
+    assert "watchdog: this worker exits: its event loop has been blocked for " in watched.workers[name].log
 
 
 def test_a_worker_that_takes_no_message_ends_itself(watched: Watched) -> None:
     assert watched.workers["deaf"].process.wait(60) == EXIT_CODE
-    assert "while it was idle and took none" in watched.workers["deaf"].log
+    assert "and took none of the waiting messages" in watched.workers["deaf"].log
 
 
 def test_a_worker_that_waits_for_redis_goes_on(watched: Watched, module_redis: RedisServer) -> None:
@@ -250,7 +250,7 @@ def test_a_worker_that_waits_for_redis_goes_on(watched: Watched, module_redis: R
     watched.send("well")
     watched.project.wait_noted("quick", 1)
     assert watched.workers["well"].alive
-    assert "REMAP_SIGTERM: is not SIGQUIT in the environment" in watched.workers["well"].log
+    assert "REMAP_SIGTERM is not SIGQUIT in the environment" in watched.workers["well"].log
 
 
 def test_a_watchdog_that_fails_is_tried_again_and_so_are_its_siblings(watched: Watched) -> None:

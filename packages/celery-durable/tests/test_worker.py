@@ -308,7 +308,7 @@ def test_an_unknown_task_is_held_back_and_then_a_dead_letter(running: Running) -
     """Its time in the queue does not count: it was two minutes long."""
     letter = running.letter("of tomorrow")
     assert letter.reason == Reason.UNKNOWN_TASK
-    assert letter.error == "no worker has known it for 4 s"
+    assert letter.error == "unknown to the workers for 4 s"
     assert 4 <= json.loads(letter.payload)["headers"]["unknown_for"] < 6
     assert running.worker.log.count("unknown task 'of tomorrow'") == 8, "4 s, in steps of 0.5 s"
 
