@@ -109,7 +109,7 @@ def test_a_queue_a_periodic_task_and_a_receiver_are_added(shop: Shell) -> None:
         "ENTRIES = {\n",
         'ENTRIES = {\n    "charge": {"task": "tasks.orders.charge", "schedule": every(5), "args": ["by-beat", 1]},\n',
     )
-    edit(shop, "prometheus/alertmanager.yml", "  receiver: nobody\n", "  receiver: on-call\n")
+    edit(shop, "prometheus/alertmanager.yml", "  receiver: none\n", "  receiver: on-call\n")
     edit(
         shop,
         "prometheus/alertmanager.yml",

@@ -108,7 +108,7 @@ def grafana(stack: Stack) -> str:
     """Address of Grafana."""
     if "grafana" not in stack.enabled:
         pytest.skip(
-            "grafana: its profile is not in COMPOSE_PROFILES (.env); its image could not be had, or it was left out"
+            "grafana: its profile is not in COMPOSE_PROFILES (.env); its image is not available, or it was left out"
         )
     return stack.url("grafana")
 

@@ -80,7 +80,7 @@ def test_one_lesson_as_plain_text(stack: Stack) -> None:
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     for line in (
-        r"1/2 The callback gets the results once all are there",
+        r"1/2 The callback gets the results once all members have ended",
         r"    return chord\(squares\(numbers\), total\.s\(\)\)",  # the code that runs
         r" \d\.\d\d s  workflows\.total +[0-9a-f]{8} +SUCCESS +low@\w+ +30",  # what happened, when and where
         r"✓ result: 30 · backend",

@@ -28,7 +28,7 @@ def contents(project: Path) -> dict[str, bytes]:
 
 
 def test_a_second_run_changes_nothing(project: Path) -> None:
-    assert "env: made .env from .env.example" in run(project)
+    assert "env: created .env from .env.example" in run(project)
     made = contents(project)
     assert run(project) == ""
     assert contents(project) == made
@@ -62,5 +62,5 @@ def test_a_changed_template_is_rendered_anew(project: Path) -> None:
     run(project)
     template = project / "services/redis/broker.acl.template"
     template.write_text(template.read_text() + "user more on nopass\n")
-    assert run(project) == "env: made secrets/redis_broker.acl\n"
+    assert run(project) == "env: created secrets/redis_broker.acl\n"
     assert (project / "secrets/redis_broker.acl").read_text().endswith("\nuser more on nopass\n")

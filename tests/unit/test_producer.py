@@ -565,5 +565,5 @@ def test_a_deep_queue_of_a_real_redis(redis_server: RedisServer, tmp_path: Path)
         poll_until(lambda: depth(redis_server, "high") > high + 5, "queries to go on", timeout=30)
         assert depth(redis_server, "low") == low, "nothing is added to the deep queue"
         redis_server.client.delete(*durable.priority_lists("low"))
-        run.await_log("sending to it again")
+        run.await_log("sending to it is resumed")
         poll_until(lambda: depth(redis_server, "low") > 0, "messages in queue low again", timeout=30)

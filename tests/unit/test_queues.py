@@ -68,7 +68,7 @@ def test_a_third_queue_reaches_every_file_that_knows_one(project: Path) -> None:
     ("old", "new", "said"),
     [
         ('TaskQueue("low", color', 'TaskQueue("Low", color', "queue 'Low': a name is a lower-case letter, then"),
-        ("QUEUES = (HIGH, LOW)", "QUEUES = (HIGH, LOW, LOW)", "QUEUES: high, low, low; each queue is in it once"),
+        ("QUEUES = (HIGH, LOW)", "QUEUES = (HIGH, LOW, LOW)", "QUEUES: high, low, low; it must list each queue once"),
         ("QUEUES = (HIGH, LOW)", "QUEUES = (HIGH,)", "DEFAULT: low; it must be one of QUEUES"),
         ("max_wait=30", "max_wait=0", "queue high: max_wait is 0; it must be a whole number"),
         ("QUEUES = (HIGH, LOW)", "QUEUES = (HIGH, LOW", "was never closed"),
