@@ -1,6 +1,6 @@
-"""Messages that no publisher of ours would send: what a worker must survive, one kind each.
+"""Malformed messages, one of each kind, which must not crash a worker.
 
-Runs in a client container as well, so it imports nothing of the tests.
+Also runs in a client container, so it imports no other module of the tests.
 """
 
 import base64
@@ -8,8 +8,8 @@ import json
 from random import Random
 from typing import Any
 
-ID = "malformed-"  # what the tasks' ids begin with
-# Kinds that a worker can read, and whose tasks run or fail; the others become dead letters.
+ID = "malformed-"  # prefix of the tasks' ids
+# Kinds that a worker can read, so that their tasks run or fail; the others become dead letters.
 READABLE = {
     "priority a word",
     "routing key half a character",
@@ -29,7 +29,7 @@ _random = Random()
 def message(
     body: object = ((1, 1), {}, {}), headers: Any = None, raw_body: str | None = None, **more: Any
 ) -> dict[str, Any]:
-    """A good message of tasks.basic.add for queue `low`, with changes."""
+    """A valid message of tasks.basic.add for queue `low`, with changes."""
     task_id = f"{ID}{_random.getrandbits(64):x}"
     return {
         "body": base64.b64encode(json.dumps(body).encode()).decode() if raw_body is None else raw_body,
@@ -48,7 +48,7 @@ def message(
 
 
 def without(key: str, *path: str) -> dict[str, Any]:
-    """A good message without one part."""
+    """A valid message without one part."""
     whole = part = message()
     for name in path:
         part = part[name]
@@ -57,7 +57,7 @@ def without(key: str, *path: str) -> dict[str, Any]:
 
 
 def with_(value: object, key: str, *path: str) -> dict[str, Any]:
-    """A good message with one part changed."""
+    """A valid message with one part changed."""
     whole = part = message()
     for name in path:
         part = part[name]
@@ -66,7 +66,7 @@ def with_(value: object, key: str, *path: str) -> dict[str, Any]:
 
 
 def kinds(limit: int) -> dict[str, bytes]:
-    """Each kind by its name, the same at each call; `limit` is the largest message that is allowed (bytes)."""
+    """Each kind by its name, the same at each call; `limit` is the maximum size of a message (bytes)."""
     _random.seed(7)
     not_even_json = {
         "empty": b"",
@@ -138,7 +138,7 @@ def kinds(limit: int) -> dict[str, bytes]:
 
 
 def name_of(payload: bytes, limit: int) -> str:
-    """The kind of a dead letter's payload; what could be read was written anew."""
+    """The kind of a dead letter's payload; a payload that could be read was serialised again."""
     return next((name for name, raw in kinds(limit).items() if _parsed(raw) == _parsed(payload)), "none of the kinds")
 
 
