@@ -25,9 +25,9 @@ def running_stack() -> Stack:
     stack = Stack(json.loads(config)["name"])
     needed = {"redis", "redis-results", "worker-low", "worker-high", "beat"}
     missing = sorted(name for name in needed if not stack.containers(name))
-    unwell = stack.unwell()
-    if missing or unwell:
-        raise SystemExit(f"chaos: not all services are healthy: {', '.join(missing + unwell)}; make up")
+    unhealthy = stack.unhealthy()
+    if missing or unhealthy:
+        raise SystemExit(f"chaos: not all services are healthy: {', '.join(missing + unhealthy)}; make up")
     return stack
 
 

@@ -1,11 +1,11 @@
-"""Changes of the code that make what a lesson shows untrue: each must make its lesson fail."""
+"""Changes of the code that break what a lesson shows: each must make its lesson fail."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Sabotage:
-    """A change of the code, and what a lesson must then see otherwise."""
+    """A change of the code, and the value that its lesson must then see."""
 
     lesson: str
     finding: str  # empty: the step times out
@@ -16,7 +16,7 @@ class Sabotage:
 
 ADVANCED, PRACTICES, SETTINGS = "tasks/advanced.py", "tour/tasks/practices.py", "settings.py"
 
-# One for each lesson, because a failed step ends its lesson; all are done at once.
+# One per lesson, because a failed step ends its lesson; all run at once.
 SABOTAGES = (
     Sabotage("routes", "search", "queues.py", 'tasks=("tasks.search.search", ', "tasks=("),
     Sabotage("priorities", "in the queue, by priority", "queues.py", "DEFAULT_PRIORITY = 5", "DEFAULT_PRIORITY = 0"),

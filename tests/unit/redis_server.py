@@ -17,7 +17,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nothing listens on now."""
+    """A TCP port of the loopback interface on which nothing listens now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -34,7 +34,7 @@ def redis_image() -> str:
 
 
 class RedisServer:
-    """Empty; its default user may do anything. With an AOF: our programs refuse a Redis that has none."""
+    """An empty Redis whose default user has all permissions. With an AOF: our programs refuse a Redis without one."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -53,7 +53,7 @@ class RedisServer:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Within this block nothing listens; afterwards it is up again, empty and without users."""
+        """Stopped within this block; afterwards it runs again, empty and without users."""
         _docker("stop", "--time", "2", self._container)
         try:
             yield
@@ -64,8 +64,8 @@ class RedisServer:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Within this block it takes connections and answers nothing."""
-        _docker("kill", "--signal", "STOP", self._container)  # `docker pause` fails now and then on a busy machine
+        """Within this block it accepts connections and does not answer."""
+        _docker("kill", "--signal", "STOP", self._container)  # `docker pause` fails sometimes on a busy machine
         try:
             yield
         finally:
@@ -73,7 +73,7 @@ class RedisServer:
             self._await_ping()
 
     def reset(self) -> None:
-        """Forget all data and all users but the default one."""
+        """Remove all data and all users but the default one."""
         self.client.flushall()
         for user in set(self.client.acl_users()) - {"default"}:
             self.client.acl_deluser(user)

@@ -1,4 +1,4 @@
-"""The table of queues, and what is written from it."""
+"""The table of queues, and the files generated from it."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ KNOWS_QUEUES = (
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the files that know a queue, of the table, and of what writes them."""
+    """A copy of the table, the files that name a queue, and the script that writes them."""
     for name in (*KNOWS_QUEUES, "services/celery/queues.py", "scripts/queues.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)

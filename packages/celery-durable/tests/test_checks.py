@@ -1,4 +1,4 @@
-"""Dangerous settings are refused when a worker or beat starts, each with its name, what is wrong and what to do."""
+"""Dangerous settings are refused when a worker or beat starts; each problem has its setting, reason and remedy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ GOOD = {"aof_enabled": 1, "maxmemory_policy": "noeviction", "maxmemory": 256 << 
 
 
 class Redis:
-    """One that says this in INFO."""
+    """A Redis whose INFO has these values."""
 
     def __init__(self, said: dict[str, Any]) -> None:
         self._said = said
@@ -34,7 +34,7 @@ class Redis:
 
 @pytest.fixture
 def info() -> dict[str, Any]:
-    """What both Redis say; a test changes it."""
+    """INFO of both Redis; tests change it."""
     return dict(GOOD)
 
 
@@ -127,12 +127,12 @@ def test_each_problem_has_a_line() -> None:
     assert str(DangerousSettingsError(["a: 1", "b: 2"])) == "Dangerous settings, refused:\n  a: 1\n  b: 2"
 
 
-def test_all_that_is_wrong_is_said_at_once(refused: Refused, info: dict[str, Any]) -> None:
+def test_all_problems_are_reported_at_once(refused: Refused, info: dict[str, Any]) -> None:
     info.update(aof_enabled=0, maxmemory_policy="volatile-ttl")
     assert len(refused({"task_acks_late": False})) == 1 + 2 * 2
 
 
-def test_a_redis_that_is_away_is_no_dangerous_setting(refused: Refused, info: dict[str, Any]) -> None:
+def test_an_unreachable_redis_is_no_dangerous_setting(refused: Refused, info: dict[str, Any]) -> None:
     info.clear()
     assert refused() == []
 
@@ -176,7 +176,7 @@ def project_of(tmp_path: Path, new_project: NewProject, redis_server: RedisServe
 
 @pytest.mark.parametrize("url", OTHERS[:2])
 @pytest.mark.parametrize("program", [["worker", "-c", "1"], ["beat"]], ids=["worker", "beat"])
-def test_worker_and_beat_end_with_plain_words(
+def test_worker_and_beat_end_with_a_readable_message(
     project_of: Callable[[str], Project], url: str, program: list[str]
 ) -> None:
     started = project_of(url).start("refused", *program, "--loglevel=INFO")
@@ -187,7 +187,9 @@ def test_worker_and_beat_end_with_plain_words(
 
 
 @pytest.mark.parametrize("program", [["worker", "-c", "1"], ["worker", "-B", "-c", "1"], ["beat"]], ids=" ".join)
-def test_dangerous_settings_end_worker_and_beat_with_plain_words(new_project: NewProject, program: list[str]) -> None:
+def test_dangerous_settings_end_worker_and_beat_with_a_readable_message(
+    new_project: NewProject, program: list[str]
+) -> None:
     project = new_project("", {"task_acks_late": False, "task_time_limit": 1000})
     started = project.start("refused", *program, "--loglevel=INFO")
     assert started.process.wait(60) == 1
@@ -197,7 +199,7 @@ def test_dangerous_settings_end_worker_and_beat_with_plain_words(new_project: Ne
     assert "Traceback" not in started.log
 
 
-def test_nothing_is_taken_from_a_queue_before(new_project: NewProject) -> None:
+def test_the_checks_run_before_a_message_is_taken(new_project: NewProject) -> None:
     project = new_project("", {"task_acks_late": False})
     project.client.lpush("celery", "}{")
     assert project.start("refused", "worker", "-c", "1").process.wait(60) == 1
@@ -205,6 +207,6 @@ def test_nothing_is_taken_from_a_queue_before(new_project: NewProject) -> None:
     assert not project.client.exists("celery-durable:workers")
 
 
-def test_a_scheduler_that_is_made_checks(new_app: NewApp, tmp_path: Path) -> None:
+def test_creating_a_scheduler_runs_the_checks(new_app: NewApp, tmp_path: Path) -> None:
     with pytest.raises(DangerousSettingsError):
         Scheduler(new_app({"task_acks_late": False}), schedule_filename=str(tmp_path / "schedule"))

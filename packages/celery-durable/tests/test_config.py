@@ -23,7 +23,7 @@ FILES = ["password_file", "heartbeat_file"]
 
 
 def refused(**changes: Any) -> str:
-    """What Config says of a change of its defaults."""
+    """The error of Config for a change of its defaults."""
     with pytest.raises(ConfigError) as error:
         Config(**{"store": STORE, **changes})
     return str(error.value)
@@ -174,7 +174,7 @@ def test_the_edge_of_an_inequality_is_allowed(changes: dict[str, Any]) -> None:
     Config(store=STORE, **changes)
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     assert len(refused(time_limit=0, outbox="yes", key_prefix="").splitlines()) == 1 + 3
     assert len(refused(max_delay=100, recheck_after=100, hung_after=3).splitlines()) == 1 + 3
 
@@ -216,7 +216,7 @@ def test_importing_it_reads_no_environment_and_no_file_and_connects_to_nothing()
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_the_environment_is_looked_at_by_that_test() -> None:
+def test_that_test_detects_reads_of_the_environment() -> None:
     done = run_python(LOOK.replace("import celery_durable\n", 'import celery_durable; os.environ.get("HOME")\n', 1))
     assert done.stdout == "['read HOME']\n"
 

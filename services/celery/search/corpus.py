@@ -1,4 +1,4 @@
-"""Which files of a folder are documents, and how one is read: the rules that indexing and the plain count share."""
+"""Which files of a folder are documents, and how one is read; shared by indexing and the tests' own count."""
 
 import errno
 import os

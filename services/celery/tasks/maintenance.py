@@ -31,7 +31,7 @@ def canary(self: PeriodicTask) -> None:
 def report() -> dict[str, Any]:
     """A summary of the stack's state, kept under `report:last`.
 
-    {"at" (epoch s), "canaries": {queue: sign or None}, "workers": {"alive", "gone"}}.
+    {"at" (epoch s), "canaries": {queue: record or None}, "workers": {"alive", "gone"}}.
     """
     store, now = durable.store, time.time()
     canaries = {queue.name: store.get(f"canary:{queue.name}") for queue in QUEUES}
