@@ -47,7 +47,7 @@ class RedisServer:
         self._await_ping()
 
     def remove(self) -> None:
-        """End it for good."""
+        """Stop and remove it."""
         self.client.close()
         _docker("rm", "--force", "--volumes", self._container)
 

@@ -119,7 +119,7 @@ class RedisServer:
         self._host.signal(signal.SIGKILL)
 
     def remove(self) -> None:
-        """End it for good."""
+        """Stop and remove it."""
         self.client.close()
         self._host.remove()
 

@@ -308,7 +308,7 @@ def overdue(client: Redis, run: str) -> list[int]:
 
 
 def abandon(client: Redis, run: str) -> bool:
-    """Give up a run without progress for RUN_ABANDONED_AFTER. Returns whether it was given up."""
+    """Abort a run without progress for RUN_ABANDONED_AFTER. Returns whether it was aborted."""
 
     def step(pipe: Pipeline) -> bool:
         if pipe.get(ACTIVE) != run or not _abandoned(pipe.hgetall(f"run:{run}")):

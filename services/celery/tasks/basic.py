@@ -89,7 +89,7 @@ def echo(value: Any) -> dict[str, Any]:
 
 
 class FlakyError(Exception):
-    """A failure that goes away when tried again."""
+    """A temporary failure, which a retry may resolve."""
 
 
 @app.task(
