@@ -1,8 +1,8 @@
-# `make help` is the manual. Each target is one line of what it does; the work is in scripts/ and compose.yaml.
+# `make help` lists the targets; they are implemented in scripts/ and compose.yaml.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 COMPOSE := docker compose
-# --no-deps: after an edit of .env it would recreate Redis, which only `make up` may do.
+# --no-deps: otherwise it would recreate Redis after an edit of .env, which only `make up` may do.
 RUN := $(COMPOSE) run --rm --no-deps
 CLIENT := $(RUN) client
 FAULTS := PYTHONPATH=tests:services/celery:packages/celery-durable .venv/bin/python -m # demo
@@ -10,17 +10,17 @@ FAULTS := PYTHONPATH=tests:services/celery:packages/celery-durable .venv/bin/pyt
 ##@ Run the stack
 
 .PHONY: up
-up: build ## Start everything, wait until it is healthy, print where it is
+up: build ## Start everything, wait until it is healthy, print addresses
 	@scripts/up.sh
 
 # >>> demo
 .PHONY: new
-new: venv ## A stack of your own in a folder of its own, without this demo: make new DIR=../shop
+new: venv ## Create your own stack in a new folder, without the demo: make new DIR=../shop
 	@.venv/bin/python scripts/new.py '$(DIR)'
 
 # <<< demo
 .PHONY: down
-down: .env ## Stop and remove the containers; data stays
+down: .env ## Stop and remove the containers; data is kept
 	@$(COMPOSE) --profile '*' down
 
 .PHONY: clean
@@ -46,7 +46,7 @@ scale: .env ## Worker containers of a queue: make scale LOW=4 [HIGH=2]; kept in 
 	@scripts/scale.sh $(MAKEOVERRIDES)
 
 .PHONY: inspect
-inspect: .env ## What each worker runs, and what it has taken ahead
+inspect: .env ## What each worker runs, and what it has prefetched
 	@$(CLIENT) bash -c 'celery -A celery_app inspect active; celery -A celery_app inspect reserved'
 
 .PHONY: celery
@@ -58,7 +58,7 @@ dlq: .env ## Dead letters: make dlq [ARGS="show ID"|"requeue …"|"drop …"|--h
 	@$(CLIENT) python -m celery_durable -A celery_app dlq $(or $(ARGS),list)
 
 .PHONY: shell
-shell: .env ## A shell beside the workers, with the app and its tasks
+shell: .env ## A shell in a container with the app and its tasks
 	@$(CLIENT) bash
 
 ##@ Check
@@ -68,7 +68,7 @@ test: build venv ## Lint, types, unit tests, rules, and the stack's main promise
 	@scripts/test.sh
 
 .PHONY: test-all
-test-all: build venv ## All that `make test` runs, then everything else
+test-all: build venv ## All tests, beginning with those of `make test`
 	@scripts/test.sh all
 
 .PHONY: test-unit
@@ -76,7 +76,7 @@ test-unit: images venv lint ## Lint, types, unit tests, rules, generated files; 
 	@.venv/bin/pytest $(or $(T),-n 4 --dist loadscope packages tests/unit -m 'not installed')
 
 .PHONY: test-stack
-test-stack: build venv ## The stack driven from outside; one file: T=tests/stack/test_health.py, KEEP=1 leaves it up
+test-stack: build venv ## Tests of a running stack; one file: T=tests/stack/test_health.py, KEEP=1 keeps it running
 	@.venv/bin/pytest $(or $(T),tests/stack)
 
 .PHONY: lint
@@ -94,19 +94,19 @@ fmt: venv ## Format the Python code
 ##@ The demo
 
 .PHONY: tour
-tour: .env ## The guided tour, each Celery concept live: make tour [LESSON=chords] [PAUSE=1]
+tour: .env ## The guided tour, each Celery concept as a live lesson: make tour [LESSON=chords] [PAUSE=1]
 	@$(RUN) -e PAUSE='$(PAUSE)' -e GRAFANA_ADDRESS="$$(scripts/grafana.sh)" client python -m tour $(LESSON)
 
 .PHONY: client
-client: .env ## How tasks are called: runs services/celery/client.py, each call with what came of it
+client: .env ## How tasks are called: runs services/celery/client.py and prints each call with its result
 	@$(CLIENT) python client.py
 
 .PHONY: load
-load: .env ## More traffic, beside the producer: make load TRAFFIC=flood [FOR=60s]
+load: .env ## Traffic in addition to the producer's: make load TRAFFIC=flood [FOR=60s]
 	@$(RUN) --use-aliases -e TRAFFIC='$(or $(TRAFFIC),flood)' -e FOR='$(or $(FOR),60s)' producer
 
 .PHONY: chaos
-chaos: .env venv ## A fault on the running stack, for you to watch: make chaos FAULT=worker-kill; without FAULT: the list
+chaos: .env venv ## Inject a fault into the running stack: make chaos FAULT=worker-kill; without FAULT: the list
 	@$(FAULTS) faults.chaos '$(FAULT)'
 
 .PHONY: lessons
@@ -116,15 +116,15 @@ lessons: venv ## Write docs/lessons/ from a run of the tour on the running stack
 ##@ Measure
 
 .PHONY: test-faults
-test-faults: build venv ## Every fault, some 35 minutes; WITHOUT=outbox|…|all: a protection off, its row must go red
+test-faults: build venv ## Every fault, about 35 minutes; WITHOUT=outbox|…|all: its row must fail without a protection
 	@FAULTS=all WITHOUT='$(WITHOUT)' .venv/bin/pytest tests/faults
 
 .PHONY: soak
-soak: build venv ## Random faults under load on a stack of its own, then the ledger: make soak [FOR=30m] [SEED=7]
+soak: build venv ## Random faults under load on a separate stack, then the result: make soak [FOR=30m] [SEED=7]
 	@$(FAULTS) faults.soak '$(or $(FOR),30m)' '$(or $(SEED),7)'
 
 .PHONY: bench
-bench: build ## What each protection of delivery costs, beside two Redis of its own
+bench: build ## Measure the cost of each protection of delivery, with two separate Redis
 	@scripts/bench.sh
 
 # <<< demo
@@ -139,15 +139,15 @@ engine: ## Find a container engine with Compose v2, or set one up (SETUP=0 forbi
 	@scripts/env.sh
 
 .PHONY: env
-env: queues ## Make .env and the secrets, once
+env: queues ## Create .env and the secrets, once
 	@scripts/env.sh
 
 .PHONY: queues
-queues: ## Write what follows from the table of queues, services/celery/queues.py
+queues: ## Update the files that depend on the table of queues, services/celery/queues.py
 	@scripts/queues.sh
 
 .PHONY: images
-images: engine env ## Get third-party images: present, pulled, or built from offline/ where no registry answers
+images: engine env ## Get third-party images: present, pulled, or built from offline/ if no registry answers
 	@scripts/images.sh
 
 .PHONY: build
@@ -159,11 +159,11 @@ dashboards: venv ## Write grafana/dashboards/ from grafana/src/
 	@cd grafana/src && PYTHONPATH=../../services/celery ../../.venv/bin/python -m dashboards
 
 .PHONY: lock
-lock: venv ## Pin all Python dependencies anew, with hashes
+lock: venv ## Update the pins of all Python dependencies, with hashes
 	@scripts/lock.sh
 
 .PHONY: venv
-venv: # The checks' own Python environment, .venv
+venv: # The Python environment of the checks, .venv
 	@scripts/venv.sh
 
 .PHONY: help

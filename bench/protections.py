@@ -1,8 +1,8 @@
-"""What each protection of delivery costs: the same small task with and without it, side by side in one run.
+"""What each protection of delivery costs: the same small task with and without it, compared in one run.
 
-`make bench` runs it in a client container beside two idle Redis of its own. It starts a worker; of each kind of task a
-batch is published while the worker takes nothing, then run: two rates, per second. The kinds take turns, and what is
-printed is the median of each kind's rate over that of `plain` in the same round.
+`make bench` runs it in a client container with two separate, idle Redis. It starts a worker; of each kind of task a
+batch is published while the worker does not consume, then run: two rates, per second. The kinds alternate, and the
+table has the median of each kind's rate divided by that of `plain` in the same round.
 """
 
 import signal
@@ -44,21 +44,21 @@ KINDS = {
 
 
 def rate(step: Callable[[], None]) -> float:
-    """Tasks a second that a step takes through."""
+    """Tasks per second of a step."""
     began = time.perf_counter()
     step()
     return BATCH / (time.perf_counter() - began)
 
 
 def publish(kind: str, turn: int) -> None:
-    """A batch."""
+    """Publish a batch."""
     for number in range(BATCH):
         KINDS[kind].delay(f"{turn}-{number}-{kind}")
 
 
-def work_off() -> None:
-    """The batch that waits."""
-    app.control.add_consumer("low")  # a reply would be waited for, a second long
+def consume() -> None:
+    """Run the waiting batch."""
+    app.control.add_consumer("low")  # without a reply, which would take a second
     while int(durable.store.get(COUNT) or 0) < BATCH:
         time.sleep(0.005)
 
@@ -71,7 +71,7 @@ def measure() -> None:
         for kind in KINDS:
             app.control.cancel_consumer("low", reply=True)
             durable.store.delete(COUNT)
-            rates = rate(partial(publish, kind, turn)), rate(work_off)
+            rates = rate(partial(publish, kind, turn)), rate(consume)
             if turn:  # the first round warms up
                 published[kind].append(rates[0])
                 run[kind].append(rates[1])

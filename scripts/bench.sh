@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make bench`: measures beside two Redis of its own, and removes them.
+# `make bench`: measures with two separate Redis, and removes them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

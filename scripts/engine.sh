@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# `make engine`: finds a container engine with Compose v2 and buildx. Where one is missing and we are root on Debian or
-# Ubuntu, installs it from the distribution's packages and starts the daemon; says so first. SETUP=0 forbids it.
+# `make engine`: finds a container engine with Compose v2 and buildx. If one is missing, and the user is root on Debian
+# or Ubuntu, it prints what it does, installs the distribution's packages and starts the daemon. SETUP=0 forbids it.
 set -euo pipefail
 
 SETUP=${SETUP:-1}
@@ -16,19 +16,18 @@ have() { command -v "$1" >/dev/null; }
 step() { "$@" >"$LOG" 2>&1 || { tail -n 15 "$LOG" >&2; fail "this failed: $*"; }; }
 apt() { step env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 -qq "$@"; }
 
-# $1: what is wrong, $2: the way out by hand. Returns only where we may change the machine.
+# $1: what is wrong, $2: the manual solution. Returns only if the script may change the machine.
 may_change_or_fail() {
-    [ "$SETUP" != 0 ] || fail "$1, and SETUP=0 forbids to change that." "$2"
+    [ "$SETUP" != 0 ] || fail "$1, and SETUP=0 forbids changing that." "$2"
     [ "$(id -u)" = 0 ] || fail "$1." "$2"
 }
 
-# Each keeps what it found, for the last line: a call costs 0.1 s.
+# Each stores its result for the last line: a call takes 0.1 s.
 daemon_answers() { server=$(docker version --format '{{.Server.Version}}' 2>"$LOG"); }
 compose_is_v2() { compose=$(docker compose version --short 2>/dev/null) && [[ $compose =~ ^v?([2-9]|[1-9][0-9])\. ]]; }
 has_buildx() { buildx=$(docker buildx version 2>/dev/null | awk '{ print $2 }') && [ -n "$buildx" ]; }
 
-# The engine's address where it is not this machine's own: DOCKER_HOST, a context, Docker Desktop. Starting that is the
-# user's to do.
+# The engine's address if it is not this machine's own: DOCKER_HOST, a context, Docker Desktop. The user must start it.
 address_elsewhere() {
     local address
     address=$(docker context inspect --format '{{.Endpoints.docker.Host}}' 2>/dev/null) || return 1
@@ -36,9 +35,9 @@ address_elsewhere() {
     echo "$address"
 }
 
-# $1: package, $2: a regular expression that the version on offer must match
+# $1: package, $2: a regular expression that the available version must match
 on_offer() { apt-cache policy "$1" | sed -n 's/^ *Candidate: //p' | grep -qE "$2"; }
-# The package of a plugin: Docker's own (where its repository is in use), Ubuntu's, Debian 13's. Debian 12 has compose
+# The package of a plugin: Docker's own (if its repository is enabled), Ubuntu's, Debian 13's. Debian 12 has compose
 # 1.29 and no buildx.
 compose_package() {
     if on_offer docker-compose-plugin '^[0-9]'; then echo docker-compose-plugin
@@ -50,13 +49,13 @@ buildx_package() {
     elif on_offer docker-buildx '^[0-9]'; then echo docker-buildx; fi
 }
 
-# Debian 13's plugins run on Debian 12: they need a libc >= 2.34 and nothing else. apt reads them through a sources list
-# and a lists folder of their own, so that the machine's sources stay as they are.
+# Debian 13's plugins run on Debian 12: they only need a libc >= 2.34. apt uses a separate sources list and lists
+# folder, so that the machine's sources do not change.
 install_from_debian_13() {
     local dir mirror
     # shellcheck disable=SC2016 # apt fills it in
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' 'Created-By: Packages' | head -n 1)
-    [ -n "$mirror" ] || fail "apt knows no Debian mirror: put one in /etc/apt/sources.list."
+    [ -n "$mirror" ] || fail "apt has no Debian mirror: add one to /etc/apt/sources.list."
     dir=$(mktemp -d)
     mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$dir/sources.list"
@@ -75,20 +74,20 @@ install() {
     [[ $missing != *' compose '* ]] || what+=', Compose v2 (docker compose)'
     [[ $missing != *' buildx '* ]] || what+=', buildx (docker buildx)'
     what="missing: ${what#, }"
-    if [[ $missing == *' compose '* ]] && have docker-compose; then what+=' (the docker-compose that is here is v1, too old)'; fi
+    if [[ $missing == *' compose '* ]] && have docker-compose; then what+=' (the installed docker-compose is v1, too old)'; fi
     may_change_or_fail "$what" "$HOW; or run this as root on Debian or Ubuntu."
     if [ -r /etc/os-release ]; then
         # shellcheck source=/dev/null
         id=$(. /etc/os-release && echo "$ID") version=$(. /etc/os-release && echo "${VERSION_ID:-}")
     fi
-    case $id in debian | ubuntu) ;; *) fail "$what, and on ${id:-this system} this cannot install it." "$HOW" ;; esac
+    case $id in debian | ubuntu) ;; *) fail "$what, and this script cannot install it on ${id:-this system}." "$HOW" ;; esac
 
     say "$what"
     say "reading the package lists of $id $version"
     apt update
     if [[ $missing == *' engine '* ]]; then
         packages+=(docker.io iptables)
-        # Debian 13 split the client off; elsewhere it is in docker.io
+        # in Debian 13 the client is a separate package; elsewhere it is in docker.io
         if ! have docker && on_offer docker-cli '^[0-9]'; then packages+=(docker-cli); fi
     fi
     for plugin in compose buildx; do
@@ -111,7 +110,7 @@ install() {
 start_daemon() {
     may_change_or_fail "the docker daemon does not run" "Start it: sudo systemctl start docker (or: sudo service docker start)."
     say "starting the docker daemon"
-    # What a killed daemon left: it refuses to start while the PID in such a file exists, be it another program's by now
+    # Remove PID files of a killed daemon: it refuses to start while such a PID exists, even if it is another program's
     # or a zombie.
     local file
     for file in /var/run/docker.pid /var/run/docker/containerd/containerd.pid; do
@@ -132,7 +131,7 @@ start_daemon() {
     done
 }
 
-# What of an engine is here: it `answers`, `refuses` us, is `elsewhere` and silent, is `stopped`, or `missing`.
+# State of the engine: it `answers`, `refuses` access, is `elsewhere` and does not answer, is `stopped`, or `missing`.
 engine=missing
 if have docker; then
     if daemon_answers; then engine=answers
@@ -145,7 +144,7 @@ case $engine in
     refuses) fail "user $(id -un) may not use the docker socket." \
         "Allow it: sudo usermod -aG docker $(id -un), then log in again (members of that group have root's rights)." ;;
     elsewhere) fail "the engine at $(address_elsewhere) does not answer." \
-        "Start it, or turn to this machine's own: unset DOCKER_HOST; docker context use default." ;;
+        "Start it, or use this machine's own: unset DOCKER_HOST; docker context use default." ;;
 esac
 
 missing=''
@@ -156,5 +155,5 @@ has_buildx || missing+=' buildx'
 [ -z "$missing" ] || install $missing
 
 [ "$engine" = answers ] || daemon_answers || start_daemon
-[ -z "$missing" ] || { compose_is_v2 && has_buildx; } || fail "$(command -v docker) still finds no Compose v2 or no buildx: does another docker come first in PATH?"
+[ -z "$missing" ] || { compose_is_v2 && has_buildx; } || fail "$(command -v docker) still finds no Compose v2 or no buildx: is another docker first in PATH?"
 say "docker $server, compose $compose, buildx $buildx"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Makes .env from .env.example and the secrets, each once; what is there stays as it is. Renders Redis' logins from
-# services/redis/*.acl.template whenever a template (or a password) changed.
+# Creates .env from .env.example, and the secrets, once; existing ones are not changed. Renders Redis' users from
+# services/redis/*.acl.template when a template or a password has changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [ ! -f .env ]; then
     cp .env.example .env
-    echo "env: made .env from .env.example"
+    echo "env: created .env from .env.example"
 fi
-# Knobs that a newer .env.example has and this .env has not: added with their defaults, the rest stays as it is.
+# Settings that are in .env.example but not in .env are added with their defaults; the others are not changed.
 while IFS= read -r line; do
     if ! grep -q "^${line%%=*}=" .env; then
         [ -z "$(tail -c 1 .env)" ] || echo >>.env
@@ -17,18 +17,18 @@ while IFS= read -r line; do
     fi
 done < <(grep -E '^[A-Z_]+=' .env.example)
 
-# The folder is closed and the files are not: a container reads a secret with the host's mode, under a uid of its own.
+# Access is limited on the folder, not the files: a container reads a secret with the host's file mode and its own uid.
 mkdir -p secrets
 chmod 700 secrets
 
-# $1: file in secrets/, its content on stdin. Written in one step, and only when it changed.
+# $1: file in secrets/, its content on stdin. Replaced atomically, and only if it has changed.
 write() {
     local new=secrets/.$1.new
     cat >"$new"
     if cmp -s "$new" "secrets/$1"; then rm "$new"; return; fi
     chmod 444 "$new"
     mv -f "$new" "secrets/$1"
-    echo "env: made secrets/$1"
+    echo "env: created secrets/$1"
 }
 
 for name in redis_celery_password redis_exporter_password flower_password grafana_password; do
@@ -39,7 +39,7 @@ done
 sha256() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi; }
 hash_of() { sha256 <"secrets/$1" | cut -d ' ' -f 1; }
 for instance in broker results; do
-    # an aclfile has one user a line and knows no comments
+    # an aclfile has one user per line and no comments
     awk '/^ *(#|$)/ { next } /^ / { sub(/^ +/, " "); printf "%s", $0; next } { printf "%s%s", (users++ ? "\n" : ""), $0 } END { print "" }' \
         "services/redis/$instance.acl.template" |
         sed -e "s/SHA256_OF_redis_celery_password/$(hash_of redis_celery_password)/" \
@@ -47,6 +47,6 @@ for instance in broker results; do
         write "redis_$instance.acl"
 done
 
-# redis-exporter looks passwords up by the address that it is told to scrape.
+# redis-exporter looks up passwords by the address that it scrapes.
 printf '{"redis://exporter@redis:6379": "%s", "redis://exporter@redis-results:6379": "%s"}\n' \
     "$(cat secrets/redis_exporter_password)" "$(cat secrets/redis_exporter_password)" | write redis_exporter.json

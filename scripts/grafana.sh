@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Prints where Grafana is published, host:port; nothing where it does not run.
+# Prints Grafana's published address, host:port; nothing if it is not running.
 address=$(docker compose port grafana 3000 2>/dev/null)
 [ "${address##*:}" = 0 ] || echo "$address"

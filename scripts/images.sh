@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# `make images`: gets each third-party image that .env names: present, else pulled, else (where no registry answers) a
-# stand-in built from offline/ and entered in a marked block at the end of .env. Decided anew at each run.
+# `make images`: gets each third-party image named in .env: present, else pulled, else (if no registry answers) a
+# stand-in built from offline/ and written to a marked block at the end of .env. Decided at each run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 SETUP=${SETUP:-1}
-FIRST_ANSWER=30 # seconds for a registry's first answer; the pull itself may take as long as it needs
+FIRST_ANSWER=30 # seconds for a registry's first answer; the pull itself has no limit
 BEGIN='# >>> stand-ins, written by scripts/images.sh at each run: no registry answered. Edit the lines above instead'
 END='# <<< stand-ins'
 
@@ -13,11 +13,11 @@ say() { printf 'images: %-36s %s\n' "$1" "$2"; }
 fail() { printf 'images: %s\n' "$@" >&2; exit 1; }
 
 [ -f .env ] || fail "there is no .env: run make env first."
-if command -v flock >/dev/null; then exec 9<"$0" && flock 9; fi # two runs at once would build everything twice
+if command -v flock >/dev/null; then exec 9<"$0" && flock 9; fi # two concurrent runs would build everything twice
 logs=$(mktemp -d -t stand-ins.XXXXXX)
 trap '[ -n "${keep_logs:-}" ] || rm -rf "$logs"' EXIT
 
-# What the user wants: .env without our block. The last line of a name wins, as in compose.
+# The user's settings: .env without the marked block. The last line of a name is used, as in compose.
 wanted=$(sed "/^# >>> stand-ins/,/^$END/d" .env)
 value() { sed -n "s/^$1=//p" <<<"$wanted" | tail -n 1; }
 
@@ -25,8 +25,7 @@ value() { sed -n "s/^$1=//p" <<<"$wanted" | tail -n 1; }
 line_of() { echo "$(tr a-z- A-Z_ <<<"$1")_IMAGE"; }
 image_of() { value "$(line_of "$1")"; }
 
-# Pulls $1, named by the line $2 in .env. Returns 0 when it is here, 1 when no registry answers; anything else that a
-# registry says is the user's to know.
+# Pulls $1, named by the line $2 in .env. Returns 0 on success, 1 if no registry answers; fails with any other error.
 pull() {
     local log=$logs/pull.log pid deadline=$((SECONDS + FIRST_ANSWER))
     : >"$log"
@@ -35,7 +34,7 @@ pull() {
     while kill -0 "$pid" 2>/dev/null && ! grep -q 'Pulling from' "$log" && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.1; done
     if grep -q 'Pulling from' "$log"; then echo "images: pulling $1"; else kill "$pid" 2>/dev/null || true; fi
     if wait "$pid"; then return 0; fi
-    # A network's error may hold a refusal's words, in the address: look for it first.
+    # The address in a network error may contain the words of a refusal: check for network errors first.
     if grep -qE 'Pulling from' "$log" || { ! grep -qiE 'dial tcp|no such host|timeout|request canceled|refused|reset|EOF|x509|unreachable' "$log" &&
         grep -qiE 'not found|manifest unknown|denied|unauthorized|toomanyrequests|invalid reference' "$log"; }; then
         fail "$2=$1 in .env cannot be pulled: $(tail -n 1 "$log")" "Correct that line, or fetch the image by hand: docker pull $1"
@@ -43,7 +42,7 @@ pull() {
     return 1
 }
 
-# A stand-in's recipe: all that its image is built from. An image labelled with it is used again.
+# Hash of all files that a stand-in is built from. An image with this label is used again.
 recipe() {
     local files=(offline/base.sh)
     case $1 in
@@ -65,7 +64,7 @@ build_base() {
     if [ -n "$(built base)" ]; then return; fi
     if [ "$(id -u)" != 0 ] || ! grep -qx 'ID=debian' /etc/os-release; then
         fail "no registry answers, and stand-ins can be built as root on Debian only." \
-            "Connect to a registry, or bring the images that .env names with docker save and docker load."
+            "Connect to a registry, or copy the images named in .env with docker save and docker load."
     fi
     if ! command -v mmdebstrap >/dev/null; then
         [ "$SETUP" != 0 ] || fail "stand-ins need the package mmdebstrap, and SETUP=0 forbids installing it: apt-get install mmdebstrap."
@@ -79,7 +78,7 @@ build_base() {
     say offline/base:13 "built in $((SECONDS - start)) s"
 }
 
-# Builds the stand-in $1 unless it is here. Returns 1 when that fails; its log says why.
+# Builds the stand-in $1 unless it exists. Returns 1 if that fails; see its log.
 build() {
     local image version start=$SECONDS
     if [ -n "$(built "$1")" ]; then return 0; fi
@@ -111,7 +110,7 @@ for name in python redis prometheus alertmanager redis_exporter celery-exporter 
     fi
 done
 
-# They do not wait for one another, except that celery-exporter's stands on python's.
+# Built in parallel, except that celery-exporter's is based on python's.
 builds=''
 case "$missing" in '' | ' grafana') ;; *) build_base ;; esac
 for name in $missing; do
@@ -129,7 +128,7 @@ for name in $missing; do
     if [ "$name" = grafana ]; then
         block+="# no $image, so its profile is left out"$'\n'
         block+="COMPOSE_PROFILES=$(sed -E 's/(^|,)grafana(,|$)/\1\2/; s/,,/,/; s/^,|,$//g' <<<"$(value COMPOSE_PROFILES)")"$'\n'
-        say "$image" "not to be had, so its profile is left out"
+        say "$image" "not available, so its profile is left out"
     else
         block+="# instead of $image"$'\n'"$(line_of "$name")=$(built "$name")"$'\n'
         say "$image" "stand-in $(built "$name")"
@@ -138,5 +137,5 @@ done
 
 printf '%s\n' "$wanted" >.env.new
 [ -z "$block" ] || printf '%s\n%s%s\n' "$BEGIN" "$block" "$END" >>.env.new
-# in one step, and not at all when nothing changed
+# replaced atomically, and only if something has changed
 if cmp -s .env.new .env; then rm .env.new; else mv .env.new .env; fi

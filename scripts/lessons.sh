@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make lessons`: takes the whole tour on the running stack and writes docs/lessons/ from what was seen.
+# `make lessons`: runs the whole tour on the running stack and writes docs/lessons/ from its results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -7,6 +7,6 @@ record=$(mktemp)
 trap 'rm -f "$record"' EXIT
 docker compose run --rm --no-deps --no-TTY -e GRAFANA_ADDRESS="$(scripts/grafana.sh)" client python -m tour --json >"$record"
 mkdir -p docs/lessons
-# The pages show the lessons' source, so they are written here.
+# The pages contain the lessons' source, so they are written on the host.
 cd services/celery
 ../../.venv/bin/python -m tour.page "$record" ../../docs/lessons

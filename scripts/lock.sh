@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make lock`: writes each requirements.txt from its requirements.in, every package pinned and hashed, no address in it.
+# `make lock`: writes each requirements.txt from its requirements.in: packages pinned and hashed, without index URLs.
 set -euo pipefail
 
 lock() { # folder, name of the .in file, options

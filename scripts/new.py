@@ -1,8 +1,7 @@
-"""`make new DIR=../shop`: a stack of your own in a folder of its own, made of what is here, without the demo.
+"""`make new DIR=../shop`: creates your own stack in a new folder, as a copy of this project without the demo.
 
-Takes the files of `TAKEN` but for those of `DEMO`, leaves out what is marked as the demo's in the others (from
-`# >>> demo` to `# <<< demo`, and lines that end in `# demo`), gives them the folder's name, and adds those of
-scripts/new/.
+Copies the files of `TAKEN` except those of `DEMO`, removes what is marked as demo in them (from `# >>> demo` to
+`# <<< demo`, and lines that end in `# demo`), inserts the folder's name, and adds the files of scripts/new/.
 """
 
 import os
@@ -82,7 +81,7 @@ DEMO = (
     "tests/unit/test_tour.py",
     "tests/unit/test_words.py",
 )
-# What a mark cannot say: the middle of an expression, and what the example of scripts/new/ needs.
+# Changes that marks cannot express: inside an expression, and for the example of scripts/new/.
 CHANGED = (
     ("prometheus/rules/recording.yml", 'task!~"(tasks.(basic|workflows|advanced)|tour.tasks)[.].+", ', ""),
     (
@@ -98,18 +97,18 @@ LINE = re.compile(r"^[^\n]*# (?:[^\n]*; )?demo\n", re.MULTILINE)
 
 
 def without_demo(text: str) -> str:
-    """A file's text without what is marked."""
-    return re.sub(r"\n{4,}", "\n\n\n", LINE.sub("", BLOCK.sub("", text)))
+    """A file's text without the marked parts."""
+    return re.sub(r"\n{4,}", "\n\n\n", LINE.sub("", BLOCK.sub("", text))).rstrip("\n") + "\n" * text.endswith("\n")
 
 
 def _needed(entry: str, entries: dict[str, str]) -> bool:
-    """Whether one of a lock file's entries is named by its requirements.in, or by another entry."""
+    """Whether an entry of a lock file is required by requirements.in, or by another entry."""
     by = re.findall(r"^    # (?:via|  ) *(\S.*)$", entry, re.MULTILINE)
     return any(each.startswith("-r ") or each in entries for each in by)
 
 
 def without_packages(lock: str, dropped: set[str]) -> str:
-    """A lock file without some packages, and without what only they need."""
+    """A lock file without some packages, and without packages that only they need."""
     entries = {re.split("==", entry)[0]: entry for entry in re.split(r"(?m)^(?=[a-z])", lock) if entry}
     while dropped:
         for name in dropped:
@@ -119,7 +118,7 @@ def without_packages(lock: str, dropped: set[str]) -> str:
 
 
 def files() -> Iterator[Path]:
-    """What is taken, relative to this project's folder."""
+    """The files to copy, relative to this project's folder."""
     for taken in TAKEN:
         path = ROOT / taken
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -133,24 +132,24 @@ def files() -> Iterator[Path]:
 
 
 def target(text: str) -> Path:
-    """The folder to make. Raises SystemExit."""
+    """The folder to create. Raises SystemExit."""
     if not text:
-        raise SystemExit("new: where? make new DIR=../shop")
+        raise SystemExit("new: DIR is not set: make new DIR=../shop")
     folder = Path(text).expanduser().resolve()
     if not re.fullmatch("[a-z0-9][a-z0-9_-]*", folder.name):
         raise SystemExit(
-            f"new: DIR={text}: the last part is the project's name, and {folder.name!r} cannot be one: small letters, "
-            "digits, dashes and underscores, the first a letter or a digit"
+            f"new: DIR={text}: the last part is the project's name, and {folder.name!r} is not valid: lower-case "
+            "letters, digits, dashes and underscores, the first a letter or a digit"
         )
     if folder.is_relative_to(ROOT):
-        raise SystemExit(f"new: DIR={text}: it is inside this project; choose a folder beside it")
+        raise SystemExit(f"new: DIR={text}: it is inside this project; choose a folder outside")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SystemExit(f"new: DIR={text}: it exists and is not empty; choose another folder")
     return folder
 
 
 def write(folder: Path) -> None:
-    """Everything but what is generated."""
+    """Write all files that are not generated."""
     for name in files():
         copy = folder / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +170,7 @@ def write(folder: Path) -> None:
 
 
 def generate(folder: Path) -> None:
-    """What follows from the table of queues: without the demo it is another one."""
+    """Write the files that depend on the table of queues, which is different without the demo."""
     subprocess.run([sys.executable, "scripts/queues.py"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     path = os.pathsep.join(str(folder / part) for part in ("grafana/src", "services/celery"))
     subprocess.run(
@@ -193,7 +192,7 @@ def main(arguments: list[str]) -> None:
         if existed:
             folder.mkdir()
         raise
-    print(f"new: made {folder}, the project {folder.name}. Next: cd {arguments[0]}, make up; README.md says the rest.")
+    print(f"new: created {folder}, the project {folder.name}. Next: cd {arguments[0]}, make up; see its README.md.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""`make queues`: writes what follows from the table of queues, services/celery/queues.py, into the files that know one.
+"""`make queues`: updates the files that depend on the table of queues, services/celery/queues.py.
 
-In these it is a block between two marks, or the whole file; the rest of a file is left alone. Prints the files that it
-changed. Needs Python 3.9 and nothing else.
+It writes a block between two marks, or a whole file; the rest of a file is not changed. Prints the files that it
+changed. Needs only Python 3.9.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ BEGIN, END = f"# >>> queues: written by `make queues` from {TABLE}", "# <<< queu
 
 
 def load_table(root: Path) -> ModuleType:
-    """The table of queues. Raises SystemExit for one that cannot be used."""
+    """The table of queues. Raises SystemExit for one that is not valid."""
     spec = importlib.util.spec_from_file_location("queues_table", root / TABLE)
     assert spec is not None
     assert spec.loader is not None
     table = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = table  # dataclasses looks it up
+    sys.modules[spec.name] = table  # needed by dataclasses
     try:
         spec.loader.exec_module(table)
         names = [queue.name for queue in table.QUEUES]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"QUEUES: {', '.join(names) or 'it is empty'}; each queue is in it once")
+            raise ValueError(f"QUEUES: {', '.join(names) or 'it is empty'}; it must list each queue once")
         if table.DEFAULT not in table.QUEUES:
             raise ValueError(f"DEFAULT: {table.DEFAULT.name}; it must be one of QUEUES")
     except Exception as error:
@@ -44,7 +44,7 @@ def knob(queue: Any, what: str) -> str:
 
 
 def blocks(table: ModuleType) -> dict[str, list[list[str]]]:
-    """Lines of each block, in the order of the blocks in a file."""
+    """The lines of the blocks of each file, in the order of the blocks."""
     queues = table.QUEUES
     names = ",".join(queue.name for queue in queues)
     services = []
@@ -79,9 +79,9 @@ def blocks(table: ModuleType) -> dict[str, list[list[str]]]:
 
 
 def rules(table: ModuleType) -> str:
-    """prometheus/rules/queues.yml: how long a message of each queue may wait."""
+    """prometheus/rules/queues.yml: the longest allowed wait of each queue."""
     lines = [
-        f"# Written by `make queues` from {TABLE}: what the alert OldestMessageTooOld compares with.",
+        f"# Written by `make queues` from {TABLE}: limits for the alert OldestMessageTooOld.",
         "groups:",
         "  - name: queue limits",
         "    rules:",
@@ -96,11 +96,11 @@ def rules(table: ModuleType) -> str:
 
 
 def with_blocks(text: str, found: list[list[str]], name: str) -> str:
-    """A file's text with its blocks filled anew."""
+    """A file's text with new blocks."""
     pattern = re.compile(rf"^( *){re.escape(BEGIN)}\n.*?^ *{re.escape(END)}$", re.MULTILINE | re.DOTALL)
     if len(pattern.findall(text)) != len(found):
         raise SystemExit(
-            f"queues: {name}: it must have {len(found)} blocks from {BEGIN!r} to {END!r}; put the marks back"
+            f"queues: {name}: it must have {len(found)} blocks from {BEGIN!r} to {END!r}; restore the marks"
         )
     parts = iter(found)
 
@@ -112,7 +112,7 @@ def with_blocks(text: str, found: list[list[str]], name: str) -> str:
 
 
 def written(root: Path) -> dict[str, str]:
-    """The text of each file that knows a queue, as it must be."""
+    """The required text of each file that depends on the queues."""
     table = load_table(root)
     files = {name: with_blocks((root / name).read_text(), found, name) for name, found in blocks(table).items()}
     return {**files, "prometheus/rules/queues.yml": rules(table)}

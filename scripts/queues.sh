@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# `make queues`: writes what follows from services/celery/queues.py, if that table is not the one that it was written from.
-# Then dashboards know a new queue too, where their tools (.venv) are there or can be had.
+# `make queues`: updates the files that depend on services/celery/queues.py, if that table has changed since the last
+# run. Then it also updates the dashboards, if their tools (.venv) are available.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TABLE=services/celery/queues.py
-NOTE=.cache/queues # the table that all was written from
+NOTE=.cache/queues # copy of the table at the last run
 
 if cmp -s "$TABLE" "$NOTE"; then exit 0; fi
 if ! command -v python3 >/dev/null; then
-    [ -f "$NOTE" ] || exit 0 # a fresh clone: everything is as the table says
-    echo "queues: $TABLE has changed, and writing what follows from it needs python3: install it, then make up." >&2
+    [ -f "$NOTE" ] || exit 0 # a fresh clone: all files are up to date
+    echo "queues: $TABLE has changed, and updating the files that depend on it needs python3: install it, then make up." >&2
     exit 1
 fi
 changed=$(python3 scripts/queues.py)
 if [ -n "$changed" ]; then
     echo "$changed"
-    make --no-print-directory dashboards || echo "queues: the dashboards do not show the change yet: make dashboards" >&2
+    make --no-print-directory dashboards || echo "queues: the dashboards are not updated; run make dashboards" >&2
 fi
 mkdir -p "$(dirname "$NOTE")"
 cp "$TABLE" "$NOTE"

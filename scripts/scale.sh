@@ -9,15 +9,15 @@ fail() { echo "scale: $*" >&2; exit 2; }
 services=()
 for argument in "$@"; do
     queue=${argument%%=*} count=${argument#*=}
-    grep -qxF "$queue" <<<"$queues" || fail "$queue is no queue; choose of: $(tr '\n' ' ' <<<"$queues")"
+    grep -qxF "$queue" <<<"$queues" || fail "$queue is not a queue; choose from: $(tr '\n' ' ' <<<"$queues")"
     [[ $count =~ ^[0-9]{1,3}$ ]] || fail "$queue=$count is not a number of containers (0 to 999)."
     services+=("worker-$(tr A-Z_ a-z- <<<"$queue")")
 done
-[ "${#services[@]}" -gt 0 ] || fail "say how many: make scale $(head -n 1 <<<"$queues")=2"
+[ "${#services[@]}" -gt 0 ] || fail "no number given: make scale $(head -n 1 <<<"$queues")=2"
 for argument in "$@"; do
     knob=WORKER_${argument%%=*}_REPLICAS
     sed "s/^$knob=.*/$knob=${argument#*=}/" .env >.env.new && cat .env.new >.env && rm .env.new
 done
-# --no-recreate: the containers that run go on, whatever else was edited in .env.
+# --no-recreate: running containers continue, even if other lines of .env have changed.
 docker compose up --detach --no-recreate --wait "${services[@]}"
 docker compose ps "${services[@]}" --format 'table {{.Service}}\t{{.Name}}\t{{.Status}}'

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# `make test` and `make test-all`: one part after the other, up to the first that fails. Each says how far it is.
+# `make test` and `make test-all`: runs the parts in order, up to the first that fails, and prints the progress.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 STARTED=$(date +%s)
 export STARTED PART
 
-# What each part runs. `make test` is the first three of `make test-all`.
+# The parts. `make test` is the first three of `make test-all`.
 lint() { make --no-print-directory lint; }
-# Several at a time: most of them wait for workers and Redis of their own. A module's tests share theirs.
+# In parallel: most tests wait for their own workers and Redis, which the tests of a module share.
 unit() { .venv/bin/pytest -n 4 --dist loadscope packages tests/unit -m 'not installed'; }
 stack() { .venv/bin/pytest tests/stack tests/faults -m main; }
 more() { .venv/bin/pytest tests/stack tests/faults -m 'not main'; }

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Last step of `make up`: starts the stack, waits until every service is healthy, says where things are.
-# On failure: which service, its state and its last log lines; exit 1.
+# Last step of `make up`: starts the stack, waits until every service is healthy, prints addresses.
+# On failure prints the service, its state and its last log lines; exits with 1.
 set -uo pipefail
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 started=$SECONDS
 
-# Prints "service file" for each file that a running container was given and that has changed since it started: it goes
-# on with the old one. Secrets, Redis' access lists and configuration, what Prometheus and Alertmanager read.
+# Prints "service file" for each mounted file that has changed since the container started, which still uses the old
+# one: secrets, Redis' access lists and configuration, files of Prometheus and Alertmanager.
 changed() {
     local service since source running
     running=$(docker compose ps --quiet 2>/dev/null)
@@ -30,7 +30,7 @@ if [ -n "$new" ]; then
     services=$(cut -d ' ' -f 1 <<<"$new" | sort -u)
     files=$(cut -d ' ' -f 2- <<<"${new//"$PWD/"/}" | sort -u)
     echo "up: changed: $(xargs <<<"$files"); restarting $(xargs <<<"$services")"
-    # Redis first: the others log in by its access list.
+    # Redis first: the others log in with its access list.
     for group in "$(grep '^redis' <<<"$services")" "$(grep -v '^redis' <<<"$services")"; do
         # shellcheck disable=SC2086 # words
         [ -z "$group" ] || docker compose restart $group
@@ -60,15 +60,15 @@ scripts/urls.sh
 cat <<'TEXT'
 
 Try next:
-  make inspect                       what each worker is doing
-  make scale LOW=4                   four containers share the work of `low`
+  make inspect                       what each worker is running
+  make scale LOW=4                   four containers for the queue `low`
   make down                          stop; data stays
 TEXT
 # >>> demo
 cat <<'TEXT'
-  make tour                          every concept of Celery, live
+  make tour                          every concept of Celery as a live lesson
   make client                        how tasks are called
-  make load TRAFFIC=flood FOR=60s    thousands of low-priority tasks; queries keep their speed
-  make chaos FAULT=worker-kill       kill a worker under load: nothing is lost
+  make load TRAFFIC=flood FOR=60s    thousands of low-priority tasks; queries stay fast
+  make chaos FAULT=worker-kill       kill a worker under load: no task is lost
 TEXT
 # <<< demo

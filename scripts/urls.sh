@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Addresses and logins of what is running. Ports are asked from the engine: port 0 is a new one at each start.
+# Addresses and logins of the running services. Ports are read from the engine: port 0 gets a new one at each start.
 set -uo pipefail
 
 row() { # name, service, port, login
@@ -13,4 +13,4 @@ row Prometheus prometheus 9090 ""
 row Alertmanager alertmanager 9093 ""
 row Flower flower 5555 "admin / $(cat secrets/flower_password)"
 grep -q '^COMPOSE_PROFILES=.*grafana' <(grep '^COMPOSE_PROFILES=' .env | tail -n 1) ||
-    echo "  Grafana is left out: \`grafana\` is not in COMPOSE_PROFILES (.env), or its image could not be had."
+    echo "  Grafana is left out: \`grafana\` is not in COMPOSE_PROFILES (.env), or its image is not available."

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes .venv, the tools of `make lint`, `make test*` and `make lock`, from tests/requirements.txt: once, and again when
-# that lock changes. Where Python's venv module is cut out of the distribution's package and we are root on Debian or
-# Ubuntu, installs it; SETUP=0 forbids that.
+# Creates .venv, the tools of `make lint`, `make test*` and `make lock`, from tests/requirements.txt: once, and again
+# when that file changes. If Python's venv module is missing, and the user is root on Debian or Ubuntu, it installs it;
+# SETUP=0 forbids that.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +12,7 @@ VENV=.venv
 say() { echo "venv: $*"; }
 fail() { printf 'venv: %s\n' "$@" >&2; exit 1; }
 
-# The first interpreter that is new enough, the plain name first.
+# The first interpreter that is new enough; `python3` is tried first.
 find_python() {
     local name
     for name in python3 python3.13 python3.12 python3.11 python3.14; do
@@ -23,7 +23,7 @@ find_python() {
     done
 }
 
-# Debian and Ubuntu ship Python without ensurepip, which a venv with pip needs.
+# Debian and Ubuntu ship Python without ensurepip, which is needed for a venv with pip.
 install_ensurepip() {
     local package
     package=$("$PYTHON" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
@@ -47,8 +47,8 @@ say "installing the tools of the checks into $VENV ($("$PYTHON" --version))"
 rm -rf "$VENV"
 "$PYTHON" -m venv "$VENV"
 "$VENV/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$LOCK" ||
-    fail "pip could not install $LOCK; its message is above. Behind a proxy or a mirror, set pip's own settings (pip config)."
-# The library as it is here; an edit of it needs no new installation.
+    fail "pip could not install $LOCK; its message is above. Behind a proxy or a mirror, configure pip (pip config)."
+# Editable: changes of the library need no new installation.
 "$VENV/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable packages/celery-durable ||
     fail "pip could not install packages/celery-durable; its message is above."
-cp "$LOCK" "$VENV/lock" # last: an interrupted run is not taken for a finished one
+cp "$LOCK" "$VENV/lock" # last: so an interrupted run is repeated

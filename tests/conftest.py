@@ -7,8 +7,8 @@ import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-# The code must find settings on the host, and reach nobody's Redis: nothing listens on port 1 of loopback. The
-# login in the URL stands for the containers' secret files.
+# The code needs settings on the host, and must not reach any Redis: nothing listens on port 1 of loopback. The
+# login in the URL replaces the containers' secret files.
 os.environ["REDIS_BROKER_URL"] = os.environ["REDIS_RESULTS_URL"] = "redis://nobody:nothing@127.0.0.1:1/0"
 
 import pytest
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 
 def needs_the_stack(item: pytest.Item) -> bool:
-    """Whether a test drives the stack."""
+    """Whether a test uses the stack."""
     return item.path.parent in (HERE / "stack", HERE / "faults")
 
 
@@ -48,7 +48,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests first, then what only looks at the stack, then what disturbs it."""
+    """Unit tests first, then tests that only read from the stack, then those that disturb it."""
     items.sort(key=lambda item: (needs_the_stack(item), item.get_closest_marker("disruptive") is not None))
 
 

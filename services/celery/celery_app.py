@@ -10,7 +10,7 @@ from tasks.arguments import ArgumentError
 
 
 class Task(celery.Task):
-    """The base of every task here: a caller's mistake is never retried, and needs no traceback in the worker's log."""
+    """The base class of every task: wrong arguments are never retried, and need no traceback in the worker's log."""
 
     abstract = True
     dont_autoretry_for = (ArgumentError,)

@@ -1,4 +1,4 @@
-"""The traffic of the stack: sends tasks by a pattern of traffic.toml until it is stopped, or for a given time."""
+"""Generates load: sends tasks in a pattern of traffic.toml until it is stopped, or for a given time."""
 
 import argparse
 import logging
@@ -30,44 +30,44 @@ logger = logging.getLogger("producer")
 
 PATTERNS = Path(__file__).with_name("traffic.toml")
 
-MAX_LATE = 5.0  # s; what is later is not sent any more, so that a stall is not followed by a burst of all it missed
-RETRY_INTERVAL = 1.0  # s between two tries while Redis is away
-DEPTH_INTERVAL = 1.0  # s between two looks at the queues' depths
-RESUME_BELOW = 0.8  # of max_queue_depth; resuming right at the limit would stop and go every second
-STOP_WITHIN = 0.5  # s that a publish in flight may still take after a stop
+MAX_LATE = 5.0  # s; messages that are later are skipped, so that no burst follows an interruption
+RETRY_INTERVAL = 1.0  # s between two tries while Redis is unavailable
+DEPTH_INTERVAL = 1.0  # s between two checks of the queues' depths
+RESUME_BELOW = 0.8  # of max_queue_depth; resuming at the limit itself would stop and start every second
+STOP_WITHIN = 0.5  # s that a running publish may still take after a stop
 
 LAST_PUBLISH = prometheus_client.Gauge(
     "celery_producer_last_publish_timestamp_seconds", "When Redis last accepted a message of the producer."
 )
 THROTTLED = prometheus_client.Gauge(
-    "celery_producer_throttled", "1 while a queue is too deep and the producer holds its messages back.", ["queue"]
+    "celery_producer_throttled", "1 while a queue is too deep and the producer sends nothing to it.", ["queue"]
 )
 UNPUBLISHED = prometheus_client.Counter(
     "celery_producer_unpublished_total",
-    "Messages given up on because Redis was away. One that was tried may be in its queue all the same.",
+    "Messages skipped because Redis was unavailable. One that was tried may still be in its queue.",
     ["task"],
 )
 
 
 class Stream:
-    """The messages of one kind, in the order that the seed gives, each with the time when it is due."""
+    """The messages of one kind, in the order given by the seed, each with its due time."""
 
     def __init__(self, name: str, sending: Sending, seed: int, start: float) -> None:
         self.sending = sending
         self.queue = sending.routed
         self._start = start
         self._random = Random(f"{seed}/{name}")
-        self._number = 0  # of the present message
+        self._number = 0  # of the current message
         self._draw()
 
     @property
     def due(self) -> float:
-        """When the present message is due; not a running sum, whose rounding errors would add up."""
+        """When the current message is due; not a running sum, whose rounding errors would add up."""
         batch = self.sending.batch
         return self._start + self._number // batch * batch / self.sending.rate
 
     def postpone(self, to: float) -> None:
-        """Move the schedule: the present message is due at `to`, the others after it as before."""
+        """Move the schedule: the current message is due at `to`, the others follow at the same intervals."""
         self._start += to - self.due
 
     def _draw(self) -> None:
@@ -75,15 +75,15 @@ class Stream:
         self.task_id = str(uuid4())
 
     def advance(self) -> None:
-        """On to the next message."""
+        """Continue with the next message."""
         self._number += 1
         self._draw()
 
     def publish(self) -> None:
-        """Send the present message; every try has the same task id, because a failed one may have reached Redis.
+        """Send the current message; every try has the same task id, because a failed one may have reached Redis.
 
-        Raises kombu's OperationalError or a RedisError. The result is ignored: nobody here waits for it, and asking
-        for it would subscribe to a channel for each message.
+        Raises kombu's OperationalError or a RedisError. The result is ignored: the producer does not read it, and
+        requesting it would subscribe to a channel for each message.
         """
         options: dict[str, Any] = {"queue": self.queue, "task_id": self.task_id, "ignore_result": True, "retry": False}
         if self.sending.priority is not None:
@@ -102,9 +102,9 @@ def queue_depths(queues: Iterable[str]) -> dict[str, int]:
 
 
 class Producer:
-    """Sends a pattern's messages, each when it is due, one of each stream in turn so that no stream starves another.
+    """Sends a pattern's messages when they are due, one of each stream in turn so that no stream delays another.
 
-    Times are seconds on `clock`, which is monotonic; it, `sleep` and `depths` are replaced in tests.
+    Times are seconds of `clock`, which is monotonic; tests replace `clock`, `sleep` and `depths`.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Producer:
         self._queues = sorted({stream.queue for stream in self._streams})
         self._held: set[str] = set()
         self._away_since: float | None = None
-        self._given_up = 0  # since Redis went away
+        self._given_up = 0  # since Redis became unavailable
         self._next_try = self._next_depths = self._next_heartbeat = self._start
         self.published: Count[str] = Count()
         self.unpublished: Count[str] = Count()
@@ -138,7 +138,7 @@ class Producer:
             self._turn(now)
 
     def run_logged(self) -> None:
-        """`run` in a thread: what it raises would be lost there."""
+        """`run` for a thread: logs what it raises, which would be lost there."""
         try:
             self.run()
         except Exception:
@@ -146,7 +146,7 @@ class Producer:
             logger.exception("the producer crashed")
 
     def finish(self, stuck: bool = False) -> None:
-        """After `run`, or when it is stuck in a publish: what was due and could not be published is given up."""
+        """After `run`, or when a publish hangs: count the due messages that were not published."""
         if stuck or self._away_since is not None:
             self._give_up(due_before=min(self._clock(), self._end))
 
@@ -162,7 +162,7 @@ class Producer:
         if self._away_since is None:
             self._look_at_depths(now)
         if self._away_since is None and now >= self._next_heartbeat:
-            # Turning is not enough: without Redis for long, the container is to be seen as unhealthy.
+            # Not while Redis is unavailable: then the container shall become unhealthy.
             (settings.run_dir / "heartbeat").touch()
             self._next_heartbeat = now + DELIVERY.heartbeat_interval
         self._limit_lateness(now)
@@ -212,7 +212,7 @@ class Producer:
         now = self._clock()
         self._give_up(due_before=now - MAX_LATE)  # the try that succeeded may have waited for seconds
         logger.warning(
-            "Redis takes messages again, after %.1f s; %d could not be published", now - since, self._given_up
+            "Redis accepts messages again, after %.1f s; %d could not be published", now - since, self._given_up
         )
         self._away_since = None
         self._next_depths = now
@@ -222,8 +222,8 @@ class Producer:
         self._next_try = now + RETRY_INTERVAL
         if self._away_since is None:
             self._away_since, self._given_up = now, 0
-            logger.warning("Redis takes no messages (%s); trying again every %g s", error, RETRY_INTERVAL)
-            for queue in self._held:  # nobody knows how deep they are now, and something must be tried
+            logger.warning("Redis accepts no messages (%s); trying again every %g s", error, RETRY_INTERVAL)
+            for queue in self._held:  # their depths are unknown now, and a message must be tried
                 THROTTLED.labels(queue).set(0)
             self._held.clear()
 
@@ -239,19 +239,17 @@ class Producer:
         limit = settings.max_queue_depth
         for queue, depth in depths.items():
             if queue not in self._held and depth > limit:
-                logger.warning(
-                    "queue %s holds %d messages, more than %d: holding its messages back", queue, depth, limit
-                )
+                logger.warning("queue %s has %d messages, more than %d: sending to it is paused", queue, depth, limit)
                 self._held.add(queue)
                 THROTTLED.labels(queue).set(1)
             elif queue in self._held and depth < RESUME_BELOW * limit:
-                logger.warning("queue %s is down to %d messages: sending to it again", queue, depth)
+                logger.warning("queue %s has only %d messages: sending to it is resumed", queue, depth)
                 self._held.remove(queue)
                 THROTTLED.labels(queue).set(0)
 
 
 def chosen_pattern(arguments: list[str]) -> tuple[str, Pattern]:
-    """The pattern that the command line or the environment names, and its name. Raises TrafficError."""
+    """Name and pattern chosen by the command line or the environment. Raises TrafficError."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog=f"Each option may also come from the environment: TRAFFIC, FOR, SEED. Patterns are in {PATTERNS}.",
@@ -263,12 +261,12 @@ def chosen_pattern(arguments: list[str]) -> tuple[str, Pattern]:
         dest="duration",
         default=env("FOR"),
         metavar="TIME",
-        help="how long, like 60s, 5m or 1h (default: what the pattern says, else until it is stopped)",
+        help="how long, like 60s, 5m or 1h (default: as the pattern says, else until it is stopped)",
     )
     parser.add_argument(
         "--seed",
         default=env("SEED"),
-        help="an integer; the same seed draws the same arguments in the same order (default: what the pattern says)",
+        help="an integer; the same seed gives the same arguments in the same order (default: as the pattern says)",
     )
     options = parser.parse_args(arguments)
     patterns = load_patterns(PATTERNS)
@@ -289,8 +287,8 @@ def chosen_pattern(arguments: list[str]) -> tuple[str, Pattern]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the producer; returns its exit code: 0, 1 when it crashed or Redis is set dangerously, 2 for a mistake in the
-    patterns or the options."""
+    """Run the producer. Returns its exit code: 0, 1 after a crash or for dangerous settings of Redis, 2 for a mistake
+    in the patterns or the options."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s] %(message)s")
     try:
         name, pattern = chosen_pattern(arguments)
@@ -303,7 +301,7 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     producer = Producer(pattern)
-    # In a thread, because a name lookup cannot be interrupted: where the redis container is gone it takes Docker 10 s.
+    # In a thread, because a name lookup cannot be interrupted: without the redis container Docker's takes 10 s.
     thread = Thread(target=producer.run_logged, daemon=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: producer.stopping.set())

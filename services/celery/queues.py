@@ -1,7 +1,7 @@
-"""The queues: one entry each. Add one, then `make up`: it gets workers of its own, and everything that knows a queue
-knows it (docs/your-own-tasks.md). `make queues` shows what is written from this table, and writes it.
+"""The queues: one entry each. Add one, then `make up`: it gets its own workers, alerts and panels
+(docs/your-own-tasks.md). `make queues` writes all files that depend on this table.
 
-Read by the app, and by scripts/queues.py and grafana/src on the host: the standard library alone.
+Read by the app, and by scripts/queues.py and grafana/src on the host: it may import only the standard library.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 PRIORITIES = 10  # of the messages in a queue: 0 is the most urgent, 9 the least
-DEFAULT_PRIORITY = 5  # on Redis unmarked tasks (0) would overtake everything that was given a priority
+DEFAULT_PRIORITY = 5  # otherwise on Redis tasks without a priority (0) run before all others
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TaskQueue:
                 raise ValueError(f"queue {self.name}: {name} is {value!r}; it must be a whole number, at least 1")
 
 
-# Somebody waits for what is in `high`; its workers run nothing that takes long.
+# Callers wait for the tasks in `high`; its workers run no long tasks.
 HIGH = TaskQueue(
     "high",
     tasks=("tasks.search.search", "tasks.search.stats"),  # demo

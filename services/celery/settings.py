@@ -1,7 +1,6 @@
-"""What comes from the environment (`settings`), Celery's own configuration (`CELERY`), and that of its delivery
-(`DELIVERY`).
+"""The environment (`settings`), Celery's configuration (`CELERY`), and the configuration of its delivery (`DELIVERY`).
 
-Each line of `CELERY` says what goes wrong without it; what celery_durable sets besides is in its settings.py.
+The comments in `CELERY` say what fails without a line; further defaults are set by celery_durable in its settings.py.
 """
 
 import re
@@ -28,15 +27,15 @@ class Settings(BaseSettings):
     corpus_dir: Path = Path("/corpus")  # demo
     max_document_bytes: int = Field(1_048_576, gt=0)  # demo
     max_queue_depth: int = Field(20_000, gt=0)  # demo
-    redis_memory_limit: str = Field("", pattern=r"^(\d+[kmgKMG]?[bB]?)?$")  # of Redis' container; empty: not known
+    redis_memory_limit: str = Field("", pattern=r"^(\d+[kmgKMG]?[bB]?)?$")  # of Redis' container; empty: unknown
     max_message_bytes: int = Field(1_048_576, gt=0)
     run_dir: Path = Path("/run/celery")
     state_dir: Path = Path("/run/celery")  # beat's schedule; a volume in beat's own container
     metrics_port: int | None = Field(9540, gt=0, le=65535)
-    delivery: dict[str, Any] = {}  # fields of DELIVERY, as JSON: some workers of tests have others
+    delivery: dict[str, Any] = {}  # fields of DELIVERY, as JSON; used by tests
 
     def with_user(self, url: str) -> str:
-        """The URL with `redis_username`, unless it has a login of its own; the password is in `redis_password_file`."""
+        """The URL with `redis_username`, unless it contains a login; the password is in `redis_password_file`."""
         parts = urlsplit(url)
         query = parts.query
         if parts.scheme == "rediss" and "ssl_cert_reqs" not in query:
@@ -46,7 +45,7 @@ class Settings(BaseSettings):
 
     @property
     def memory_limit(self) -> int | None:
-        """Bytes in compose's `512m`; None where the limit is not known."""
+        """Bytes in compose's `512m`; None if the limit is unknown."""
         match = re.fullmatch(r"(\d+)([kmg]?)b?", self.redis_memory_limit.lower())
         return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]] if match else None
 
@@ -62,19 +61,19 @@ def load_settings() -> Settings:
 
 settings = load_settings()
 
-RESULT_TTL = 3600  # s: results are for whoever waits for them; nobody waits longer
+RESULT_TTL = 3600  # s; no caller waits longer for a result
 
 
 def load_delivery() -> Config:
-    """How messages are delivered; celery_durable.Config says what each field is. SystemExit names what is wrong."""
+    """How messages are delivered; celery_durable.Config documents the fields. SystemExit names what is wrong."""
     fields: dict[str, Any] = {
         "store": settings.with_user(settings.redis_results_url),
         "password_file": settings.redis_password_file,
         "max_message_bytes": settings.max_message_bytes,
         "redis_memory_limit": settings.memory_limit,
-        "heartbeat_file": settings.run_dir / "heartbeat",  # what health checks look at
+        "heartbeat_file": settings.run_dir / "heartbeat",  # read by the health checks
         "metrics_port": settings.metrics_port,
-        "reconcile_queue": QUEUES[0].name,  # its workers run nothing that takes long
+        "reconcile_queue": QUEUES[0].name,  # its workers run no long tasks
     }
     try:
         return Config(**{**fields, **settings.delivery})
@@ -86,11 +85,11 @@ DELIVERY = load_delivery()
 
 CELERY: dict[str, object] = {
     # --- Messages ---
-    # JSON only: unpickling runs whatever code a message brings.
+    # JSON only: unpickling can run any code that a message contains.
     "task_serializer": "json",
     "result_serializer": "json",
     "accept_content": ["json"],
-    # --- Queues: one a service level; a name that nobody consumes is refused instead of filling up unseen ---
+    # --- Queues: one per service level; publishing to an unknown queue is an error, not a queue without consumers ---
     "task_queues": [Queue(queue.name, Exchange(queue.name), routing_key=queue.name) for queue in QUEUES],
     "task_create_missing_queues": False,
     "task_default_queue": DEFAULT.name,
@@ -101,20 +100,20 @@ CELERY: dict[str, object] = {
     # --- The broker ---
     "broker_url": settings.with_user(settings.redis_broker_url),
     "broker_transport_options": {
-        "priority_steps": list(range(PRIORITIES)),  # kombu's default of 4 steps folds 10 priorities into 4
-        "queue_order_strategy": "priority",  # the default takes turns between queues, whatever their priority
-        "client_name": "celery-client",  # workers have names of their own
+        "priority_steps": list(range(PRIORITIES)),  # kombu's default maps 10 priorities to 4 steps
+        "queue_order_strategy": "priority",  # the default is round robin, whatever the priority
+        "client_name": "celery-client",  # workers set their own names
     },
     "broker_pool_limit": 10,
     "worker_hijack_root_logger": True,
-    # --- Results: kept where they are wanted, and not for long ---
+    # --- Results: stored only for tasks that enable them, and not for long ---
     "result_backend": settings.with_user(settings.redis_results_url),
     "result_expires": RESULT_TTL,
-    "task_ignore_result": True,  # a result nobody reads costs a fifth of the throughput; tasks opt in
+    "task_ignore_result": True,  # storing results costs a fifth of the throughput; tasks enable it
     "task_store_errors_even_if_ignored": True,
     "task_track_started": True,
-    "result_extended": True,  # name, queue and arguments with the result: what Flower and a reader need
-    # --- Events: for Flower and celery-exporter alone ---
+    "result_extended": True,  # name, queue and arguments with the result, for Flower and for debugging
+    # --- Events: only for Flower and celery-exporter ---
     "worker_send_task_events": settings.task_events,
     "task_send_sent_event": settings.task_events,
     # --- Beat ---
@@ -123,7 +122,7 @@ CELERY: dict[str, object] = {
     "timezone": "UTC",
     "imports": [
         "tasks.maintenance",
-        # >>> demo: examples, the search service, the tour, and what `make chaos` counts
+        # >>> demo: examples, the search service, the tour, and the tasks of `make chaos`
         "tasks.basic",
         "tasks.workflows",
         "tasks.advanced",

@@ -1,4 +1,4 @@
-"""Patterns of traffic, read from traffic.toml: which tasks the producer sends, and how many a second."""
+"""Traffic patterns, read from traffic.toml: which tasks the producer sends, and how many per second."""
 
 import re
 import tomllib
@@ -17,11 +17,11 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 class TrafficError(Exception):
-    """Something is wrong with the patterns; the message names the file, the key, the value and the choices."""
+    """A mistake in the patterns; the message names the file, the key, the value and the choices."""
 
 
 def seconds(text: object) -> float:
-    """The seconds in `60s`, `1.5m` or `1h`. Raises ValueError for anything else, zero too."""
+    """The seconds in `60s`, `1.5m` or `1h`. Raises ValueError for anything else, including zero."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text) if isinstance(text, str) else None
     if match is None or float(match[1]) == 0:
         raise ValueError("must be a number and s, m or h, like 60s, 5m or 1h")
@@ -34,7 +34,7 @@ class Sending(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     task: str
-    rate: float = Field(gt=0, le=10_000)  # messages a second
+    rate: float = Field(gt=0, le=10_000)  # messages per second
     args: list[list[Any]] = Field([[]], validate_default=True)
     batch: int = Field(1, ge=1, le=100_000)
     queue: str | None = None
@@ -58,7 +58,7 @@ class Sending(BaseModel):
     @field_validator("args")
     @classmethod
     def _accepted(cls, choices: list[list[Any]], info: Any) -> list[list[Any]]:
-        if "task" in info.data:  # else its own error is enough
+        if "task" in info.data:  # else the error of `task` is enough
             for args in choices:
                 try:
                     app.tasks[info.data["task"]].__header__(*args)
@@ -82,7 +82,7 @@ class Sending(BaseModel):
 
 
 class Pattern(BaseModel):
-    """What the producer sends, by a name for each kind of message; for how many seconds, None for ever."""
+    """What the producer sends: kinds of messages by name, and for how many seconds (None: for ever)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

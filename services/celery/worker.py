@@ -1,6 +1,6 @@
 """Starts a worker of one queue: `python worker.py high --concurrency=2`.
 
-It is `celery worker` with the options that all workers here have; more of its options may follow.
+It runs `celery worker` with the common options of this stack; further options are passed on.
 """
 
 import os
@@ -17,13 +17,13 @@ def command(queue: str, options: list[str]) -> list[str]:
     return [
         *("celery", "-A", "celery_app", "worker", "--loglevel=INFO"),
         *("--queues", queue, "--hostname", f"{queue}@%h"),
-        "--without-gossip",  # workers need not hear of one another: it costs events for nothing
+        "--without-gossip",  # workers do not need each other's events
         *options,
     ]
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        raise SystemExit(f"worker: which queue? {' or '.join(each.name for each in QUEUES)}")
+        raise SystemExit(f"worker: name a queue: {' or '.join(each.name for each in QUEUES)}")
     program = command(sys.argv[1], sys.argv[2:])
     os.execvp(program[0], program)  # noqa: S606 - no shell is wanted

@@ -1,4 +1,4 @@
-"""Where faults happen: a stack under a load of tasks, and the ledger that judges it."""
+"""Injects faults into a stack under load, and evaluates the ledger."""
 
 import base64
 import itertools
@@ -26,39 +26,39 @@ from stack import inside as run
 from stack.poll import poll_until
 from stack.stack import PROJECT, ROOT, Stack, defaults
 
-RATE = 10  # tasks a second for each low worker; one with two slots does some 15 of this mix
-# A task that was lost is published again by the reconciler, and may then be with a worker that is killed.
+RATE = 10  # tasks per second for each low worker; one with two slots runs about 15 of this mix
+# A lost task is published again by the reconciler, and may then be held by a worker that is killed.
 DRAINED_WITHIN = (
     DELIVERY.republish_after + DELIVERY.recheck_after + DELIVERY.reconcile_interval + DELIVERY.visibility_timeout + 40
 )
-PUBLISH_TAKES = 16  # s, at most; promised in docs/delivery.md
-LONG = 12  # s that a task runs that keeps a slot busy: twice what a soft stop waits for
+PUBLISH_TAKES = 16  # s, at most; see docs/delivery.md
+LONG = 12  # s that a long task runs: twice the soft shutdown
 CELERY = ("worker-high", "worker-low", "beat", "producer", "client")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """A fault: how it is brought about, how long it lasts, what must hold besides that nothing is lost or doubled."""
+    """A fault: how it is injected, how long it lasts, and what must hold besides no task lost or applied twice."""
 
     name: str
-    what: str  # happens, in a sentence
-    watch: str  # where it shows
+    what: str  # what happens, in a sentence
+    watch: str  # where to see it
     inject: Injection
     lasts: float = 0  # s until it is undone
     redelivered: float | None = None  # s within which tasks that were running are applied
     recovered: float | None = None  # s after it is over within which tasks are applied again
     blocked: float = PUBLISH_TAKES
-    check: Callable[["Arena", Verdict], None] | None = None  # what else must be so
-    admin: bool = False  # takes rights that only the fault tests' Redis gives
+    check: Callable[["Arena", Verdict], None] | None = None  # an additional check
+    admin: bool = False  # needs rights that only the fault tests' Redis gives
     small_disk: bool = False
     ends_publisher: bool = False
     durable: bool = False  # a task counts as accepted once it is on the disk
-    busy: bool = False  # it comes while every slot of the low workers runs a long task: whatever it hits is at work
-    first: str = "test-faults"  # of `make test`, `test-all`, `test-faults` the first that has it
+    busy: bool = False  # injected while every slot of the low workers runs a long task
+    first: str = "test-faults"  # the first of `make test`, `test-all`, `test-faults` that includes it
 
 
 class Arena:
-    """A stack under load: the ids of its tasks, what was submitted besides the publisher's, what came of it."""
+    """A stack under load: the ids of its tasks, those submitted in addition to the publisher's, and their effects."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -70,18 +70,18 @@ class Arena:
     # --- Tasks ---
 
     def submit(self, task: str, count: int, *arguments: object, **options: object) -> list[str]:
-        """Submit tasks besides the publisher's; their ids."""
+        """Submit tasks in addition to the publisher's; returns their ids."""
         ids = self.new_ids(task.rpartition(".")[2], count)
         self.stack.inside.call(run.submit, task, ids, list(arguments), options)
         self.accept(ids)
         return ids
 
     def submit_doomed(self, task: str, count: int, *arguments: object, **options: object) -> None:
-        """Submit tasks whose effect must never come."""
+        """Submit tasks whose effect must never be applied."""
         self.stack.inside.call(run.submit, task, self.new_ids("doomed", count), list(arguments), options)
 
     def occupy(self) -> None:
-        """Every slot of the low workers runs a long task."""
+        """Let every slot of the low workers run a long task."""
         stats = self.stack.inside.call(run.inspect, "stats")
         count: int = sum(each["pool"]["max-concurrency"] for node, each in stats.items() if node.startswith("low@"))
         tasks = set(self.submit("chaos.ledger.apply", count, LONG, priority=0))
@@ -94,18 +94,18 @@ class Arena:
         return [f"{self.prefix}-{kind}{number}" for number in itertools.islice(self._numbers, count)]
 
     def accept(self, ids: list[str]) -> None:
-        """Tasks that were submitted besides the publisher's count as its own do."""
-        for book in (self.besides.begun, self.besides.accepted):
-            book.update(dict.fromkeys(ids, time.time()))
+        """Count submitted tasks as those of the publisher."""
+        for times in (self.besides.begun, self.besides.accepted):
+            times.update(dict.fromkeys(ids, time.time()))
 
-    # --- What came of them ---
+    # --- Their effects ---
 
     def applied(self) -> Applied:
-        """What the ledger has of this load."""
+        """The ledger's entries of this load."""
         return Applied.read(self.stack.inside, self.prefix)
 
     def dead_letters(self) -> list[dict[str, str]]:
-        """Those that came of this load."""
+        """The dead letters of this load."""
         return [
             letter
             for letter in self.stack.inside.call(run.dead_letters, self._earlier)
@@ -119,7 +119,7 @@ class Arena:
         return [names.get(base64.b64decode(payload), "none of the kinds") for payload in found]
 
     def clean(self) -> None:
-        """Remove what the load has left in Redis."""
+        """Remove the data of this load from Redis."""
         self.stack.inside.call(run.drop_dead_letters, [letter["entry"] for letter in self.dead_letters()])
         self.stack.inside.call(run.results_redis, "DEL", "ledger:runs", "ledger:effects")
 
@@ -145,7 +145,7 @@ class Publisher:
         self.start()
 
     def start(self) -> None:
-        """Begin; a second time with other names."""
+        """Start; a second time with other ids."""
         arena, first = self._arena, self._starts * 1_000_000
         self._starts += 1
         rate = RATE * len(arena.low_workers())
@@ -159,7 +159,7 @@ class Publisher:
         )
 
     def restart(self) -> None:
-        """Begin again after it was killed."""
+        """Start again after it was killed."""
         self._gone(30)
         self.start()
 
@@ -171,12 +171,12 @@ class Publisher:
         return found
 
     def stop(self) -> None:
-        """No more tasks; what was begun is still brought to an end."""
+        """Publish no more tasks; calls that were begun are still completed."""
         self._kill("SIGTERM")
         self._gone(120)
 
     def remove(self) -> None:
-        """Whatever is left of it."""
+        """Kill it, and remove its files."""
         self._kill("SIGKILL")
         self._gone(30)
         shutil.rmtree(self._folder)
@@ -192,7 +192,7 @@ class Publisher:
 
 @contextmanager
 def load(arena: Arena, durable: bool = False) -> Iterator[Publisher]:
-    """Tasks are published meanwhile."""
+    """Publish tasks within the block."""
     publisher = Publisher(arena, durable)
     try:
         yield publisher
@@ -204,7 +204,7 @@ def load(arena: Arena, durable: bool = False) -> Iterator[Publisher]:
 
 
 def run_fault(stack: Stack, fault: Fault) -> Verdict:
-    """Bring a fault about under load, and judge. `wrong` of the verdict says what did not hold."""
+    """Inject a fault under load, and evaluate the result. `wrong` of the verdict lists what did not hold."""
     arena = Arena(stack)
     try:
         with load(arena, fault.durable) as publisher:
@@ -215,7 +215,7 @@ def run_fault(stack: Stack, fault: Fault) -> Verdict:
             time.sleep(5)  # of ordinary load
             publisher.stop()
             stopped = time.time()
-            say("no more tasks; those that are under way come to their end")
+            say("publishing has ended; waiting for the remaining tasks")
             verdict.left = drain(arena, publisher)
             verdict.judge(publisher.submitted(), arena.applied(), begun, over, stopped)
         verdict.dead = len(arena.dead_letters())
@@ -229,7 +229,7 @@ def run_fault(stack: Stack, fault: Fault) -> Verdict:
 
 
 def inflict(arena: Arena, publisher: Publisher, fault: Fault) -> tuple[float, float]:
-    """Bring a fault about and undo it; when it began and when it was over (epoch s)."""
+    """Inject a fault and undo it; returns when it began and when it was over (epoch s)."""
     begun = time.time()
     with fault.inject(arena):
         time.sleep(fault.lasts)
@@ -240,18 +240,18 @@ def inflict(arena: Arena, publisher: Publisher, fault: Fault) -> tuple[float, fl
 
 
 def healthy_again(stack: Stack) -> list[str]:
-    """Wait for it; what is wrong if that is in vain."""
+    """Wait until the stack is healthy; returns an error if that times out."""
     try:
         stack.wait_healthy()
     except AssertionError as error:
         say(str(error))
         return [str(error)]
-    say("over: all runs again")
+    say("over: all services are healthy")
     return []
 
 
 def say(text: str) -> None:
-    """A line for whoever watches."""
+    """Print a line with the time."""
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
@@ -263,13 +263,13 @@ def prepare(stack: Stack) -> None:
 
 
 def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Verdict:
-    """Wait until tasks are executing, held by workers and being published, all at once; the three counts."""
+    """Wait until tasks are executing, held by workers and being published at the same time; returns the counts."""
 
     def moment() -> Verdict | None:
-        looked = time.time() - 1
+        since = time.time() - 1
         executing = arena.applied().executing()
         held = len(set(arena.stack.inside.call(run.taken, arena.prefix)) - executing)
-        published = publisher.submitted().published_since(looked)
+        published = publisher.submitted().published_since(since)
         if executing and held and published:
             return Verdict(fault.name, len(executing), held, published)
         return None
@@ -283,9 +283,9 @@ def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Ver
 
 
 def drain(arena: Arena, publisher: Publisher) -> int:
-    """Wait until every accepted task is applied and no worker holds its message, or until that is in vain.
+    """Wait until every accepted task is applied and no worker holds its message, with a time-out.
 
-    Returns how many messages are held then.
+    Returns how many messages are still held.
     """
     deadline = time.monotonic() + DRAINED_WITHIN
     while True:
@@ -297,13 +297,13 @@ def drain(arena: Arena, publisher: Publisher) -> int:
 
 
 def hold(fault: Fault, verdict: Verdict) -> None:
-    """What must hold in every row, and the bounds of this one."""
+    """Check what must hold in every row, and the limits of this one."""
     bounds: dict[str, tuple[float, float | None]] = {
         "tasks lost": (verdict.lost, 0),
-        "messages not given back": (verdict.left, 0),
+        "messages not requeued": (verdict.left, 0),
         "effects applied twice": (verdict.twice, 0),
         "s until redelivered": (verdict.redelivered, fault.redelivered),
-        "s until back at work": (verdict.recovered, fault.recovered),
+        "s until recovered": (verdict.recovered, fault.recovered),
         "s that a publish took": (verdict.blocked, fault.blocked),
     }
     for what, (seen, most) in bounds.items():
@@ -311,12 +311,12 @@ def hold(fault: Fault, verdict: Verdict) -> None:
             verdict.wrong.append(f"{seen:g} {what}, at most {most:g}")
 
 
-# --- A stack of the tests' own ---
+# --- A separate stack ---
 
 
 @contextmanager
 def on_a_small_disk(stack: Stack) -> Iterator[None]:
-    """The broker, emptied, on a disk of 16 MB meanwhile."""
+    """The broker, emptied, on a disk of 16 MB within the block."""
     with changed(small_disk=True) as file:
         Stack(stack.project, file).compose.up(["redis"], detach=True, quiet=True)
         try:
@@ -328,7 +328,7 @@ def on_a_small_disk(stack: Stack) -> Iterator[None]:
 
 @contextmanager
 def own_stack(delivery: Mapping[str, object] | None = None) -> Iterator[Stack]:
-    """A stack whose Redis have an administrator; removed in the end, unless KEEP=1. `delivery`: fields of Config."""
+    """A stack whose Redis have an admin user; removed afterwards, unless KEEP=1. `delivery`: fields of Config."""
     os.environ.update(defaults())
     with changed(delivery) as file:
         stack = Stack(PROJECT, file)
@@ -342,7 +342,7 @@ def own_stack(delivery: Mapping[str, object] | None = None) -> Iterator[Stack]:
 
 @contextmanager
 def changed(delivery: Mapping[str, object] | None = None, small_disk: bool = False) -> Iterator[Path]:
-    """A Compose file that gives both Redis an administrator and, if asked, changes DELIVERY or the broker's disk."""
+    """A Compose file that gives both Redis an admin user and, optionally, changes DELIVERY or the broker's disk."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -1,7 +1,7 @@
-"""`make chaos FAULT=worker-kill`: one fault on the stack that runs, for somebody who watches it.
+"""`make chaos FAULT=worker-kill`: injects one fault into the running stack.
 
-Tasks are published meanwhile, and the ledger judges: exit code 1 when one was lost or applied twice, or a bound
-was not kept. Whatever happens, Ctrl-C too, the fault is undone.
+Tasks are published meanwhile, and the ledger is evaluated: exit code 1 if one was lost or applied twice, or a limit was
+exceeded. The fault is always undone, also after Ctrl-C.
 """
 
 import json
@@ -13,21 +13,21 @@ from faults.arena import Fault, run_fault, say
 from faults.table import FAULTS
 from stack.stack import ROOT, Stack
 
-# The others take an administrator of Redis or a disk of their own: the stack of `make test-faults` has them.
+# The others need an admin user of Redis or a separate disk, which the stack of `make test-faults` has.
 CHOICES = {fault.name: fault for fault in FAULTS if not fault.admin}
 
 
 def running_stack() -> Stack:
-    """The user's stack. Raises SystemExit when it is not up."""
+    """The user's stack. Raises SystemExit if it is not up."""
     config = subprocess.run(
         ["docker", "compose", "config", "--format", "json"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
     stack = Stack(json.loads(config)["name"])
     needed = {"redis", "redis-results", "worker-low", "worker-high", "beat"}
     missing = sorted(name for name in needed if not stack.containers(name))
-    unwell = stack.unwell()
-    if missing or unwell:
-        raise SystemExit(f"chaos: not all is up and healthy: {', '.join(missing + unwell)}; make up")
+    unhealthy = stack.unhealthy()
+    if missing or unhealthy:
+        raise SystemExit(f"chaos: not all services are healthy: {', '.join(missing + unhealthy)}; make up")
     return stack
 
 
@@ -38,20 +38,20 @@ def choose(name: str) -> Fault:
     width = max(map(len, CHOICES))
     lines = [f"  {fault.name:<{width}}  {fault.what}" for fault in CHOICES.values()]
     elsewhere = ", ".join(fault.name for fault in FAULTS if fault.admin)
-    said = f"no fault {name!r}; choose of:" if name else "which fault?"
+    said = f"no fault {name!r}; choose from:" if name else "choose from:"
     print("\n".join([f"FAULT: {said}", *lines, f"Only `make test-faults` has: {elsewhere}."]), file=sys.stderr)
     raise SystemExit(2)
 
 
 def main(arguments: list[str]) -> int:
-    """Do it, and say what came of it."""
+    """Inject the fault, and print the result."""
     fault = choose(" ".join(arguments))
     stack = running_stack()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"{fault.name}: {fault.what}")
     where = f" at {stack.url('grafana')}" if stack.containers("grafana") else " (`make up` says where)"
     print(f"watch{where}: {fault.watch}\n")
-    say("tasks are being published; Ctrl-C ends all of this and undoes it")
+    say("tasks are being published; Ctrl-C stops and undoes everything")
     return 1 if run_fault(stack, fault).wrong else 0
 
 
@@ -59,5 +59,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        say("ended and undone")
+        say("stopped and undone")
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""The fault tests' own stack: with an administrator of Redis for the rows that need one."""
+"""The fault tests' own stack, with an admin user of Redis for the rows that need one."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from faults.ledger import Verdict
 from faults.report import Unprotected
 from stack.stack import Stack
 
-# WITHOUT=outbox: not the table, but the proof that it can fail.
+# WITHOUT=outbox: not the table, but the tests that it can fail.
 collect_ignore = ["test_faults.py" if os.environ.get("WITHOUT") else "test_protections.py"]
 
 verdicts: list[Verdict] = []
@@ -21,7 +21,7 @@ without: list[Unprotected] = []
 
 @pytest.fixture(scope="module")
 def arena_stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """The stack of the other tests, which goes back to them as it was; for `make test-faults` one of its own."""
+    """The stack of the other tests, restored afterwards; for `make test-faults` a separate one."""
     if os.environ.get("FAULTS") != "all":
         stack = request.getfixturevalue("stack")
         yield stack
@@ -33,14 +33,14 @@ def arena_stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def book() -> list[Verdict]:
-    """Where rows go that were made."""
+def rows() -> list[Verdict]:
+    """Collects the rows."""
     return verdicts
 
 
 @pytest.fixture
 def unprotected() -> list[Unprotected]:
-    """Where rows go that were made without a protection."""
+    """Collects the rows without a protection."""
     return without
 
 

@@ -1,6 +1,6 @@
-"""How faults are brought about on running containers, from outside: each is a context manager that undoes it.
+"""Injects faults into running containers, from outside: each is a context manager that undoes it.
 
-None waits until what it has undone is healthy again: how long that takes is what the row measures.
+None waits until the stack is healthy again: that time is measured by the row.
 """
 
 import base64
@@ -28,7 +28,7 @@ Injection = Callable[["Arena"], AbstractContextManager[None]]
 
 
 def send_to_program(stack: Stack, container: Container, number: int) -> None:
-    """A signal to what the container's init has started."""
+    """Send a signal to the program that the container's init has started."""
     children = "open('/proc/1/task/1/children').read().split()"
     program = f"import os; os.kill(int({children}[0]), {number:d})"
     stack.docker.container.execute(container, ["python3", "-c", program])
@@ -36,14 +36,14 @@ def send_to_program(stack: Stack, container: Container, number: int) -> None:
 
 @contextmanager
 def killed(arena: "Arena", *services: str) -> Iterator[None]:
-    """All containers of services killed at once; the engine starts them again by itself."""
+    """All containers of services killed at once; the engine restarts them."""
     arena.stack.crash(*services)
     yield
 
 
 @contextmanager
 def one_killed(arena: "Arena", service: str) -> Iterator[None]:
-    """One container of a service killed; the others go on."""
+    """One container of a service killed; the others continue."""
     arena.stack.send_signal(signal.SIGKILL, arena.stack.containers(service)[0])
     yield
 
@@ -62,7 +62,7 @@ def frozen(arena: "Arena", *services: str) -> Iterator[None]:
 
 @contextmanager
 def stopped(arena: "Arena", *services: str) -> Iterator[None]:
-    """Services stopped in order, and started again."""
+    """Services stopped, and started again."""
     try:
         arena.stack.compose.stop(list(services))
         yield
@@ -72,7 +72,7 @@ def stopped(arena: "Arena", *services: str) -> Iterator[None]:
 
 @contextmanager
 def restarted(arena: "Arena", *services: str) -> Iterator[None]:
-    """Services restarted in order."""
+    """Services restarted."""
     arena.stack.compose.restart(list(services))
     yield
 
@@ -80,7 +80,7 @@ def restarted(arena: "Arena", *services: str) -> Iterator[None]:
 @contextmanager
 def children_killed(arena: "Arena") -> Iterator[None]:
     """One pool process after another killed, while it runs a task."""
-    # By now it may be another's turn, or nobody's.
+    # The process may run another task by now, or none.
     program = "import contextlib, os, sys\nwith contextlib.suppress(OSError): os.kill(int(sys.argv[1]), 9)"
     for _ in range(5):
         active = arena.stack.inside.call(run.inspect, "active")
@@ -93,14 +93,14 @@ def children_killed(arena: "Arena") -> Iterator[None]:
 
 @contextmanager
 def out_of_memory(arena: "Arena") -> Iterator[None]:
-    """Tasks that take more memory, at their first run, than the container has: the kernel kills their process."""
+    """Tasks that use more memory, at their first run, than the container has: the kernel kills their process."""
     arena.submit("chaos.ledger.apply", 4, 0, 700)
     yield
 
 
 @contextmanager
-def told(arena: "Arena", command: str) -> Iterator[None]:
-    """Every low worker told by remote control."""
+def controlled(arena: "Arena", command: str) -> Iterator[None]:
+    """A remote control command sent to every low worker."""
     nodes = [f"low@{container.config.hostname}" for container in arena.low_workers()]
     arena.stack.inside.call(run.control, command, nodes)
     yield
@@ -108,11 +108,11 @@ def told(arena: "Arena", command: str) -> Iterator[None]:
 
 @contextmanager
 def cold_stop(arena: "Arena") -> Iterator[None]:
-    """SIGQUIT twice: the second cuts a soft stop short. The engine starts them again."""
+    """SIGQUIT twice: the second ends a soft shutdown. The engine restarts the workers."""
     for _ in range(2):
         for container in arena.low_workers():
             send_to_program(arena.stack, container, signal.SIGQUIT)
-        time.sleep(1)  # two signals at once are one
+        time.sleep(1)  # two signals at the same time would be one
     yield
 
 
@@ -144,17 +144,17 @@ def second_beat(arena: "Arena") -> Iterator[None]:
 
 @contextmanager
 def publisher_killed(arena: "Arena") -> Iterator[None]:
-    """The publisher killed between two publishes, or in one."""
+    """The publisher killed between two publishes, or during one."""
     arena.stack.docker.container.kill(f"{arena.stack.project}-publisher")
     yield
 
 
-# --- Tasks of their own ---
+# --- Special tasks ---
 
 
 @contextmanager
 def chord_members_killed(arena: "Arena") -> Iterator[None]:
-    """Chords of tasks, and a worker killed while it runs their members."""
+    """A worker killed while it runs members of chords."""
     ids = arena.new_ids("chord", 8)
     arena.accept(arena.stack.inside.call(run.submit_chords, ids, 6, 0.5))
     poll_until(lambda: any("-chord" in task for task in arena.applied().executing()), "members running", 30)
@@ -164,7 +164,7 @@ def chord_members_killed(arena: "Arena") -> Iterator[None]:
 
 @contextmanager
 def delayed_over_a_restart(arena: "Arena") -> Iterator[None]:
-    """Tasks that are due in 15 s, and both their workers and the broker restarted before."""
+    """Tasks that are due in 15 s, and their workers and the broker restarted before."""
     arena.submit("chaos.ledger.apply", 40, countdown=15)
     with restarted(arena, "worker-low", "redis"):
         yield
@@ -172,21 +172,21 @@ def delayed_over_a_restart(arena: "Arena") -> Iterator[None]:
 
 @contextmanager
 def overrunning(arena: "Arena") -> Iterator[None]:
-    """Tasks that take longer than their limits and do not listen."""
+    """Tasks that exceed their time limits and ignore the soft one."""
     arena.submit_doomed("chaos.ledger.overrun", 6, 8, soft_time_limit=1, time_limit=2)
     yield
 
 
 @contextmanager
 def rate_limited(arena: "Arena") -> Iterator[None]:
-    """Tasks of which each worker may begin three a minute: the last one waits there for two minutes."""
+    """Tasks of which each worker may start three per minute: the last one waits there for two minutes."""
     arena.submit("chaos.ledger.limited", 6 * len(arena.low_workers()))
     yield
 
 
 @contextmanager
 def malformed_messages(arena: "Arena") -> Iterator[None]:
-    """Each kind of faults/malformed.py, to the front of the queue."""
+    """One message of each kind of faults/malformed.py, at the front of the queue."""
     kinds = malformed.kinds(arena.stack.inside.call(run.largest_message))
     arena.stack.inside.call(run.push, "low", [base64.b64encode(raw).decode() for raw in kinds.values()])
     yield
@@ -207,7 +207,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
             print(open(f"/sys/class/net/{name}/iflink").read())
 """
 
-# On the host: interfaces up or down, as if a cable were plugged in or pulled. SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP.
+# On the host: sets interfaces up or down. SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP.
 CABLES = """
 import fcntl, socket, struct, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
@@ -221,7 +221,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
 
 @contextmanager
 def cut_off(arena: "Arena", network: str, *containers: Container) -> Iterator[None]:
-    """Containers whose packets on a network vanish, both ways: a pulled cable, not a refused connection."""
+    """Containers whose packets on a network are dropped in both directions; connections are not refused."""
     ends = []
     for container in containers:
         address = (container.network_settings.networks or {})[f"{arena.stack.project}_{network}"].ip_address
@@ -234,11 +234,11 @@ def cut_off(arena: "Arena", network: str, *containers: Container) -> Iterator[No
         arena.stack.python_as_root(CABLES, "up", *ends, **host)
 
 
-# --- Redis, as its administrator, whom only the fault tests' Redis has (arena.changed) ---
+# --- Redis, as its admin user, which only the fault tests' Redis has (arena.changed) ---
 
 
 def redis_cli(stack: Stack, service: str, *command: str) -> str:
-    """What a command prints."""
+    """The output of a command."""
     login = ["redis-cli", "--user", "admin", "--pass", "admin", "--no-auth-warning"]
     return str(stack.docker.container.execute(stack.container(service), [*login, *command]))
 
@@ -254,8 +254,8 @@ def clients_killed(arena: "Arena") -> Iterator[None]:
 
 @contextmanager
 def deafened(arena: "Arena", command: str) -> Iterator[None]:
-    """The low workers' connections to their queues whose last command was this (a pattern) hear nothing any more, for
-    good: new connections do. So it goes with those that a NAT on the way has forgotten."""
+    """The low workers' connections to their queues whose last command matches receive no more packets, but new
+    connections do. The same happens to connections that a NAT has dropped."""
     clients = redis_cli(arena.stack, "redis", "CLIENT", "LIST")
     for worker in arena.low_workers():
         name = f"celery-worker:low@{worker.config.hostname}:low"
@@ -265,7 +265,7 @@ def deafened(arena: "Arena", command: str) -> Iterator[None]:
     yield
 
 
-# In a worker's process namespace: its sockets with these local ports get a filter that lets no packet in.
+# In a worker's process namespace: its sockets with these local ports get a filter that drops all packets.
 # 438 is pidfd_getfd, 26 is SO_ATTACH_FILTER, (6, 0, 0, 0) is BPF's "return 0": take 0 bytes.
 DEAFEN = """
 import ctypes, os, socket, struct, sys
@@ -293,7 +293,7 @@ if not found:
 
 @contextmanager
 def full(arena: "Arena", service: str) -> Iterator[None]:
-    """A Redis that takes no more writes under a backlog, because maxmemory is reached."""
+    """A Redis with a backlog that refuses writes, because maxmemory is reached."""
     arena.submit("chaos.ledger.apply", 300, 0.1)
     before = redis_cli(arena.stack, service, "CONFIG", "GET", "maxmemory").split()[-1]
     try:
@@ -305,7 +305,7 @@ def full(arena: "Arena", service: str) -> Iterator[None]:
 
 @contextmanager
 def emptied(arena: "Arena") -> Iterator[None]:
-    """A broker that has lost everything."""
+    """A broker that has lost all data."""
     redis_cli(arena.stack, "redis", "FLUSHALL")
     yield
 
@@ -324,7 +324,7 @@ def disk_full(arena: "Arena") -> Iterator[None]:
 
 @contextmanager
 def power_lost(arena: "Arena", service: str) -> Iterator[None]:
-    """Redis is killed, and what it had written since its last fsync is gone, as when a machine loses its power."""
+    """Redis is killed, and its writes since the last fsync are removed, as in a power failure."""
     redis = arena.stack.container(service)
     volume = next(str(mount.name) for mount in redis.mounts if str(mount.destination) == "/data")
     namespaces: dict[str, Any] = {"pid": "host", "networks": [f"container:{redis.id}"]}
@@ -332,8 +332,8 @@ def power_lost(arena: "Arena", service: str) -> Iterator[None]:
     yield
 
 
-# WAITAOF returns when an fsync has ended; that there was none since then, another one shows, which waits half a second
-# for a write of its own in vain.
+# WAITAOF returns when an fsync has ended. A second one, which times out after half a second waiting for a new write,
+# shows that there was no fsync since then.
 POWER_LOST = """
 import glob, os, signal, socket, sys
 pid = int(sys.argv[1])
@@ -358,7 +358,7 @@ for _ in range(20):
     if synced and ask("WAITAOF", "1", "0", "500")[0] == ":0" and newest() == file:
         break
 else:
-    sys.exit("no half second between two fsyncs in 20 looks")
+    sys.exit("no half second between two fsyncs in 20 tries")
 os.kill(pid, signal.SIGKILL)
 while os.path.exists(f"/proc/{pid}"):
     pass

@@ -1,4 +1,4 @@
-"""The ledger: every task that was submitted, against every effect that was applied."""
+"""The ledger: compares every submitted task with every applied effect."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from stack.inside import Inside
 
 @dataclass
 class Submitted:
-    """What the publisher's log says."""
+    """The contents of the publisher's log."""
 
     begun: dict[str, float] = field(default_factory=dict)  # task: epoch s
     accepted: dict[str, float] = field(default_factory=dict)
@@ -20,7 +20,7 @@ class Submitted:
 
     @classmethod
     def read(cls, log: Path) -> "Submitted":
-        """From a log that may still grow."""
+        """Read a log that may still grow."""
         found = cls()
         lines = log.read_text().splitlines() if log.exists() else []
         for kind, task, time, *rest in (line.split() for line in lines):
@@ -42,14 +42,14 @@ class Submitted:
 
 @dataclass
 class Applied:
-    """What the tasks have written down."""
+    """The runs and effects that the tasks have recorded."""
 
     runs: list[tuple[str, float]]  # (task, epoch s)
     effects: list[tuple[str, float]]
 
     @classmethod
     def read(cls, inside: Inside, prefix: str) -> "Applied":
-        """Of the tasks with this prefix."""
+        """Read those of the tasks with this prefix."""
 
         def lines(key: str) -> list[tuple[str, float]]:
             found = (line.rsplit(" ", 1) for line in inside.call(run.results_redis, "LRANGE", key, 0, -1))
@@ -58,7 +58,7 @@ class Applied:
         return cls(lines("ledger:runs"), lines("ledger:effects"))
 
     def executing(self) -> set[str]:
-        """Tasks that have begun and not been applied, but for those that never will be."""
+        """Tasks that have started and are not applied, except those that never will be."""
         return {task for task, _ in self.runs if "-doomed" not in task} - {task for task, _ in self.effects}
 
 
@@ -76,7 +76,7 @@ class Verdict:
     twice: int = 0  # effects applied more than once
     again: int = 0  # runs beyond the first
     dead: int = 0  # dead letters
-    left: int = 0  # messages that were taken and neither acknowledged nor given back after all that time
+    left: int = 0  # messages that are still unacknowledged at the end
     gap: float = 0.0  # s, the longest without an effect while tasks were published
     redelivered: float = 0.0  # s from the fault until the last task that was running then or run again was applied
     recovered: float = 0.0  # s from the end of the fault until the first new effect
@@ -84,7 +84,7 @@ class Verdict:
     wrong: list[str] = field(default_factory=list)  # what did not hold
 
     def judge(self, submitted: Submitted, applied: Applied, begun: float, over: float, stopped: float) -> None:
-        """Fill in what the ledger says: fault from `begun` to `over`, tasks published until `stopped` (epoch s)."""
+        """Fill in the results: the fault was from `begun` to `over`, tasks were published until `stopped` (epoch s)."""
         effects, runs = Counter(task for task, _ in applied.effects), Counter(task for task, _ in applied.runs)
         first = dict(reversed(applied.effects))
         self.submitted, self.raised = len(submitted.begun), submitted.raised
@@ -99,16 +99,16 @@ class Verdict:
             if (time <= begun < first.get(task, begun)) or (time <= over and runs[task] > 1)
         }
         self.redelivered = max((first[task] - begun for task in interrupted if task in first), default=0.0)
-        # What workers held already may begin without the broker: the next one is of a queue.
+        # Tasks that workers held already may start without the broker: the next one comes from a queue.
         after = sorted(time - over for _, time in applied.runs if time >= over)[self.executing + self.held :]
         self.recovered = after[0] if after else float("inf")
         self.blocked = submitted.blocked
 
     def sentence(self) -> str:
-        """What came of it, for whoever watched."""
+        """The result in one line."""
         figures = (
             f"{self.submitted} tasks submitted, {self.lost} lost, {self.twice} applied twice, {self.again} run again, "
-            f"{self.dead} dead letters; back at work after {self.recovered:.1f} s, what was interrupted done after "
+            f"{self.dead} dead letters; recovered after {self.recovered:.1f} s, interrupted tasks done after "
             f"{self.redelivered:.1f} s, longest publish {self.blocked:.1f} s"
         )
         return "; ".join([figures, *(f"WRONG: {each}" for each in self.wrong)])

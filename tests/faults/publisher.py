@@ -1,10 +1,10 @@
-"""Publishes tasks until it is told to stop: the program of a client container of its own.
+"""Publishes tasks until SIGTERM: the program of a separate client container.
 
-Each step is a line in a log on a mounted folder, so that what was begun is known even when this program is killed:
+Each step is a line in a log on a mounted folder, so that begun calls are known even if this program is killed:
 
     begun TASK_ID TIME
     accepted TASK_ID TIME SECONDS     the call has returned
-    raised TASK_ID TIME SECONDS ERROR     and is repeated with the same id
+    raised TASK_ID TIME SECONDS ERROR     the call is repeated with the same id
 """
 
 import argparse
@@ -23,16 +23,16 @@ from celery_app import app, durable
 from chaos import ledger
 
 THREADS = 4
-THREADS_THAT_WAIT = 32  # for the disk: each gets a task there in a second
+THREADS_THAT_WAIT = 32  # with --on-disk: each publishes one task per second
 CHORD_MEMBERS = 4
 REPEAT_AFTER = 0.5  # s
-GIVES_UP_AFTER = 60  # s after it was told to stop
+GIVES_UP_AFTER = 60  # s after SIGTERM
 
 stopping = threading.Event()
 
 
 class Log:
-    """Lines of a file that outlives this process."""
+    """Lines of a file that is kept if this process is killed."""
 
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -43,9 +43,9 @@ class Log:
 
 
 def publish(task_id: str, number: int) -> list[str]:
-    """Publish a task: most are short, some long, some due later, some a chord, some left to the reconciler.
+    """Publish a task: most are short, some long, some with a countdown, some a chord, some left to the reconciler.
 
-    Returns the ids of all that it consists of.
+    Returns the ids of all its tasks.
     """
     options: dict[str, Any] = {"task_id": task_id}
     if number % 97 == 50:
@@ -68,7 +68,7 @@ def run(numbers: Iterator[int], prefix: str, rate: float, on_disk: bool, log: Lo
     for number in numbers:
         if stopping.wait(max(0.0, due - time.monotonic())):
             return
-        due = max(due + 1 / rate, time.monotonic() - 1)  # a stall is not followed by a burst of all it missed
+        due = max(due + 1 / rate, time.monotonic() - 1)  # no burst after an interruption
         task_id = f"{prefix}-{number}"
         log.write("begun", task_id, time.time())
         give_up = float("inf")
@@ -93,7 +93,7 @@ def run(numbers: Iterator[int], prefix: str, rate: float, on_disk: bool, log: Lo
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("prefix")
-    parser.add_argument("rate", type=float, help="tasks a second")
+    parser.add_argument("rate", type=float, help="tasks per second")
     parser.add_argument("log")
     parser.add_argument("--first", type=int, default=0, help="number of the first task")
     parser.add_argument("--on-disk", action="store_true", help="wait for the disk after each")

@@ -28,13 +28,13 @@ COLUMNS = (
 
 
 def cell(value: object) -> str:
-    """A value, short."""
+    """A value as short text."""
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
 class Unprotected:
-    """A row that was made with a protection switched off."""
+    """A row with a protection turned off."""
 
     protection: Protection
     verdict: Verdict
@@ -47,7 +47,7 @@ def table(verdicts: Iterable[Verdict]) -> str:
 
 
 def protections(made: Iterable[Unprotected]) -> str:
-    """What went wrong without each protection, in Markdown."""
+    """What failed without each protection, in Markdown."""
     rows = [
         [
             each.protection.name,
@@ -65,5 +65,5 @@ def _markdown(head: list[str], line: list[str], rows: list[list[str]]) -> str:
 
 
 def write(verdicts: Iterable[Verdict], file: Path) -> None:
-    """As JSON."""
+    """Write the rows as JSON."""
     file.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))

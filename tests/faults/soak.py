@@ -1,8 +1,7 @@
-"""`make soak FOR=30m SEED=7`: one random fault after another on a stack of its own, under load; then the ledger judges.
+"""`make soak FOR=30m SEED=7`: injects random faults into a separate stack under load, then evaluates the ledger.
 
-The seed decides which faults come, in which order, and how long the pauses between them are; chance does the rest, and
-another list of faults gives other orders. Tasks count as accepted once they are on
-the disk, since the broker and redis-results lose their power, too.
+The seed determines the faults, their order, and the pauses between them, for the same list of faults; timing is random.
+Tasks count as accepted once they are on the disk, because power failures of both Redis are among the faults.
 """
 
 import re
@@ -38,7 +37,7 @@ CHOICES = [fault for fault in FAULTS if not fault.small_disk]
 
 
 def seconds(text: str) -> float:
-    """Of `90s`, `30m` or `2h`. Raises SystemExit."""
+    """Seconds in `90s`, `30m` or `2h`. Raises SystemExit."""
     match = re.fullmatch(r"(\d+)([smh])", text)
     if not match:
         raise SystemExit(f"FOR: a number with s, m or h, such as 30m; it is {text!r}")
@@ -53,9 +52,10 @@ def number(text: str) -> int:
 
 
 def soak(stack: Stack, lasts: float, seed: int) -> tuple[Verdict, Counter[str]]:
-    """Faults for so long; the verdict on all tasks, and how often each fault came.
+    """Inject faults for `lasts` seconds; returns the verdict on all tasks, and the number of each fault.
 
-    A fault that did not come about or left something unwell is said, is wrong, and the next one comes.
+    A fault that could not be injected, or left a service unhealthy, is printed and counts as wrong; then the next one
+    is injected.
     """
     random, counts, wrong, arena = Random(seed), Counter[str](), list[str](), Arena(stack)
     began = time.time()
@@ -72,7 +72,7 @@ def soak(stack: Stack, lasts: float, seed: int) -> tuple[Verdict, Counter[str]]:
                 counts[fault.name] += 1
         over = time.time()
         publisher.stop()
-        say("no more tasks; those that are under way come to their end")
+        say("publishing has ended; waiting for the remaining tasks")
         verdict = Verdict("soak", 0, 0, 0, left=drain(arena, publisher), wrong=wrong)
         verdict.judge(publisher.submitted(), arena.applied(), began, over, over)
     verdict.dead = len(arena.dead_letters())
@@ -80,7 +80,7 @@ def soak(stack: Stack, lasts: float, seed: int) -> tuple[Verdict, Counter[str]]:
 
 
 def one(arena: Arena, publisher: Publisher, fault: Fault) -> list[str]:
-    """A fault, and what it has ended is there again; what is not."""
+    """Inject a fault, and wait until the stack is healthy; returns what is not."""
     at_the_right_moment(arena, publisher, fault)
     say(f"{fault.name}: {fault.what}")
     inflict(arena, publisher, fault)
@@ -88,7 +88,7 @@ def one(arena: Arena, publisher: Publisher, fault: Fault) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run it; exit code 1 when a task was lost or applied twice, a message is held, or a fault did not come about."""
+    """Run it; exit code 1 if a task was lost or applied twice, a message is still held, or a fault failed."""
     lasts, seed = seconds(arguments[0]), number(arguments[1])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"soak: FOR={arguments[0]} SEED={seed}")
@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
     print(f"{verdict.raised} publishes raised, the longest took {verdict.blocked:.1f} s")
     print(f"{verdict.gap:.1f} s the longest time without an effect")
     print("".join(f"WRONG: {each}\n" for each in verdict.wrong), end="")
-    print(f"lost {verdict.lost}, applied twice {verdict.twice}, messages not given back {verdict.left}")
+    print(f"lost {verdict.lost}, applied twice {verdict.twice}, messages not requeued {verdict.left}")
     return 1 if verdict.lost or verdict.twice or verdict.left or verdict.wrong else 0
 
 

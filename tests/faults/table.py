@@ -1,4 +1,4 @@
-"""The faults, one row each: `make test-faults`, `make soak` and `make chaos` take them from here."""
+"""The faults, one row each, of `make test-faults`, `make soak` and `make chaos`."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from faults.arena import LONG, Arena, Fault
 from faults.ledger import Verdict
 from settings import DELIVERY
 
-# A killed worker's messages are back on their queue in less than 95 s, as docs/delivery.md promises. A task of this
-# load takes 2 s at most, and waits for its turn.
+# A killed worker's messages return to their queue in less than 95 s (docs/delivery.md). A task of this load takes at
+# most 2 s, and may wait in the queue.
 KILLED = DELIVERY.visibility_timeout + DELIVERY.restore_interval + DELIVERY.restore_mutex_expire + 11
-BACK_AT_WORK = 5  # s after Redis is back
+BACK_AT_WORK = 5  # s after Redis is available
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def publisher_cut_off(arena: Arena) -> Iterator[None]:
 
 
 def every_malformed_message_is_a_dead_letter(arena: Arena, verdict: Verdict) -> None:
-    """Each once, but for those that can be read."""
+    """Each once, except those that can be read."""
     found = Counter(arena.malformed_dead_letters())
     expected = Counter(set(malformed.kinds(1)) - malformed.READABLE)
     if found != expected:
@@ -50,18 +50,18 @@ def overruns_are_dead_letters(arena: Arena, verdict: Verdict) -> None:
 
 
 def nothing_limited_ran_twice(arena: Arena, verdict: Verdict) -> None:
-    """Although it waited in the worker for longer than the visibility timeout."""
+    """Although the tasks waited in the worker for longer than the visibility timeout."""
     runs = Counter(task for task, _ in arena.applied().runs if "-limited" in task)
     if again := [task for task, count in runs.items() if count > 1]:
         verdict.wrong.append(f"run again while a worker held it: {', '.join(again)}")
 
 
-def hung_workers_have_ended_themselves(arena: Arena, verdict: Verdict) -> None:
-    """Each by its watchdog; the engine has started it again."""
+def hung_workers_have_exited(arena: Arena, verdict: Verdict) -> None:
+    """Each by its watchdog; the engine has restarted it."""
     for worker in arena.low_workers():
         said = str(arena.stack.docker.container.logs(worker))
-        if "watchdog: this worker ends itself: its event loop has not turned" not in said:
-            verdict.wrong.append(f"{worker.name}: its watchdog has not logged that it ended it")
+        if "watchdog: this worker exits: its event loop has been blocked" not in said:
+            verdict.wrong.append(f"{worker.name}: its watchdog has not logged that the worker exits")
 
 
 FAULTS = (
@@ -74,14 +74,14 @@ FAULTS = (
     ),
     Fault(
         name="child-oom",
-        what="Tasks take more memory than their container has; the kernel kills their process.",
-        watch="Overview, Failed runs, and the restarts of worker-low (none: only the process dies).",
+        what="Tasks use more memory than their container has; the kernel kills their process.",
+        watch="Overview, Failed runs, and the restarts of worker-low (none: only the process is killed).",
         inject=how.out_of_memory,
         redelivered=60,
     ),
     Fault(
         name="worker-kill",
-        what="A worker container is killed by its host PID; its messages come back after the visibility timeout.",
+        what="A worker container is killed by its host PID; its messages are redelivered after the visibility timeout.",
         watch="Overview, Consumers of low: down and up again; Unacknowledged stays up for 90 s.",
         inject=lambda arena: how.one_killed(arena, "worker-low"),
         redelivered=KILLED + LONG,
@@ -91,22 +91,22 @@ FAULTS = (
     Fault(
         name="workers-kill",
         what="Every worker is killed at once.",
-        watch="Overview, Consumers: 0; Backlog grows until they are back.",
+        watch="Overview, Consumers: 0; Backlog grows until they have restarted.",
         inject=lambda arena: how.killed(arena, "worker-low", "worker-high"),
         redelivered=KILLED,
     ),
     Fault(
         name="worker-freeze",
-        what="Every low worker is frozen (SIGSTOP) for 20 s and goes on.",
-        watch="Overview, Targets down, Backlog; nothing is run twice.",
+        what="Every low worker is frozen for 20 s and continues.",
+        watch="Overview, Targets down, Backlog; no task is run twice.",
         inject=lambda arena: how.frozen(arena, "worker-low"),
         lasts=20,
         redelivered=30,
     ),
     Fault(
         name="worker-doze",
-        what="Every low worker is frozen for 70 s: when it goes on, the soft limit of its tasks is over.",
-        watch="Overview, Backlog, Failed runs: retried; nothing is given up.",
+        what="Every low worker is frozen for 70 s: when it continues, its tasks have exceeded their soft time limit.",
+        watch="Overview, Backlog, Failed runs: the tasks are retried, and none fails.",
         inject=lambda arena: how.frozen(arena, "worker-low"),
         lasts=70,
         redelivered=70 + 2 * LONG,
@@ -114,15 +114,15 @@ FAULTS = (
     ),
     Fault(
         name="warm-stop",
-        what="The low workers are told to shut down by remote control; the engine starts them again.",
+        what="The low workers are shut down by remote control; the engine restarts them.",
         watch="Overview, Consumers of low.",
-        inject=lambda arena: how.told(arena, "shutdown"),
+        inject=lambda arena: how.controlled(arena, "shutdown"),
         redelivered=15,
     ),
     Fault(
         name="soft-stop",
-        what="The low workers are stopped as a deploy does (SIGTERM), and started 5 s later.",
-        watch="Overview, Backlog; what could not end within 6 s runs again at once.",
+        what="The low workers are stopped as in a deployment (SIGTERM), and started 5 s later.",
+        watch="Overview, Backlog; tasks that could not end within 6 s run again at once.",
         inject=lambda arena: how.stopped(arena, "worker-low"),
         lasts=5,
         redelivered=40,
@@ -131,7 +131,7 @@ FAULTS = (
     ),
     Fault(
         name="cold-stop",
-        what="The low workers get SIGQUIT twice: they give everything back and leave at once.",
+        what="The low workers get SIGQUIT twice: they requeue all messages and exit at once.",
         watch="Overview, Consumers of low.",
         inject=how.cold_stop,
         redelivered=40,
@@ -146,8 +146,8 @@ FAULTS = (
     ),
     Fault(
         name="redis-kill",
-        what="The broker is killed; the engine starts it again, it reads its AOF.",
-        watch="Overview, Redis; workers and producer reconnect by themselves.",
+        what="The broker is killed; the engine restarts it, and it reads its AOF.",
+        watch="Overview, Redis; workers and producer reconnect automatically.",
         inject=lambda arena: how.killed(arena, "redis"),
         recovered=BACK_AT_WORK,
         redelivered=KILLED,
@@ -155,7 +155,7 @@ FAULTS = (
     ),
     Fault(
         name="redis-restart",
-        what="The broker is restarted in order.",
+        what="The broker is restarted.",
         watch="Overview, Redis.",
         inject=lambda arena: how.restarted(arena, "redis"),
         recovered=BACK_AT_WORK,
@@ -163,8 +163,8 @@ FAULTS = (
     ),
     Fault(
         name="redis-pause",
-        what="The broker is frozen for 15 s: it takes connections and answers nothing.",
-        watch="Overview, Redis, Publish failures; publishers give up after 3 s a try.",
+        what="The broker is frozen for 15 s: it accepts connections but does not reply.",
+        watch="Overview, Redis, Publish failures; each try of a publisher times out after 3 s.",
         inject=lambda arena: how.frozen(arena, "redis"),
         lasts=15,
         recovered=BACK_AT_WORK,
@@ -174,15 +174,15 @@ FAULTS = (
     ),
     Fault(
         name="worker-cut",
-        what="The low workers' packets to and from the broker vanish for 20 s.",
-        watch="Overview, Backlog of low; they go on where they were.",
+        what="The low workers' packets to and from the broker are dropped for 20 s.",
+        watch="Overview, Backlog of low; afterwards they continue.",
         inject=worker_cut_off,
         lasts=20,
         redelivered=KILLED,
     ),
     Fault(
         name="publisher-cut",
-        what="The publisher's packets to and from the broker vanish for 20 s; the outbox takes its tasks.",
+        what="The publisher's packets to and from the broker are dropped for 20 s; its tasks are in the outbox.",
         watch="Overview, Arrival.",
         inject=publisher_cut_off,
         lasts=20,
@@ -190,8 +190,8 @@ FAULTS = (
     ),
     Fault(
         name="worker-away",
-        what="The low workers' packets to and from the broker vanish for 100 s, longer than the visibility timeout.",
-        watch="Overview, Consumers of low, Backlog; what they had runs again, and changes nothing.",
+        what="The low workers' packets to and from the broker are dropped for 100 s, beyond the visibility timeout.",
+        watch="Overview, Consumers of low, Backlog; their tasks run again, without a second effect.",
         inject=worker_cut_off,
         lasts=100,
         redelivered=KILLED + 30,
@@ -199,18 +199,18 @@ FAULTS = (
     ),
     Fault(
         name="worker-hung",
-        what="The connections of the low workers to their queues hear nothing any more: they hang, and end themselves.",
-        watch="Overview, Consumers of low; make logs S=worker-low has the watchdog's word.",
+        what="The connections of the low workers to their queues receive no more packets: the workers hang, and exit.",
+        watch="Overview, Consumers of low; make logs S=worker-low shows the watchdog's message.",
         inject=lambda arena: how.deafened(arena, r"\S+"),
         lasts=80,
         redelivered=KILLED + 30,
-        check=hung_workers_have_ended_themselves,
+        check=hung_workers_have_exited,
         admin=True,
         busy=True,
     ),
     Fault(
         name="worker-deaf",
-        what="The connections on which low workers wait for messages hear nothing any more; they take new ones.",
+        what="The connections on which low workers wait for messages receive no more packets; they open new ones.",
         watch="Overview, Backlog of low: 15 s; the worker's log says that it drops a stale connection.",
         inject=lambda arena: how.deafened(arena, "brpop"),
         lasts=20,
@@ -230,7 +230,7 @@ FAULTS = (
     Fault(
         name="redis-full",
         what="The broker has reached maxmemory under a backlog, for 10 s, and refuses writes.",
-        watch="Overview, Redis memory; the outbox takes the tasks.",
+        watch="Overview, Redis memory; the tasks are in the outbox.",
         inject=lambda arena: how.full(arena, "redis"),
         lasts=10,
         recovered=30,
@@ -240,7 +240,7 @@ FAULTS = (
     Fault(
         name="results-away",
         what="redis-results is stopped for 15 s: no result, no effect, no task can be written.",
-        watch="Overview, Redis; tasks retry, publishers are told.",
+        watch="Overview, Redis; tasks are retried, publishers get an error.",
         inject=lambda arena: how.stopped(arena, "redis-results"),
         lasts=15,
         redelivered=KILLED,
@@ -248,7 +248,7 @@ FAULTS = (
     ),
     Fault(
         name="broker-power",
-        what="The broker loses its power, and with it what came after its last fsync.",
+        what="The broker has a power failure and loses its writes since the last fsync.",
         watch="Overview, Redis; lost messages are published again after 95 s.",
         inject=lambda arena: how.power_lost(arena, "redis"),
         redelivered=KILLED + 30,
@@ -256,7 +256,7 @@ FAULTS = (
     ),
     Fault(
         name="results-power",
-        what="redis-results loses its power: results, effects and tasks after its last fsync are gone.",
+        what="redis-results has a power failure and loses results, effects and tasks since the last fsync.",
         watch="Overview, Redis.",
         inject=lambda arena: how.power_lost(arena, "redis-results"),
         redelivered=KILLED + 30,
@@ -265,8 +265,8 @@ FAULTS = (
     ),
     Fault(
         name="broker-emptied",
-        what="The broker has lost everything (FLUSHALL).",
-        watch="Overview, Backlog: 0; the reconciler publishes what has not ended.",
+        what="The broker has lost all data (FLUSHALL).",
+        watch="Overview, Backlog: 0; the reconciler publishes tasks that have not ended.",
         inject=how.emptied,
         redelivered=KILLED + 30,
         busy=True,
@@ -285,7 +285,7 @@ FAULTS = (
     ),
     Fault(
         name="beat-kill",
-        what="Beat is killed; the engine starts it again, it remembers what it sent.",
+        what="Beat is killed; the engine restarts it, and it reads from its file what was sent.",
         watch="Overview, Beat.",
         inject=lambda arena: how.killed(arena, "beat"),
         redelivered=15,
@@ -293,14 +293,14 @@ FAULTS = (
     Fault(
         name="two-beats",
         what="A second beat runs for 25 s with the same schedule.",
-        watch="Overview, Arrival: periodic tasks come twice and run once.",
+        watch="Overview, Arrival: periodic tasks are sent twice and run once.",
         inject=how.second_beat,
         lasts=25,
         redelivered=15,
     ),
     Fault(
         name="producer-kill",
-        what="The publisher is killed in the middle of its work.",
+        what="The publisher is killed while it publishes.",
         watch="Overview, Arrival.",
         inject=how.publisher_killed,
         ends_publisher=True,
@@ -318,13 +318,13 @@ FAULTS = (
     Fault(
         name="chord-kill",
         what="A worker is killed while it runs members of chords.",
-        watch="Overview; the callbacks come after the visibility timeout.",
+        watch="Overview; the callbacks run after the visibility timeout.",
         inject=how.chord_members_killed,
         redelivered=KILLED + 10,
     ),
     Fault(
         name="eta-restart",
-        what="Workers and broker are restarted while tasks wait for their time.",
+        what="Workers and broker are restarted while tasks wait for their ETA.",
         watch="Overview, Prefetched.",
         inject=how.delayed_over_a_restart,
         recovered=None,
@@ -332,7 +332,7 @@ FAULTS = (
     ),
     Fault(
         name="rate-limit",
-        what="Tasks wait in their workers behind a rate limit, longer than the visibility timeout.",
+        what="Tasks wait in their workers for a rate limit, longer than the visibility timeout.",
         watch="Overview, Prefetched.",
         inject=how.rate_limited,
         redelivered=15,
@@ -340,7 +340,7 @@ FAULTS = (
     ),
     Fault(
         name="overrun",
-        what="Tasks take longer than their limits and do not listen.",
+        what="Tasks exceed their time limits and ignore the soft one.",
         watch="Overview, Failed runs; make dlq lists them as 'hard time limit'.",
         inject=how.overrunning,
         redelivered=15,

@@ -1,4 +1,4 @@
-"""Each fault of the table, brought about on the real stack under load: nothing lost, nothing applied twice."""
+"""Each fault of the table, injected into the real stack under load: no task is lost, none is applied twice."""
 
 import os
 from contextlib import nullcontext
@@ -23,9 +23,9 @@ ROWS = [
 
 
 @pytest.mark.parametrize("fault", ROWS)
-def test_nothing_is_lost_and_nothing_applied_twice(fault: Fault, arena_stack: Stack, book: list[Verdict]) -> None:
+def test_nothing_is_lost_and_nothing_applied_twice(fault: Fault, arena_stack: Stack, rows: list[Verdict]) -> None:
     with on_a_small_disk(arena_stack) if fault.small_disk else nullcontext():
         prepare(arena_stack)
         verdict = run_fault(arena_stack, fault)
-    book.append(verdict)
+    rows.append(verdict)
     assert not verdict.wrong, verdict

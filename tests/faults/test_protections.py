@@ -1,4 +1,4 @@
-"""The proof can fail: with a protection switched off, the row that it protects from goes red."""
+"""The fault tests can fail: with a protection turned off, the row of its fault fails."""
 
 import os
 
@@ -18,10 +18,10 @@ def test_the_name_of_the_protection() -> None:
 
 
 @pytest.mark.parametrize("protection", CHOSEN, ids=lambda each: each.name)
-def test_without_it_its_row_goes_red(protection: Protection, unprotected: list[Unprotected]) -> None:
+def test_without_it_its_row_fails(protection: Protection, unprotected: list[Unprotected]) -> None:
     (fault,) = [fault for fault in FAULTS if fault.name == protection.fault]
     with own_stack({protection.name: False}) as stack:
         prepare(stack)
         verdict = run_fault(stack, fault)
     unprotected.append(Unprotected(protection, verdict))
-    assert verdict.wrong, f"{fault.name} stays green without {protection.name}: {verdict}"
+    assert verdict.wrong, f"{fault.name} passes without {protection.name}: {verdict}"

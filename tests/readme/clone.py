@@ -17,15 +17,15 @@ class Shell:
         """`project`: its name in Compose."""
         self.folder, self.project = folder, project
         knobs = re.findall(r"^(\w+)=", (folder / ".env.example").read_text(), re.MULTILINE)
-        # Whatever other tests set, or the make that runs them: a make below another one prints the folders it enters.
+        # Without variables of other tests and of an outer make: a make inside another one prints the folders it enters.
         ours = {*knobs, "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PART", "STARTED", "COMPOSE_PROJECT_NAME"}
         clean = {name: value for name, value in os.environ.items() if name not in ours}
-        # As a user sets them who has other things on this machine.
+        # As set by a user whose machine also runs other programs.
         ports = {name: "0" for name in knobs if name.endswith("_PORT")}
         self.environment = {**clean, **ports}
 
     def run(self, command: str, **environment: str) -> tuple[int, str]:
-        """Exit code of a shell command and all that it printed."""
+        """Run a shell command; returns its exit code and all its output."""
         done = subprocess.run(
             ["bash", "-c", command],
             cwd=self.folder,
@@ -39,23 +39,23 @@ class Shell:
         return done.returncode, re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", done.stdout)
 
     def output(self, command: str) -> str:
-        """All that a command printed, which must succeed."""
+        """Run a command that must succeed; returns all its output."""
         code, output = self.run(f"set -e\n{command}")
         assert code == 0, f"{command}\n{output}"
         return output
 
     def containers(self, service: str) -> int:
-        """How many containers of a service run."""
+        """The number of running containers of a service."""
         _, output = self.run(f"docker compose ps --quiet {service}")
         return len(output.split())
 
     def left(self, kind: str) -> str:
-        """What the engine still has of this project: container, volume or network."""
+        """The containers, volumes and networks of this project that still exist."""
         return self.run(f"docker {kind} ls --quiet --filter label=com.docker.compose.project={self.project}")[1].strip()
 
 
 class Clone(Shell):
-    """A clone in an empty folder, under a name of its own."""
+    """A clone in an empty folder, with its own project name."""
 
     def __init__(self, folder: Path) -> None:
         files = subprocess.run(

@@ -7,7 +7,7 @@ from readme.clone import Shell
 
 
 def follow(page: str, shell: Shell) -> None:
-    """Do what each block of a page says: python is a file, diff an edit, sh is run, text is what was printed."""
+    """Follow each block of a page: python is a file, diff an edit, sh a command, text its output."""
     output = ""
     for kind, block in re.findall(r"^```(\w+)\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
         match kind:
@@ -22,17 +22,17 @@ def follow(page: str, shell: Shell) -> None:
                     wanted = ".*".join(map(re.escape, line.split("…")))
                     assert re.search(rf"(^|\W){wanted}(\W|$)", output, re.MULTILINE), f"{line!r} not in:\n{output}"
             case _:
-                raise AssertionError(f"a block of {kind}: nobody knows what to do with it")
+                raise AssertionError(f"a block of unknown kind {kind}")
 
 
 def _write(folder: Path, block: str) -> None:
-    """A whole file; its first line says which."""
+    """Write a file, which the block's first line names."""
     name, _, text = block.partition("\n")
     (folder / name.removeprefix("# ")).write_text(text)
 
 
 def _edit(folder: Path, block: str) -> None:
-    """An edit; its first line says of which file."""
+    """Edit a file, which the block's first line names."""
     name, *lines = block.splitlines()
     file = folder / name.removeprefix("# ")
     old = "\n".join(line[1:] for line in lines if line[0] == "-")

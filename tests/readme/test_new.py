@@ -1,4 +1,4 @@
-"""`make new`: the stack that it makes survives a killed worker, passes its own tests, and takes what is added to it."""
+"""`make new`: the new stack survives a killed worker, passes its own tests, and can be extended."""
 
 import re
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ NAME = "celery-stack-new"
 ORDERS, CENTS = 5000, 7
 DEMO = ("search", "tour", "chaos", "producer.py", "client.py", "traffic.toml", "basic.py", "faults", "readme")
 RECEIVER = f"{NAME}-receiver"
-# Prints the name of each alert that it is told of.
+# Prints the name of each alert that it receives.
 RECEIVES = """
 import http.server, json
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        print("told of", *(alert["labels"]["alertname"] for alert in body["alerts"]), flush=True)
+        print("received", *(alert["labels"]["alertname"] for alert in body["alerts"]), flush=True)
         self.send_response(200)
         self.end_headers()
 http.server.HTTPServer(("", 8080), Handler).serve_forever()
@@ -44,7 +44,7 @@ def edit(shop: Shell, name: str, old: str, new: str) -> None:
 
 
 def python(shop: Shell, program: str) -> str:
-    """The last line that a program prints beside the workers."""
+    """Run a Python program in a client container; returns its last line of output."""
     output = shop.output(f"docker compose run --rm --no-deps -T client python -c {quote(program)} 2>/dev/null")
     return output.strip().rpartition("\n")[2]
 
@@ -53,7 +53,7 @@ def takings(shop: Shell) -> int:
     return int(python(shop, "from celery_app import durable; print(durable.store.get('orders:takings') or 0)"))
 
 
-def test_it_has_none_of_the_demo_and_its_own_name(shop: Shell) -> None:
+def test_it_has_its_own_name_and_nothing_of_the_demo(shop: Shell) -> None:
     names = {path.name for path in shop.folder.rglob("*") if "offline" not in path.parts}
     assert names.isdisjoint(DEMO)
     text = "".join(
@@ -109,7 +109,7 @@ def test_a_queue_a_periodic_task_and_a_receiver_are_added(shop: Shell) -> None:
         "ENTRIES = {\n",
         'ENTRIES = {\n    "charge": {"task": "tasks.orders.charge", "schedule": every(5), "args": ["by-beat", 1]},\n',
     )
-    edit(shop, "prometheus/alertmanager.yml", "  receiver: nobody\n", "  receiver: on-call\n")
+    edit(shop, "prometheus/alertmanager.yml", "  receiver: none\n", "  receiver: on-call\n")
     edit(
         shop,
         "prometheus/alertmanager.yml",
@@ -127,8 +127,8 @@ def test_a_queue_a_periodic_task_and_a_receiver_are_added(shop: Shell) -> None:
     amtool = "docker compose exec -T alertmanager amtool --alertmanager.url=http://localhost:9093"
     shop.output(f"{amtool} alert add Test job=test")
 
-    def told() -> bool:
-        return "told of Test" in shop.output(f"docker logs {RECEIVER}")
+    def received() -> bool:
+        return "received Test" in shop.output(f"docker logs {RECEIVER}")
 
-    poll_until(told, "the receiver to be told", 60, interval=1)
+    poll_until(received, "the receiver to get the alert", 60, interval=1)
     shop.output("make test-unit")

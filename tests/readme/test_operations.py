@@ -1,4 +1,4 @@
-"""docs/operations.md, followed in a copy of the project, and what it promises of backups and of an external Redis."""
+"""docs/operations.md, followed in a copy of the project, including backups and an external Redis."""
 
 import re
 
@@ -12,7 +12,7 @@ BACKUP, RESTORE = (
 
 
 def python(clone: Clone, program: str) -> str:
-    """What a program prints that runs beside the workers; its last line."""
+    """Run a Python program in a client container; returns its last line of output."""
     code, output = clone.run(f"docker compose run --rm --no-deps -T client python -c {program!r} 2>/dev/null")
     assert code == 0, output
     return output.strip().rpartition("\n")[2]
@@ -36,7 +36,7 @@ def test_a_backup_brings_back_both_redis(clone: Clone) -> None:
 
 
 def test_an_external_redis(clone: Clone) -> None:
-    """Two that Compose does not know, with the access lists of the project."""
+    """Two Redis outside the Compose project, with the access lists of the project."""
     assert clone.run("make up")[0] == 0
     image = re.findall(r"^REDIS_IMAGE=(.*)", (clone.folder / ".env").read_text(), re.MULTILINE)[-1]
     names = {"broker": f"{PROJECT}-external-broker", "results": f"{PROJECT}-external-results"}

@@ -1,4 +1,4 @@
-"""The README, tried by a new user: every command in it, in its order, in a clone of their own; every message it quotes.
+"""The README, followed as by a new user: every command, in order, in a new clone; and every message that it quotes.
 
 Runs before the other stack tests, so that two stacks never share the machine.
 """
@@ -61,7 +61,7 @@ def stopped(clone: Clone, _: str) -> None:
 
 
 def made(clone: Clone, _: str) -> None:
-    """tests/readme/test_new.py has what it is worth."""
+    """What it makes is tested in tests/readme/test_new.py."""
     assert (clone.folder.parent / "shop/compose.yaml").exists()
 
 
@@ -69,7 +69,7 @@ def removed(clone: Clone, _: str) -> None:
     assert not any(clone.left(kind) for kind in ("container", "volume", "network"))
 
 
-#: What each command of the README must have brought about.
+#: The state that must hold after each command of the README.
 CHECKS: dict[str, Callable[[Clone, str], None]] = {
     "make up": is_up,
     "make urls": has("http://127.0.0.1:", "admin / "),
@@ -103,7 +103,7 @@ def test_every_target_named_exists(clone: Clone) -> None:
 
 
 def test_make_test_is_what_ci_runs() -> None:
-    """The one command that is not run here: it is running, as the first parts of `make test-all`."""
+    """The only command that is not run here: this test is part of it, or of `make test-all`."""
     assert "make test" in COMMANDS
     assert (ROOT / ".ci/run").read_text().rstrip().endswith("make test-all")
 
@@ -133,7 +133,7 @@ def containers_of_celery(clone: Clone) -> set[str]:
 
 
 def call(clone: Clone) -> str:
-    """The result of a task that is called now."""
+    """Call a task; returns its result."""
     program = "from tasks.basic import add; print(add.delay(2, 3).get(timeout=30))"
     return clone.output(f"docker compose run --rm --no-deps -T client python -c '{program}' 2>/dev/null").split()[-1]
 
@@ -147,11 +147,11 @@ def test_a_new_password_is_in_use_when_make_up_returns(clone: Clone) -> None:
     assert re.search(r"up: changed: .*secrets/redis_celery_password.*; restarting .*redis.*worker-low", output), output
     assert call(clone) == "5"
     unhealthy = clone.output("docker compose ps --format '{{.Service}} {{.Health}}' | grep -v ' healthy$' || true")
-    assert unhealthy.split() in ([], ["redis-exporter"]), "the one without a health check"
+    assert unhealthy.split() in ([], ["redis-exporter"]), "the service without a health check"
     assert "up: changed" not in clone.output("make up"), "a second time changes nothing"
 
 
-def test_a_profile_that_is_switched_recreates_no_container_of_celery(clone: Clone) -> None:
+def test_switching_a_profile_recreates_no_container_of_celery(clone: Clone) -> None:
     clone.output("make up")
     before = containers_of_celery(clone)
     assert len(before) >= 4
@@ -162,7 +162,7 @@ def test_a_profile_that_is_switched_recreates_no_container_of_celery(clone: Clon
 
 
 def without_docker(clone: Clone) -> str:
-    """A PATH with everything that is on this one but docker."""
+    """A PATH with all programs of the current one except docker."""
     folder = clone.folder / "bin"
     folder.mkdir()
     for directory in os.environ["PATH"].split(":"):
@@ -189,7 +189,7 @@ def redis_stopped(clone: Clone) -> str:
     return clone.run(f"docker compose stop redis; {run}")[1]
 
 
-#: How each message that the README quotes comes about. `…` in a quote stands for anything.
+#: The command that causes each message that the README quotes. `…` in a quote matches anything.
 MESSAGES: dict[str, Callable[[Clone], str]] = {
     "engine: missing: …": lambda clone: clone.run("make engine", SETUP="0", PATH=without_docker(clone))[1],
     "127.0.0.1:… is taken by another program": port_taken,
@@ -212,16 +212,16 @@ MESSAGES: dict[str, Callable[[Clone], str]] = {
     "invalid username-password pair or user is disabled": lambda clone: clone.run(
         "docker compose run --rm -e REDIS_USERNAME=nobody client celery -A celery_app call tasks.search.stats"
     )[1],
-    "Redis takes no messages (…); trying again every 1 s": redis_stopped,
+    "Redis accepts no messages (…); trying again every 1 s": redis_stopped,
     "tour: no worker consumes the queue …": lambda clone: clone.run(
         "docker compose up -d --wait redis redis-results; docker compose stop worker-high; make tour LESSON=chords"
     )[1],
-    "LESSON: no lesson '…'; choose of: …": lambda clone: clone.run("make tour LESSON=cords")[1],
+    "LESSON: no lesson '…'; choose from: …": lambda clone: clone.run("make tour LESSON=cords")[1],
 }
 
 
 @pytest.mark.parametrize("message", re.findall(r"^\| `([^`]+)` \|", TROUBLE, re.MULTILINE))
 def test_message(clone: Clone, message: str) -> None:
-    """Every message under "When something is wrong" is what is printed."""
+    """Every message under "When something is wrong" is printed as quoted."""
     output = MESSAGES[message](clone)
     assert re.search(".*".join(map(re.escape, message.split("…"))), output), output

@@ -12,7 +12,7 @@ CELERY_IMAGE = f"{PROJECT}/celery:local"
 
 @pytest.fixture(scope="module")
 def clone_of_its_own(clone: Clone) -> Iterator[Clone]:
-    """One with an image of its own: the page changes the code."""
+    """A clone with its own image, since the page changes the code."""
     clone.environment["CELERY_IMAGE"] = CELERY_IMAGE
     yield clone
     clone.run(f"FORCE=1 make clean; docker image rm {CELERY_IMAGE}")

@@ -1,4 +1,4 @@
-"""What stack tests are given."""
+"""Fixtures of the stack tests."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor  # demo
@@ -27,7 +27,7 @@ def prometheus(stack: Stack) -> Prometheus:
 
 @pytest.fixture
 def newest(inside: Inside) -> Iterator[str]:
-    """The newest dead letter before the test; those of the test go with it."""
+    """The newest dead letter before the test; the test's dead letters are removed afterwards."""
     before = inside.call(run.last_dead_letter)
     yield before
     inside.call(run.drop_dead_letters, [letter["entry"] for letter in inside.call(run.dead_letters, before)])
@@ -36,7 +36,7 @@ def newest(inside: Inside) -> Iterator[str]:
 # >>> demo
 @pytest.fixture(scope="session", autouse=True)
 def tour_beside(request: pytest.FixtureRequest) -> "Future[Taken] | None":
-    """The whole tour, if a test asks for it: taken beside the tests that only look, since it mostly waits."""
+    """The whole tour, if a test needs it: runs beside the tests that only read, since it mostly waits."""
     if not any("taken" in getattr(item, "fixturenames", ()) for item in request.session.items):
         return None
     return ThreadPoolExecutor(1).submit(take, request.getfixturevalue("stack"))
@@ -44,10 +44,10 @@ def tour_beside(request: pytest.FixtureRequest) -> "Future[Taken] | None":
 
 @pytest.fixture(scope="module")
 def quiet(stack: Stack) -> Iterator[None]:
-    """Nobody publishes but the test, and nothing is left in the queues. For tests that count: mark them disruptive."""
+    """Only the test publishes, and the queues are empty. For tests that count; mark them as disruptive."""
     with stack.stopped("producer", "beat"):
         stack.wait_idle()
-        stack.prometheus.wait_scraped("worker-.+")  # else what was done just before would count as the test's
+        stack.prometheus.wait_scraped("worker-.+")  # or tasks that ended just before would count as the test's
         yield
 
 
@@ -56,7 +56,7 @@ def quiet(stack: Stack) -> Iterator[None]:
 
 @pytest.fixture(params=[service for service in SERVICES if service.started], ids=lambda service: service.name)
 def service(request: pytest.FixtureRequest, stack: Stack) -> Service:
-    """Each service that `make up` starts; skipped when its profile is off in .env."""
+    """Each service that `make up` starts; skipped if its profile is off in .env."""
     promised: Service = request.param
     if promised.name not in stack.enabled:
         pytest.skip(f"{promised.name}: its profile is not in COMPOSE_PROFILES (.env)")

@@ -1,4 +1,4 @@
-"""Tours of the stack, to their end."""
+"""Complete tours of the stack."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ TOUR_TAKES = 300  # s, promised in README.md
 
 
 def command(stack: Stack, *arguments: str, tty: bool = False, app: Path | None = None, **environment: str) -> list[str]:
-    """What `make tour` runs; `app` in place of the image's code."""
+    """The command of `make tour`; `app` replaces the image's code."""
     options = [f"--env={name}={value}" for name, value in environment.items()]
     options += [] if tty else ["--no-TTY"]
     options += [f"--volume={app}:/app:ro"] if app else []
@@ -21,7 +21,7 @@ def command(stack: Stack, *arguments: str, tty: bool = False, app: Path | None =
 
 
 def tour(stack: Stack, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """A tour to its end."""
+    """Run a tour until it ends."""
     return subprocess.run(
         command(stack, *arguments, **options), capture_output=True, text=True, timeout=2 * TOUR_TAKES, check=False
     )
@@ -29,18 +29,18 @@ def tour(stack: Stack, *arguments: str, **options: Any) -> subprocess.CompletedP
 
 @dataclass(frozen=True)
 class Taken:
-    """A tour that was taken while the producer's load went on."""
+    """A tour that ran under the producer's load."""
 
     steps: list[dict[str, Any]]
     text: str
     exit_code: int
     seconds: float
-    published: float  # by the producer meanwhile
+    published: float  # by the producer during the tour
     workers: tuple[dict[str, int], dict[str, int]]  # first processes of the workers' containers, before and after
 
 
 def take(stack: Stack) -> Taken:
-    """The whole tour."""
+    """Run the whole tour."""
 
     def workers() -> dict[str, int]:
         found = [*stack.containers("worker-high"), *stack.containers("worker-low"), *stack.containers("beat")]

@@ -1,4 +1,4 @@
-"""What tests do inside the stack's networks, where Redis is: this module is the program of a `client` container.
+"""Functions that tests run inside the stack's networks, where Redis is, in a `client` container.
 
 `Inside.call(function, …)` on the host runs a function of this module in that container and returns what it returns;
 arguments and results are JSON. One container for the whole run: a Python that imports Celery takes a second to start.
@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 
 class InsideError(OSError):
-    """A function failed in the client container; the text is its traceback. An OSError: mostly Redis is away."""
+    """A function failed in the client container; the text is its traceback. OSError, since Redis is the usual cause."""
 
 
 class Inside:
@@ -53,7 +53,7 @@ class Inside:
         return result
 
     def close(self) -> None:
-        """End the container: it leaves at the end of its input."""
+        """End the container: its program exits at the end of its input."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(20)
@@ -61,7 +61,7 @@ class Inside:
 
 def serve() -> None:
     """Answer one JSON line [function, args, kwargs] after another."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # a stray print is not an answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # anything else printed must not be taken for an answer
     app()
     for line in sys.stdin:
         name, args, kwargs = json.loads(line)
@@ -83,7 +83,7 @@ def app() -> Any:
 
 
 def durable() -> Any:
-    """What `install` gave the app."""
+    """The app's library object, made by `install`."""
     return importlib.import_module("celery_app").durable
 
 
@@ -93,7 +93,7 @@ def publish(task: str, calls: list[list[Any]], **options: Any) -> list[str]:
 
 
 class _MakesFolder:
-    """Unpickling this makes a folder: whoever does it runs foreign code."""
+    """Unpickling this makes a folder, as any code in a pickle would be run."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -103,7 +103,7 @@ class _MakesFolder:
 
 
 def publish_pickle(folder: str) -> None:
-    """Publish a pickled message to `low` that makes a folder where it is unpickled, ahead of all others."""
+    """Publish a pickled message to the front of `low`; unpickling it makes a folder."""
     with app().producer_pool.acquire(block=True) as producer:
         producer.publish(
             pickle.dumps([[_MakesFolder(folder)], {}, {}]),
@@ -123,7 +123,7 @@ def publish_pickle(folder: str) -> None:
 
 
 def last_dead_letter() -> str:
-    """Stream id of the newest dead letter; "0" where there is none."""
+    """Stream id of the newest dead letter; "0" if there is none."""
     newest = durable().broker.xrevrange(durable().dead_letters.key, count=1)
     return str(newest[0][0]) if newest else "0"
 
@@ -141,18 +141,18 @@ def dead_letters(after: str = "0") -> list[Json]:
 
 
 def drop_dead_letters(entries: list[str]) -> None:
-    """Take these out of the stream."""
+    """Remove these from the stream."""
     if entries:
         broker("XDEL", durable().dead_letters.key, *entries)
 
 
 def control(command: str, nodes: list[str]) -> None:
-    """A command of `celery control` for some workers."""
+    """Send a remote control command to some workers."""
     getattr(app().control, command)(destination=nodes)
 
 
 def timed_publish(task: str, args: Sequence[Any], **options: Any) -> tuple[str, float]:
-    """The name of the exception that publishing raises, or nothing, and the seconds that it took."""
+    """The name of the exception that publishing raises, or "", and its duration (s)."""
     began, error = time.monotonic(), ""
     try:
         app().tasks[task].apply_async(args, **options)
@@ -162,12 +162,12 @@ def timed_publish(task: str, args: Sequence[Any], **options: Any) -> tuple[str, 
 
 
 def send_by_name(task: str, headers: Json) -> str:
-    """Publish a task that need not exist to `low`; its id."""
+    """Publish a task, which need not exist, to `low`; returns its id."""
     return str(app().send_task(task, headers=headers).id)
 
 
 def take_out(task_id: str) -> bool:
-    """Remove a task's message from those that workers hold; whether it was there."""
+    """Remove a task's message from the unacknowledged ones; returns whether it was there."""
     client = durable().broker
     for tag, message in client.hgetall("unacked").items():
         if task_id in message:
@@ -184,7 +184,7 @@ def refused(task: str, args: Sequence[Any] = (1, 1), **options: Any) -> str:
 
 
 def results(ids: list[str]) -> list[Json]:
-    """State, result, end and worker of each task; nothing is waited for."""
+    """State, result, end and worker of each task, without waiting."""
     found = []
     for task in ids:
         meta = app().backend.get_task_meta(task)
@@ -211,8 +211,8 @@ def revoke(task: str, terminate: bool = False) -> None:
 
 
 def inspect(what: str) -> Json:
-    """What the workers answer to `celery inspect …`, by node name."""
-    # A connection of its own: one of the pool may have died with a Redis that was killed, and this is not retried.
+    """The workers' replies to `celery inspect …`, by node name."""
+    # A new connection: one of the pool may be that of a killed Redis, and this is not retried.
     with app().connection_for_write() as connection:
         return dict(getattr(app().control.inspect(timeout=2, connection=connection), what)() or {})
 
@@ -230,7 +230,7 @@ def results_redis(*command: Any) -> Any:
 def redis_says(host: str, user: str | None, password: str | None, *command: Any) -> str:
     """The first word of Redis' error to a command, or "OK"."""
     redis = importlib.import_module("redis")
-    once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)  # by default a refused login is tried for 4 s
+    once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)  # by default a refused login is retried for 4 s
     client = redis.Redis(host, username=user, password=password, socket_timeout=5, retry=once)
     try:
         client.execute_command(*command)
@@ -275,14 +275,14 @@ def hostname() -> str:
 
 
 def backlog() -> int:
-    """Messages waiting or taken and not acknowledged, in all."""
+    """The number of messages that wait or are unacknowledged."""
     client = durable().broker
     queues = importlib.import_module("queues").QUEUES
     return sum(sum(waiting(queue.name).values()) for queue in queues) + int(client.hlen("unacked"))
 
 
 def take_restore_mutex() -> None:
-    """As a worker does that looks for messages to give back, and dies."""
+    """Take the mutex like a worker that restores messages, and never release it."""
     with app().connection_for_read() as connection:
         channel = connection.default_channel
         mutex = channel.client.lock(channel.unacked_mutex_key, timeout=channel.unacked_mutex_expire)
@@ -290,14 +290,14 @@ def take_restore_mutex() -> None:
 
 
 def taken(prefix: str) -> list[str]:
-    """Ids with this prefix of the messages that are taken and not acknowledged."""
+    """Task ids with this prefix of the unacknowledged messages."""
     messages = durable().broker.hgetall("unacked").values()
     found = (re.search(rf'"id": "({prefix}[^"]*)"', message) for message in messages)
     return [match[1] for match in found if match]
 
 
 # >>> demo
-# --- Of the demo ---
+# --- The demo ---
 
 
 def publish_canvas(builder: str, *args: Any) -> str:
@@ -313,7 +313,7 @@ def submit(task: str, ids: list[str], arguments: list[Any], options: Json) -> No
 
 
 def submit_chords(ids: list[str], members: int, seconds: float) -> list[str]:
-    """Publish chords, ahead of all that waits; the ids of all tasks that they consist of."""
+    """Publish chords with the highest priority; returns the ids of all their tasks."""
     ledger, chord = importlib.import_module("chaos.ledger"), importlib.import_module("celery").chord
     all_ids = []
     for task_id in ids:
@@ -343,7 +343,7 @@ def dead_payloads(after: str) -> list[str]:
 
 
 def count_corpus() -> Json:
-    """The plain count of the corpus: one process, no Redis, no Celery."""
+    """The count of the corpus by one process, without Redis and Celery."""
     output = subprocess.run([sys.executable, "-m", "search.count"], check=True, capture_output=True, text=True).stdout
     return dict(json.loads(output))
 
@@ -356,7 +356,7 @@ def forget_index() -> None:
 
 
 def run_state(run: str) -> Json:
-    """State of an indexing run, asked from Redis and not from a worker."""
+    """State of an indexing run, read from Redis, not from a worker."""
     return dict(importlib.import_module("search.index").run_status(durable().store, run))
 
 

@@ -1,6 +1,6 @@
 """Runs beside a container, in its network and process namespaces, as its user and with no more rights than it has.
 
-So it sees and may do what the container's own program could, whatever its image has to offer (some have no shell).
+So it has the same view and rights as the container's own program, whatever its image contains (some have no shell).
 `python probe.py '{"connect": [[host, port], …]}'` prints one JSON object.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 CONNECT_TIMEOUT = 2  # s; across networks packets are dropped, not refused
-ROOT = Path("/proc/1/root")  # the container's files, through its first process
+ROOT = Path("/proc/1/root")  # the container's root file system, through its first process
 
 
 def processes() -> list[dict[str, Any]]:
@@ -27,13 +27,13 @@ def processes() -> list[dict[str, Any]]:
             lines = (line.split(":", 1) for line in (folder / "status").read_text().splitlines())
             status = {name: value.split() for name, value in lines}
             if status["Name"][0].startswith("runc:["):
-                continue  # the engine's own, root until it becomes the program of a health check
+                continue  # the engine's own process, root until it executes a health check
             found.append(
                 {
                     "pid": int(folder.name),
                     "name": status["Name"][0],
                     "users": sorted({int(user) for user in status["Uid"]}),
-                    # The bounding set, too: without root the others are empty, whatever the engine grants.
+                    # The bounding set as well: for users other than root the other sets are always empty.
                     "capabilities": sum(int(status[name][0], 16) for name in ("CapEff", "CapPrm", "CapBnd")),
                     "no_new_privileges": status["NoNewPrivs"] == ["1"],
                 }
@@ -42,7 +42,7 @@ def processes() -> list[dict[str, Any]]:
 
 
 def can_write(folder: Path) -> bool:
-    """Whether a file can be made in a folder."""
+    """Whether a file can be created in a folder."""
     file = folder / f".probe-{os.getpid()}"
     try:
         file.write_bytes(b"")
@@ -53,25 +53,25 @@ def can_write(folder: Path) -> bool:
 
 
 def writable() -> list[str]:
-    """Of the container's mount points, its top folders and theirs: the topmost that a file can be made in."""
+    """Writable mount points and folders (two levels deep) of the container; of nested ones only the topmost."""
     folders = {"/", *(line.split()[4] for line in Path("/proc/1/mountinfo").read_text().splitlines())}
     for top in folders_in(ROOT):
         folders.update([f"/{top.name}", *(f"/{top.name}/{below.name}" for below in folders_in(top))])
-    # Not the engine's own: /dev/shm is a memory file system within the container's limit.
+    # Without the engine's own: /dev/shm is a memory file system within the container's limit.
     ours = [folder for folder in folders if not folder.startswith(("/proc", "/sys", "/dev"))]
     found = [folder for folder in ours if can_write(ROOT / folder.lstrip("/"))]
     return sorted(folder for folder in found if not any(folder.startswith(f"{above}/") for above in found))
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Folders in a folder of the container. No links: they would lead into the probe's own files."""
+    """Folders in a folder of the container. Without links, which would lead to the probe's own files."""
     with contextlib.suppress(OSError):
         return [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
     return []
 
 
 def cgroup_limits() -> dict[str, int]:
-    """The limits that the kernel holds the container to: memory (bytes) and pids. Version 1 and 2 of cgroups."""
+    """The container's limits in the kernel: memory (bytes) and pids. Version 1 and 2 of cgroups."""
     files = {
         "memory": ("memory.max", "memory/memory.limit_in_bytes"),
         "pids": ("pids.max", "pids/pids.max"),
@@ -87,7 +87,7 @@ def cgroup_limits() -> dict[str, int]:
 
 
 def connects(host: str, port: int) -> bool:
-    """Whether a TCP connection comes about."""
+    """Whether a TCP connection succeeds."""
     try:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
     except OSError:

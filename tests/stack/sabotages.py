@@ -1,14 +1,14 @@
-"""Changes of the code that make what a lesson shows untrue: each must make its lesson fail."""
+"""Changes of the code that break what a lesson shows: each must make its lesson fail."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Sabotage:
-    """A change of the code, and what a lesson must then see otherwise."""
+    """A change of the code, and the value that its lesson must then see."""
 
     lesson: str
-    finding: str  # empty: it waits in vain
+    finding: str  # empty: the step times out
     file: str
     old: str
     new: str
@@ -16,12 +16,12 @@ class Sabotage:
 
 ADVANCED, PRACTICES, SETTINGS = "tasks/advanced.py", "tour/tasks/practices.py", "settings.py"
 
-# One for each lesson, because a failed step ends its lesson; all are done at once.
+# One per lesson, because a failed step ends its lesson; all run at once.
 SABOTAGES = (
     Sabotage("routes", "search", "queues.py", 'tasks=("tasks.search.search", ', "tasks=("),
     Sabotage("priorities", "in the queue, by priority", "queues.py", "DEFAULT_PRIORITY = 5", "DEFAULT_PRIORITY = 0"),
     Sabotage(
-        "nobody-listens",
+        "no-consumer",
         "the caller got",
         SETTINGS,
         '"task_create_missing_queues": False',
@@ -90,12 +90,12 @@ SABOTAGES = (
     ),
     Sabotage(
         "atomicity",
-        "in one transaction, left in all",
+        "in one transaction, left in total",
         PRACTICES,
         "pipeline(transaction=True) as pipe:\n        pipe.decrby",
         "pipeline(transaction=True) as pipe:\n        durable.store.decrby",
     ),
-    Sabotage("sparing-results", "stored for its name", PRACTICES, "    return name\n", '    return "x" * size\n'),
+    Sabotage("sparing-results", "stored for its key", PRACTICES, "    return name\n", '    return "x" * size\n'),
     Sabotage("time-outs", "with: ends as", PRACTICES, "ours.settimeout(timeout)", "ours.settimeout(None)"),
     Sabotage(
         "retry-backoff",

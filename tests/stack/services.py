@@ -1,4 +1,4 @@
-"""What is promised of each service: the one place where the expectations of the stack tests stand.
+"""The promises of each service: the only place with the expectations of the stack tests.
 
 The tests prove each line by an attempt on the running containers, never by reading compose.yaml.
 """
@@ -20,13 +20,13 @@ class Service:
     user: int
     memory: int  # MiB
     pids: int
-    port: int | None = None  # what it listens on inside
+    port: int | None = None  # on which it listens inside the network
     published: bool = False  # that port, on 127.0.0.1 of the host
-    scraped: bool = True  # Prometheus has a job of its name
+    scraped: bool = True  # Prometheus has a job with its name
     writable: tuple[str, ...] = ()  # mount points; nothing else can be written to
     healthy: bool = True  # has a health check
     stop_codes: tuple[int, ...] = (0,)
-    grace: int = 10  # s, after which it would be killed
+    grace: int = 10  # s, after which it is killed
     own_image: bool = False
     started: bool = True  # by `make up`
 
@@ -37,7 +37,7 @@ class Redis(Service):
     memory: int = 512
     pids: int = 64
     port: int | None = 6379
-    scraped: bool = False  # redis-exporter answers for it
+    scraped: bool = False  # scraped through redis-exporter
     writable: tuple[str, ...] = ("/data",)
     grace: int = 20
 
@@ -57,7 +57,7 @@ class Celery(Service):
 class Worker(Celery):
     memory: int = 512
     pids: int = 128
-    stop_codes: tuple[int, ...] = (0, 1)  # a soft shutdown that gave tasks back leaves with 1
+    stop_codes: tuple[int, ...] = (0, 1)  # a soft shutdown that returned tasks exits with 1
     grace: int = 20
 
 
@@ -94,7 +94,7 @@ SERVICES = (
         pids=32,
         port=9808,
         writable=("/tmp",),  # noqa: S108
-        stop_codes=(0, 1),  # its command line library calls an interrupt "Aborted!", and leaves with 1
+        stop_codes=(0, 1),  # its command line library prints "Aborted!" at an interrupt, and exits with 1
     ),
     Service(
         name="queue-exporter",
@@ -112,8 +112,8 @@ SERVICES = (
         memory=64,
         pids=32,
         port=9121,
-        healthy=False,  # nothing in its image could ask
-        stop_codes=(0, 2, 143),  # by version: it catches SIGTERM, or its runtime dies of it
+        healthy=False,  # its image has no program for a check
+        stop_codes=(0, 2, 143),  # by version: it catches SIGTERM, or SIGTERM kills it
     ),
     Service(
         name="prometheus",

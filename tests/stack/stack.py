@@ -1,4 +1,4 @@
-"""The stack under test: a compose project of its own, driven from outside as a user would."""
+"""The stack under test: a separate Compose project, used from outside as by a user."""
 
 import json
 import re
@@ -28,8 +28,8 @@ LAST_LINES = 8
 
 
 def defaults() -> dict[str, str]:
-    """Every setting as .env.example has it, whatever .env says, so that a stack that is up is never disturbed and an
-    external Redis never used; images and profiles stay .env's. Ports are free ones."""
+    """Every setting as in .env.example, not .env, so that a running stack is never disturbed and an
+    external Redis is never used; images and profiles are those of .env. Ports are free ones."""
     lines = re.findall(r"^(\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
     kept = {name: value for name, value in lines if name != "COMPOSE_PROFILES" and not name.endswith("_IMAGE")}
     ports = {name: "0" for name in kept if name.endswith("_PORT")}
@@ -44,7 +44,7 @@ def service_of(container: Container) -> str:
 def changed_app(folder: Path, changes: Iterable[tuple[str, str, str]]) -> Path:
     """A copy of the Celery services' code in this folder, to be mounted over /app.
 
-    Each change is a file below services/celery, a text that it has once, and what to put in its place.
+    Each change is a file below services/celery, a text that it has once, and its replacement.
     """
     app = folder / "app"
     shutil.copytree(ROOT / "services/celery", app, ignore=shutil.ignore_patterns("__pycache__"))
@@ -73,14 +73,14 @@ class Stack:
     # --- Up and down ---
 
     def up(self) -> None:
-        """Start from nothing, wait until everything is healthy."""
+        """Start with empty volumes, and wait until everything is healthy."""
         self.down()
         running.append(self)
         self.compose.up(detach=True, quiet=True)
         self.wait_healthy()
 
     def down(self) -> None:
-        """Remove everything, data too."""
+        """Remove everything, including data."""
         if self in running:
             running.remove(self)
         if "inside" in self.__dict__:
@@ -115,7 +115,7 @@ class Stack:
         return [service for service in SERVICES if service.name in self.enabled]
 
     def containers(self, service: str = "") -> list[Container]:
-        """Containers of a service, or of all, whatever their state; without one-off ones."""
+        """Containers of a service, or of all, in any state; without one-off ones."""
         filters = [
             ("label", f"com.docker.compose.project={self.project}"),
             ("label", "com.docker.compose.oneoff=False"),
@@ -132,14 +132,14 @@ class Stack:
         return one
 
     def url(self, service: str) -> str:
-        """Address of a published service. Asked anew each time: a restart publishes another port."""
+        """Address of a published service. Read again each time, since a restart publishes another port."""
         port = next(s.port for s in SERVICES if s.name == service)
         host, published = self.compose.port(service, str(port))
         if not published:
             raise LookupError(f"{service} has no published port: is it running?")
         return f"http://{host}:{published}"
 
-    def unwell(self, *services: str) -> list[str]:
+    def unhealthy(self, *services: str) -> list[str]:
         """Containers that do not run or are not healthy, with their state."""
         found = []
         for container in self.containers():
@@ -155,13 +155,15 @@ class Stack:
         """Wait until the named services, or all, are healthy."""
         what = " ".join(services) or "every service"
         deadline = time.monotonic() + timeout
-        while unwell := self.unwell(*services):
+        while unhealthy := self.unhealthy(*services):
             if time.monotonic() > deadline:
-                raise AssertionError(f"waited {timeout:g} s for {what} to be healthy; " + "; ".join(unwell))
+                raise AssertionError(
+                    f"timed out after {timeout:g} s waiting for {what} to be healthy; " + "; ".join(unhealthy)
+                )
             time.sleep(0.5)
 
     def wait_idle(self, timeout: float = 120) -> None:
-        """Wait until no message waits or is unacknowledged. `steady` traffic leaves such moments."""
+        """Wait until no message waits or is unacknowledged. This happens under `steady` traffic too."""
         poll_until(lambda: self.inside.call(inside.backlog) == 0, "empty queues", timeout)
 
     def scale(self, **replicas: int) -> None:
@@ -171,7 +173,7 @@ class Stack:
 
     @contextmanager
     def stopped(self, *services: str) -> Iterator[None]:
-        """Services stopped meanwhile, healthy again afterwards."""
+        """Services that are stopped within the block, and healthy again afterwards."""
         try:
             self.compose.stop(list(services))
             yield
@@ -182,7 +184,7 @@ class Stack:
     # --- Faults and attempts ---
 
     def crash(self, *services: str) -> None:
-        """SIGKILL all containers of services at once, as the out-of-memory killer would; see them restarted.
+        """SIGKILL all containers of services at once, as the out-of-memory killer would; wait for their restart.
 
         A paused container is killed in its frozen state.
         """
@@ -201,34 +203,34 @@ class Stack:
         self.wait_healthy()
 
     def send_signal(self, number: int, *containers: Container) -> None:
-        """A signal to the containers' first programs, by host PID.
+        """Send a signal to the containers' first programs, by host PID.
 
-        `docker kill` counts as the user's wish, after which nothing is restarted. The signal comes from a container in
-        the host's PID namespace, so it works for whoever may use the engine, wherever that is.
+        After `docker kill` Docker restarts nothing: it counts as a manual stop. The signal comes from a container in
+        the host's PID namespace, so it works for every user of the engine, and for a remote engine.
         """
         pids = [str(container.state.pid) for container in containers]
         program = f"import os, sys\nfor pid in sys.argv[1:]: os.kill(int(pid), {number:d})"
         self.python_as_root(program, *pids, pid="host", networks=["none"])
 
     def python_as_root(self, program: str, *arguments: str, **options: Any) -> str:
-        """What a Python program prints that runs as root in a container of its own, in the namespaces of `options`."""
+        """Run a Python program as root in a new container with the namespaces of `options`; returns its output."""
         output = self.docker.run(
             self.celery_image, ["-c", program, *arguments], entrypoint="python3", user="root", remove=True, **options
         )
         return str(output).strip()
 
     def start_client(self, name: str, *command: str, options: Sequence[str] = ()) -> None:
-        """A command in a client container of this name, in the background; `options` are those of `compose run`."""
+        """Start a command in a client container with this name; `options` are those of `compose run`."""
         run = ["run", "--rm", "--no-deps", "--detach", f"--name={name}", *options, "client"]
         subprocess.run([*self.compose_command, *run, *command], check=True, capture_output=True, text=True)
 
     @cached_property
     def celery_image(self) -> str:
-        """The image that probes run in, ours: it is there, and has Python."""
+        """The image that probes run in: ours, since it exists and has Python."""
         return str(self.compose.config(return_json=True)["services"]["worker-low"]["image"])
 
     def probe(self, container: Container, connect: list[tuple[str, int]]) -> dict[str, Any]:
-        """What stack/probe.py reports from beside a container; it tries to connect to each (host, port)."""
+        """The output of stack/probe.py beside a container; it tries to connect to each (host, port)."""
         output = self.docker.run(
             self.celery_image,
             ["-c", (ROOT / "tests/stack/probe.py").read_text(), json.dumps({"connect": connect})],
@@ -245,13 +247,13 @@ class Stack:
         return dict(json.loads(output))
 
     def user_of(self, container: Container) -> tuple[str, str]:
-        """User and group that the engine sees a container's first process run as, in numbers."""
+        """Numeric user and group of a container's first process, as the engine sees it."""
         output = self.docker_output("top", container.id, "-eo", "pid,uid,gid")
         first = output.splitlines()[1].split()
         return first[1], first[2]
 
     def docker_output(self, *arguments: str) -> str:
-        """What a docker command prints, for what python-on-whales has no method."""
+        """The output of a docker command that python-on-whales has no method for."""
         from python_on_whales.utils import run
 
         return str(run(["docker", *arguments]))

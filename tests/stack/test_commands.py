@@ -21,7 +21,7 @@ def celery(stack: Stack, *arguments: str) -> str:
 
 @contextmanager
 def running(stack: Stack, *arguments: str) -> Iterator[list[str]]:
-    """A command that runs until it is told to stop, as with Ctrl-C; gives its output so far, line by line."""
+    """A command that runs until it is interrupted, as with Ctrl-C; yields its output so far, line by line."""
     name = f"{PROJECT}-command"
     command = [
         *stack.compose_command,

@@ -1,4 +1,4 @@
-"""What becomes of messages that cannot be run, on the running stack; faults are in tests/faults."""
+"""Messages that cannot be run, on the running stack; faults are in tests/faults."""
 
 import subprocess
 import time
@@ -15,7 +15,7 @@ from stack.web import Prometheus
 
 
 def dead_letter(inside: Inside, newest: str, task_id: str, timeout: float = 30) -> dict[str, Any]:
-    """The dead letter of a task, once it is there."""
+    """The dead letter of a task; waits for it."""
 
     def found() -> dict[str, Any] | None:
         letters = inside.call(run.dead_letters, newest)
@@ -27,23 +27,25 @@ def dead_letter(inside: Inside, newest: str, task_id: str, timeout: float = 30) 
 
 
 def dlq(stack: Stack, *arguments: str) -> str:
-    """What `make dlq` runs, and prints."""
+    """Run the command of `make dlq`; returns its output."""
     client = [*stack.compose_command, "run", "--rm", "--no-deps", "-T", "client"]
     command = [*client, "python", "-m", "celery_durable", "-A", "celery_app", "dlq"]
     return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def test_a_message_of_an_unknown_task_goes_back_for_a_while_and_is_dead_then(inside: Inside, newest: str) -> None:
-    """As if it had gone back all but the last time."""
+def test_a_message_of_an_unknown_task_is_returned_for_a_while_and_then_dead_lettered(
+    inside: Inside, newest: str
+) -> None:
+    """With a header that says it was returned almost to its limit."""
     began = time.time()
     task = inside.call(run.send_by_name, "tasks.of.tomorrow", {"unknown_for": DELIVERY.unknown_task_patience - 1})
     letter = dead_letter(inside, newest, task)
     assert (letter["reason"], letter["task"], letter["queue"]) == ("unknown task", "tasks.of.tomorrow", "low")
     died = int(letter["entry"].partition("-")[0]) / 1000
-    assert died > began + DELIVERY.unknown_task_delay, "it was given up before its time"
+    assert died > began + DELIVERY.unknown_task_delay, "it was dead-lettered too early"
 
 
-def test_a_dead_letter_is_counted_told_put_back_and_dropped(
+def test_a_dead_letter_is_counted_listed_requeued_and_dropped(
     stack: Stack, inside: Inside, prometheus: Prometheus, newest: str
 ) -> None:
     task = inside.call(run.send_by_name, "tasks.of.yesterday", {"unknown_for": DELIVERY.unknown_task_patience})
@@ -55,14 +57,14 @@ def test_a_dead_letter_is_counted_told_put_back_and_dropped(
     poll_until(lambda: prometheus.query(firing), "the alert DeadLetters", 60)
     assert f"{letter['entry']:<18}" in dlq(stack)
     assert "unknown_for" in dlq(stack, "show", letter["entry"])
-    assert f"put back {letter['entry']}" in dlq(stack, "requeue", letter["entry"])
-    # It is as unknown as ever, but its patience has started anew: a worker holds it, to put it back in 5 s.
+    assert f"requeued {letter['entry']}" in dlq(stack, "requeue", letter["entry"])
+    # Its task is still unknown, but its patience starts again: a worker holds it, to return it in 5 s.
     poll_until(lambda: inside.call(run.take_out, task), "the message with a worker", 30)
     assert not [each for each in inside.call(run.dead_letters, newest) if each["id"] == task]
     poll_until(lambda: not prometheus.query(firing), "the alert to end", 60)
 
 
-def test_a_message_that_is_too_large_is_refused_where_it_is_published(inside: Inside) -> None:
+def test_a_message_that_is_too_large_is_refused_by_the_publisher(inside: Inside) -> None:
     assert inside.call(run.refused, "tasks.basic.echo", ["x" * 1_100_000]) == "MessageTooLargeError"
 
 
@@ -77,7 +79,7 @@ def test_a_message_that_is_too_large_is_refused_where_it_is_published(inside: In
     ],
     ids=["retried", "not retried", "outbox", "outbox, later"],
 )
-def test_a_publisher_is_not_held_by_a_frozen_broker(
+def test_a_publisher_is_not_blocked_by_a_frozen_broker(
     stack: Stack, inside: Inside, task: str, options: dict[str, Any], error: str, within: float
 ) -> None:
     args: list[Any] = [1, 2] if task == "tasks.basic.add" else [f"frozen-{time.time()}"]

@@ -1,4 +1,4 @@
-"""Programs and Redis killed under load: they come back by themselves, and every task is done."""
+"""Programs and Redis killed under load: they restart by themselves, and every task is done."""
 
 import json
 
@@ -12,13 +12,13 @@ from stack.stack import Stack, service_of
 
 pytestmark = pytest.mark.disruptive
 
-# A killed worker's messages go back to their queue after the visibility timeout; the rest is for running them.
+# A killed worker's messages return to their queue after the visibility timeout; the rest is time to run them.
 REDELIVERED_WITHIN = DELIVERY.visibility_timeout + DELIVERY.restore_interval + DELIVERY.restore_mutex_expire + 1
 MARGIN = 45
 
 
 def wait_done(inside: Inside, ids: list[str]) -> None:
-    """Wait until every task has succeeded, those included that must be delivered again."""
+    """Wait until every task has succeeded, including redelivered ones."""
     poll_until(
         lambda: inside.call(run.states, ids) == ["SUCCESS"] * len(ids),
         f"all {len(ids)} tasks done",
@@ -28,24 +28,24 @@ def wait_done(inside: Inside, ids: list[str]) -> None:
 
 
 def wait_running(inside: Inside, ids: list[str]) -> list[str]:
-    """Wait until tasks run while others wait; the ids of the running ones."""
+    """Wait until tasks run while others wait; returns the ids of the running ones."""
 
     def running() -> list[str]:
         states = inside.call(run.states, ids)
-        assert "PENDING" in states, "nothing waits any more: the load was too small"
+        assert "PENDING" in states, "no task waits: the load was too small"
         return [task for task, state in zip(ids, states, strict=True) if state == "STARTED"]
 
     return poll_until(running, "tasks running", 30)
 
 
 def make_overdue(inside: Inside) -> None:
-    """The most urgent message of `low` was taken longer ago than the visibility timeout."""
+    """Date the delivery of `low`'s most urgent message to before the visibility timeout."""
     message = json.loads(inside.call(run.broker, "RPOP", "low"))
     inside.call(run.broker, "HSET", "unacked", "overdue", json.dumps([message, "low", "low"]))
     inside.call(run.broker, "ZADD", "unacked_index", 1, "overdue")
 
 
-def test_a_killed_worker_comes_back_and_its_tasks_are_run_again(stack: Stack, inside: Inside) -> None:
+def test_a_killed_worker_restarts_and_its_tasks_run_again(stack: Stack, inside: Inside) -> None:
     ids = inside.call(run.publish, "tasks.basic.sleep", [[3]] * 12)
     interrupted = wait_running(inside, ids)
     stack.crash("worker-low")
@@ -54,16 +54,16 @@ def test_a_killed_worker_comes_back_and_its_tasks_are_run_again(stack: Stack, in
     wait_done(inside, ids)
 
 
-def test_a_message_past_its_visibility_timeout_goes_back_at_the_next_look(stack: Stack, inside: Inside) -> None:
+def test_a_message_past_its_visibility_timeout_is_returned_at_the_next_check(stack: Stack, inside: Inside) -> None:
     with stack.stopped("worker-low"):
         (task,) = inside.call(run.publish, "tasks.basic.add", [[1, 2]], priority=0)
-        for within in (30, 4 * DELIVERY.restore_interval):  # the first ends with a look: the next is an interval away
+        for within in (30, 4 * DELIVERY.restore_interval):  # the first ends with a check: the next is an interval later
             make_overdue(inside)
             poll_until(lambda: inside.call(run.broker, "LLEN", "low"), "the message back in its queue", within)
     poll_until(lambda: inside.call(run.states, [task]) == ["SUCCESS"], "the task done", 30)
 
 
-def test_a_worker_that_died_while_it_looked_does_not_hold_the_others_up_for_long(stack: Stack, inside: Inside) -> None:
+def test_a_worker_that_died_during_the_check_blocks_the_others_only_briefly(stack: Stack, inside: Inside) -> None:
     within = DELIVERY.restore_mutex_expire + 4 * DELIVERY.restore_interval
     with stack.stopped("worker-low"):
         (task,) = inside.call(run.publish, "tasks.basic.add", [[1, 2]], priority=0)
@@ -73,7 +73,7 @@ def test_a_worker_that_died_while_it_looked_does_not_hold_the_others_up_for_long
     poll_until(lambda: inside.call(run.states, [task]) == ["SUCCESS"], "the task done", 30)
 
 
-def test_a_task_whose_process_is_killed_runs_again_and_is_given_up_in_the_end(
+def test_a_task_whose_process_is_killed_runs_again_and_is_dead_lettered_in_the_end(
     stack: Stack, inside: Inside, newest: str
 ) -> None:
     (task,) = inside.call(run.publish, "tasks.basic.sleep", [[40]], priority=0)
@@ -84,7 +84,7 @@ def test_a_task_whose_process_is_killed_runs_again_and_is_given_up_in_the_end(
         running = [request for requests in active.values() for request in requests if request["id"] == task]
         return 0 if running[0]["worker_pid"] in killed else running[0]["worker_pid"]
 
-    for _ in range(4):  # the first try and 3 retries
+    for _ in range(4):  # the first attempt and 3 retries
         pid = poll_until(process, "the task in a process that was not killed", 30)
         stack.docker.container.execute(stack.container("worker-low"), ["bash", "-c", f"kill -9 {pid}"])
         killed.add(pid)
@@ -111,7 +111,7 @@ def test_a_broker_that_is_restarted_keeps_its_messages(stack: Stack, inside: Ins
     stack.compose.restart("redis")
     stack.wait_healthy()
     wait_done(inside, ids)
-    assert restarts() == before, "who loses the broker waits for it, and does not exit"
+    assert restarts() == before, "a program without the broker waits for it, and does not exit"
 
 
 def test_results_are_kept_and_tasks_wait_while_the_results_redis_is_killed(stack: Stack, inside: Inside) -> None:

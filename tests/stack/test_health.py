@@ -1,4 +1,4 @@
-"""Health checks: all well when all is well, and not well when a program hangs."""
+"""Health checks: healthy in normal operation, and unhealthy when a program hangs."""
 
 import pytest
 
@@ -17,12 +17,12 @@ def test_the_service_is_healthy(service: Service, stack: Stack) -> None:
 
 
 @pytest.mark.disruptive
-def test_programs_that_hang_turn_unhealthy_and_well_again_when_they_go_on(stack: Stack) -> None:
-    # All at once: a check takes its time to be sure. Flower's own answers a request, theirs look at a heartbeat.
+def test_programs_that_hang_become_unhealthy_and_healthy_again_when_they_continue(stack: Stack) -> None:
+    # All at once, since a check needs several failures. Flower's check sends a request, the others read a heartbeat.
     names = [service.name for service in stack.services if isinstance(service, Celery) and service.scraped]
 
     def send(signal: str) -> None:
-        """To what the container's init started, not to the container: its health check must still run."""
+        """Signal the program, not the container's init, whose health check must still run."""
         children = "open('/proc/1/task/1/children').read().split()"
         program = f"import os, signal; os.kill(int({children}[0]), signal.{signal})"
         for name in names:
@@ -31,7 +31,7 @@ def test_programs_that_hang_turn_unhealthy_and_well_again_when_they_go_on(stack:
     send("SIGSTOP")
     try:
         poll_until(
-            lambda: sum("running, unhealthy" in line for line in stack.unwell(*names)) == len(names),
+            lambda: sum("running, unhealthy" in line for line in stack.unhealthy(*names)) == len(names),
             f"{', '.join(names)} to be unhealthy",
             90,
         )

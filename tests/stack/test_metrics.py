@@ -1,4 +1,4 @@
-"""Metrics: everything is scraped, every promised metric is there with a sane value, and the counts are true."""
+"""Metrics: every target is scraped, every promised metric exists with a sane value, and the counts are correct."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from stack.services import Service
 from stack.stack import Stack
 from stack.web import Prometheus
 
-SCRAPED = 30  # s within which what happened is in Prometheus: two scrapes and an evaluation, on a busy machine
+SCRAPED = 30  # s until an event is in Prometheus: two scrapes and an evaluation, on a busy machine
 RECENT = 90  # s
 
 
@@ -30,7 +30,7 @@ def test_no_target_is_down(prometheus: Prometheus) -> None:
     poll_until(lambda: prometheus.query("up") and not prometheus.query("up == 0"), "no target down", SCRAPED)
 
 
-# Under `steady`: an expression that has a value if the metric is there, with its labels and a sane value.
+# Under `steady`: an expression that has a value if the metric exists, with its labels and a sane value.
 PRESENT = [
     'celery_tasks_total{job="worker-low",task="tasks.basic.add",queue="low",outcome="success"} > 0',
     'celery_tasks_total{job="worker-high",task="tasks.search.search",queue="high",outcome="success"} > 0',
@@ -74,7 +74,7 @@ def test_the_metric_is_there_under_steady_with_a_sane_value(expression: str, pro
 
 
 def counts(prometheus: Prometheus, task: str) -> dict[str, float]:
-    """How often a task ended, by outcome, as the workers say."""
+    """The number of a task's outcomes, by outcome, as the workers report them."""
     found = prometheus.query(f'sum by (outcome) (celery_tasks_total{{task="{task}"}})')
     return {labels["outcome"]: value for labels, value in found}
 
@@ -93,9 +93,9 @@ def wait_for_counts(prometheus: Prometheus, task: str, before: dict[str, float],
 @pytest.mark.disruptive
 @pytest.mark.usefixtures("quiet")
 class TestCountsOfAKnownBatch:
-    """With nobody else publishing, counts are compared to the task."""
+    """Only the test publishes, so counts are compared exactly."""
 
-    def test_each_try_is_an_outcome_and_each_retry_a_publish(self, inside: Inside, prometheus: Prometheus) -> None:
+    def test_each_attempt_is_an_outcome_and_each_retry_a_publish(self, inside: Inside, prometheus: Prometheus) -> None:
         published = 'sum(celery_published_total{job="worker-low",task="tasks.basic.flaky"})'
         before, published_before = counts(prometheus, "tasks.basic.flaky"), prometheus.value(published)
         ids = inside.call(run.publish, "tasks.basic.flaky", [[2]] * 10)

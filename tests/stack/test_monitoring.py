@@ -1,4 +1,4 @@
-"""Flower, Prometheus' rules, the dashboards: what people look at works and shows something."""
+"""Flower, Prometheus' rules and the dashboards work and show data."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from stack.web import Prometheus
 pytestmark = pytest.mark.main
 
 DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
-# What Grafana puts in place of its variables; those of a dashboard select all.
+# The values of Grafana's variables; those of a dashboard select all.
 VARIABLES = {"__rate_interval": "30s", "__interval": "15s", "__range": "5m", "__range_s": "300"}
 
 
@@ -33,7 +33,7 @@ def panels(dashboard: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def queries() -> list[Any]:
-    """(query, variables put in place) of every panel of every dashboard."""
+    """The query of every panel of every dashboard, with its variables replaced."""
     found = []
     for file in DASHBOARDS:
         for panel in panels(json.loads(file.read_text())):
@@ -108,7 +108,7 @@ def grafana(stack: Stack) -> str:
     """Address of Grafana."""
     if "grafana" not in stack.enabled:
         pytest.skip(
-            "grafana: its profile is not in COMPOSE_PROFILES (.env); its image could not be had, or it was left out"
+            "grafana: its profile is not in COMPOSE_PROFILES (.env); its image is not available, or it was left out"
         )
     return stack.url("grafana")
 
@@ -121,7 +121,7 @@ def test_grafana_lists_every_dashboard(grafana: str) -> None:
 def test_grafanas_log_has_no_provisioning_error(grafana: str, stack: Stack) -> None:
     lines = str(stack.compose.logs("grafana")).splitlines()
     provisioning = [line for line in lines if "logger=provisioning" in line]
-    assert provisioning, "no word of provisioning"
+    assert provisioning, "no line about provisioning"
     assert [line for line in provisioning if "level=error" in line] == []
 
 

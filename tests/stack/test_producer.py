@@ -1,4 +1,4 @@
-"""The producer's traffic: patterns beside it, back-pressure, Redis away."""
+"""The producer's traffic: patterns beside it, back-pressure, Redis down."""
 
 import re
 import subprocess
@@ -13,14 +13,14 @@ from stack.web import Prometheus
 
 
 def load(stack: Stack, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What `make load` does: one more producer, for a time."""
+    """Run `make load`: a second producer, for a limited time."""
     options = [part for name, value in environment.items() for part in ("--env", f"{name}={value}")]
     command = [*stack.compose_command, "run", "--rm", "--no-deps", "--use-aliases", "--no-TTY", *options, "producer"]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.mark.parametrize("pattern", ["steady", "bursts", "failures"])
-def test_a_pattern_runs_beside_the_producer_and_says_what_it_sent(pattern: str, stack: Stack) -> None:
+def test_a_pattern_runs_beside_the_producer_and_logs_what_it_sent(pattern: str, stack: Stack) -> None:
     done = load(stack, TRAFFIC=pattern, FOR="4s")
     assert done.returncode == 0, done.stderr
     summary = re.search(r"published (\d+), unpublished (\d+)", done.stdout)
@@ -37,7 +37,7 @@ def test_idle_sends_nothing(stack: Stack) -> None:
     ("environment", "named"),
     [({"TRAFFIC": "stedy"}, "TRAFFIC: no 'stedy'"), ({"FOR": "soon"}, "FOR: "), ({"SEED": "x"}, "SEED: ")],
 )
-def test_a_wrong_setting_is_an_error_that_names_it_and_the_choices(
+def test_a_wrong_setting_is_an_error_that_names_it_and_its_values(
     environment: dict[str, str], named: str, stack: Stack
 ) -> None:
     done = load(stack, **environment)
@@ -49,17 +49,17 @@ def test_a_wrong_setting_is_an_error_that_names_it_and_the_choices(
 
 
 @pytest.mark.disruptive
-def test_it_slows_down_when_a_queue_is_too_deep_and_says_so(stack: Stack, inside: Inside) -> None:
+def test_it_slows_down_when_a_queue_is_too_deep_and_logs_it(stack: Stack, inside: Inside) -> None:
     limit = 300
     with stack.stopped("worker-low"):
         done = load(stack, TRAFFIC="flood", FOR="10s", MAX_QUEUE_DEPTH=str(limit))
         depth = sum(inside.call(run.waiting, "low").values())
-    assert f"more than {limit}: holding its messages back" in done.stderr
+    assert f"more than {limit}: sending to it is paused" in done.stderr
     assert limit < depth < 1000, "without back-pressure 2000: 10 s of 200 a second"
 
 
 @pytest.mark.disruptive
-def test_it_counts_what_it_cannot_publish_while_redis_is_away_and_goes_on_afterwards(
+def test_it_counts_what_it_cannot_publish_while_redis_is_down_and_continues_afterwards(
     stack: Stack, prometheus: Prometheus
 ) -> None:
     unpublished = 'sum(celery_producer_unpublished_total{job="producer"})'
@@ -68,7 +68,7 @@ def test_it_counts_what_it_cannot_publish_while_redis_is_away_and_goes_on_afterw
     with stack.stopped("redis"):
         poll_until(lambda: prometheus.value(unpublished) > before, "messages counted as unpublished", 60)
     poll_until(
-        lambda: "Redis takes messages again" in str(stack.compose.logs("producer", tail="50")),
+        lambda: "Redis accepts messages again" in str(stack.compose.logs("producer", tail="50")),
         "the producer's word",
         30,
     )

@@ -1,4 +1,4 @@
-"""A backlog over all priorities: kept, counted and served in order."""
+"""A backlog over all priorities: kept, counted and consumed in order."""
 
 import random
 from collections import Counter
@@ -20,7 +20,7 @@ PRIORITIES: list[int | None] = [*range(10), None] * EACH  # None: published with
 
 @pytest.fixture(scope="module")
 def backlog(stack: Stack, quiet: None) -> Iterator[list[str]]:
-    """Tasks published in a random order of priorities while no worker is there for them; their ids."""
+    """Tasks published in a random order of priorities while no worker runs; returns their ids."""
     random.Random(3).shuffle(PRIORITIES)
     with stack.stopped("worker-low"):
         yield [
@@ -57,12 +57,12 @@ def test_the_queue_exporter_counts_what_redis_holds(backlog: list[str], inside: 
     assert age < 300
 
 
-def test_the_most_urgent_are_served_first(backlog: list[str], stack: Stack, inside: Inside) -> None:
+def test_the_most_urgent_run_first(backlog: list[str], stack: Stack, inside: Inside) -> None:
     stack.compose.start("worker-low")
     poll_until(lambda: Counter(inside.call(run.states, backlog)) == {"SUCCESS": len(backlog)}, "the backlog done", 60)
     ended = [result["ended"] for result in inside.call(run.results, backlog)]
     marked = [5 if priority is None else priority for priority in PRIORITIES]
     order = [priority for _, priority in sorted(zip(ended, marked, strict=True))]
-    # Two slots work side by side, so neighbours may end in either order; nobody overtakes further than that.
+    # Two tasks run at once, so neighbours may end in either order; the order differs by no more than that.
     for place, priority in enumerate(order):
         assert all(priority >= earlier for earlier in order[: max(0, place - 1)]), order

@@ -1,4 +1,4 @@
-"""More workers and fewer: noticed quickly, sharing the work, losing nothing."""
+"""More workers and fewer: seen quickly, they share the tasks, and no task is lost."""
 
 import time
 from collections.abc import Iterator
@@ -13,19 +13,19 @@ from stack.web import Prometheus
 
 pytestmark = pytest.mark.disruptive
 
-NOTICED_WITHIN = 20  # s from the command's return
+NOTICED_WITHIN = 20  # s after the command's return
 TASKS, SECONDS = 800, 0.25  # four workers need 25 s for it: longer than it takes to see them and to stop three
 
 
 @pytest.fixture(autouse=True)
 def one_of_each_afterwards(stack: Stack) -> Iterator[None]:
-    """Whatever happens, the next module finds one worker a queue."""
+    """Leave one worker per queue for the next module."""
     yield
     stack.scale(worker_high=1, worker_low=1)
 
 
 def seen(prometheus: Prometheus, job: str) -> int:
-    """Workers that Prometheus scrapes, or tries to while they start."""
+    """Workers that Prometheus scrapes, or tries to scrape while they start."""
     return len(prometheus.query(f'up{{job="{job}"}}'))
 
 
@@ -50,7 +50,7 @@ def test_workers_scaled_from_1_to_4_share_the_work_and_back_to_1_lose_nothing(
 
     stack.scale(worker_low=1)  # in the middle of the batch
     left = TASKS - inside.call(run.states, ids).count("SUCCESS")
-    assert left > 0, "the batch was over before the workers went: nothing was tested"
+    assert left > 0, "the batch was done before the workers stopped: nothing was tested"
     poll_until(lambda: seen(prometheus, "worker-low") == 1, "one worker in Prometheus", NOTICED_WITHIN)
     poll_until(lambda: inside.call(run.states, ids) == ["SUCCESS"] * TASKS, f"all {TASKS} tasks done", 180)
 

@@ -1,4 +1,4 @@
-"""The stack's main job is exact: the index equals a plain count of the same files, whatever happened on the way."""
+"""The index is exact: it equals a single-process count of the same files, also after a worker was killed."""
 
 import pytest
 
@@ -14,7 +14,7 @@ REDISPATCHED_WITHIN = 180  # s: the visibility timeout, or the run's deadline an
 
 @pytest.fixture(scope="module")
 def truth(stack: Stack) -> Json:
-    """The plain count, by one process without Redis and Celery."""
+    """The count by one process without Redis and Celery."""
     counted = stack.inside.call(run.count_corpus)
     assert counted["documents"] > 50
     assert counted["words"] > 100_000
@@ -22,7 +22,7 @@ def truth(stack: Stack) -> Json:
 
 
 def start_run(inside: Inside) -> str:
-    """Start an indexing run; one that beat had started just before may have to end first."""
+    """Start an indexing run; one that beat has just started may have to end first."""
 
     def start() -> str:
         (task,) = inside.call(run.publish, "tasks.search.index_corpus", [[]], priority=0)
@@ -33,7 +33,7 @@ def start_run(inside: Inside) -> str:
 
 
 def wait_complete(inside: Inside, task: str, timeout: float = 60) -> Json:
-    """Wait until a run's index is the current one; its report."""
+    """Wait until a run's index is the current one; returns its report."""
     return poll_until(
         lambda: state if (state := inside.call(run.run_state, task))["state"] == "complete" else {},
         f"run {task} complete",
@@ -49,7 +49,7 @@ def audit(inside: Inside) -> Json:
 
 
 @pytest.mark.main
-def test_the_index_equals_a_plain_count_and_still_does_after_another_run(inside: Inside, truth: Json) -> None:
+def test_the_index_equals_the_single_process_count_also_after_another_run(inside: Inside, truth: Json) -> None:
     inside.call(run.forget_index)
     report = wait_complete(inside, start_run(inside))
     assert audit(inside) == truth
@@ -57,11 +57,11 @@ def test_the_index_equals_a_plain_count_and_still_does_after_another_run(inside:
         name: truth[name] for name in ("documents", "words", "terms")
     }
     again = wait_complete(inside, start_run(inside))
-    assert again["new"] == 0, "nothing has changed: nothing is counted again"
+    assert again["new"] == 0, "no document has changed: none is counted again"
     assert audit(inside) == truth
 
 
-def test_the_index_equals_a_plain_count_after_a_worker_was_killed_in_the_middle(
+def test_the_index_equals_the_single_process_count_after_a_worker_was_killed_in_the_middle(
     stack: Stack, inside: Inside, truth: Json
 ) -> None:
     def caught_in_the_middle() -> str:
@@ -95,5 +95,5 @@ def test_queries_are_answered_while_low_work_floods(inside: Inside, truth: Json)
         answer = inside.call(run.results, [query])[0]["result"]
         assert answer["documents"] > 0
         assert answer["best"][0]["count"] > 0
-    assert "PENDING" in inside.call(run.states, flood), "the flood was over: nothing was tested"
+    assert "PENDING" in inside.call(run.states, flood), "the flood had ended: nothing was tested"
     poll_until(lambda: inside.call(run.states, flood) == ["SUCCESS"] * 300, "the flood done", 120, interval=1)

@@ -1,4 +1,4 @@
-"""Each promise of security, proven by the attempt."""
+"""Each security promise, tested by an attempt to break it."""
 
 import re
 import socket
@@ -21,7 +21,7 @@ SECRETS = ROOT / "secrets"
 
 @dataclass(frozen=True)
 class Address:
-    """Where a service listens, on one of its networks."""
+    """The address and port of a service on one of its networks."""
 
     service: str
     network: str
@@ -31,7 +31,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a probe beside a service's container found (stack/probe.py)."""
+    """The output of a probe beside a service's container (stack/probe.py)."""
 
     service: Service
     report: dict[str, Any]
@@ -54,7 +54,7 @@ def addresses(stack: Stack) -> list[Address]:
 
 @pytest.fixture(scope="session", params=SERVICES, ids=lambda service: service.name)
 def evidence(request: pytest.FixtureRequest, stack: Stack, addresses: list[Address]) -> Evidence:
-    """Of each service, the client's too."""
+    """The evidence of each service, including the client."""
     service: Service = request.param
     if service.started and service.name not in stack.enabled:
         pytest.skip(f"{service.name}: its profile is not in COMPOSE_PROFILES (.env)")
@@ -85,13 +85,13 @@ def test_the_kernel_limits_memory_and_processes(evidence: Evidence) -> None:
     assert evidence.report["limits"] == {"memory": evidence.service.memory * MIB, "pids": evidence.service.pids}
 
 
-def test_it_reaches_what_is_on_its_networks_and_nothing_else(evidence: Evidence) -> None:
+def test_it_reaches_only_the_services_on_its_networks(evidence: Evidence) -> None:
     expected = [address for address in evidence.tried if address.network in evidence.service.networks]
     assert set(evidence.reached) == set(expected)
 
 
 def test_only_the_network_that_publishes_ports_leads_out(stack: Stack) -> None:
-    # Asked from the engine: an attempt would have to send something out where the promise is broken.
+    # Read from the engine: an attempt would send packets to the internet if the promise were broken.
     found = stack.docker.network.list(filters=[("label", f"com.docker.compose.project={PROJECT}")])
     inner = {network.name.removeprefix(f"{PROJECT}_"): network.internal for network in found}
     assert inner == {"broker": True, "results": True, "metrics": True, "edge": False}
@@ -101,7 +101,7 @@ def test_only_the_network_that_publishes_ports_leads_out(stack: Stack) -> None:
 
 
 def opens(host: str, port: int) -> bool:
-    """Whether a TCP connection comes about."""
+    """Whether a TCP connection succeeds."""
     try:
         socket.create_connection((host, port), timeout=2).close()
     except OSError:
@@ -150,18 +150,20 @@ def test_no_secret_is_shown_by_docker_inspect(service: Service, stack: Stack) ->
 @pytest.mark.parametrize(
     "image", [s.name for s in SERVICES if s.own_image and s.name in ("worker-low", "queue-exporter")]
 )
-def test_our_images_hold_nothing_to_install_or_compile_with(image: str, stack: Stack) -> None:
+def test_our_images_have_no_installer_and_no_compiler(image: str, stack: Stack) -> None:
     attempt = (
         "import shutil, importlib.util as u;"
         "print([t for t in 'pip pip3 uv cc gcc c++ g++ ld make apt-get'.split() if shutil.which(t)],"
         " [m for m in ('pip', 'ensurepip') if u.find_spec(m)])"
     )
     found = stack.docker.container.execute(stack.container(image), ["python3", "-c", attempt])
-    # apt-get comes with the base image; without root and with a read-only root it installs nothing.
+    # apt-get is part of the base image; without root and with a read-only root it can install nothing.
     assert re.sub("'apt-get'", "", str(found)) == "[] []"
 
 
-def test_a_pickled_message_is_never_unpickled_and_harms_nobody(stack: Stack, inside: Inside, newest: str) -> None:
+def test_a_pickled_message_is_never_unpickled_and_does_not_stop_the_worker(
+    stack: Stack, inside: Inside, newest: str
+) -> None:
     before = stack.container("worker-low").state.pid
     inside.call(run.publish_pickle, "/run/celery/unpickled")
     (task,) = inside.call(run.publish, "tasks.maintenance.report", [[]], priority=1)
@@ -178,7 +180,9 @@ def test_a_pickled_message_is_never_unpickled_and_harms_nobody(stack: Stack, ins
 
 @pytest.mark.parametrize("host", ["redis", "redis-results"])
 @pytest.mark.parametrize("login", [(None, None), ("default", "guess"), ("celery", "guess"), ("exporter", "guess")])
-def test_redis_answers_nobody_without_a_login(host: str, login: tuple[str | None, str | None], inside: Inside) -> None:
+def test_redis_refuses_commands_without_a_login(
+    host: str, login: tuple[str | None, str | None], inside: Inside
+) -> None:
     assert "Authentication" in inside.call(run.redis_says, host, *login, "PING")
 
 
@@ -198,7 +202,7 @@ FORBIDDEN = (
 
 @pytest.mark.parametrize("host", ["redis", "redis-results"])
 @pytest.mark.parametrize("command", FORBIDDEN)
-def test_celery_may_do_its_work_in_redis_and_nothing_else(host: str, command: str, inside: Inside) -> None:
+def test_celery_has_only_the_rights_in_redis_that_it_needs(host: str, command: str, inside: Inside) -> None:
     password = (SECRETS / "redis_celery_password").read_text().strip()
     assert inside.call(run.redis_says, host, "celery", password, "PING") == "OK"
     assert inside.call(run.redis_says, host, "celery", password, *command.split()).startswith("NoPermissionError")
@@ -212,7 +216,7 @@ def test_exporters_can_only_read_redis(host: str, command: str, inside: Inside) 
     assert inside.call(run.redis_says, host, "exporter", password, *command.split()).startswith("NoPermissionError")
 
 
-def test_flower_shows_and_does_nothing_without_a_login(stack: Stack) -> None:
+def test_flower_refuses_everything_without_a_login(stack: Stack) -> None:
     if "flower" not in stack.enabled:
         pytest.skip("flower: the profile events is not in COMPOSE_PROFILES (.env)")
     flower = stack.url("flower")
@@ -224,7 +228,7 @@ def test_flower_shows_and_does_nothing_without_a_login(stack: Stack) -> None:
     assert web.status(f"{flower}/api/workers", ("admin", password)) == 200
 
 
-def test_grafana_does_not_take_its_default_password(stack: Stack) -> None:
+def test_grafana_refuses_its_default_password(stack: Stack) -> None:
     if "grafana" not in stack.enabled:
         pytest.skip("grafana: its profile is not in COMPOSE_PROFILES (.env)")
     grafana = stack.url("grafana")

@@ -1,4 +1,4 @@
-"""Stopping: each service within its grace and with its exit code, under load; the whole stack with its backlog kept."""
+"""Stopping: each service within its grace period and with its exit code, under load; the stack keeps its backlog."""
 
 import time
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def load(stack: Stack) -> Iterator[None]:
 @pytest.mark.usefixtures("load")
 def test_it_stops_by_itself_within_its_grace_and_starts_again(service: Service, stack: Stack) -> None:
     begun = time.monotonic()
-    stack.compose.stop(service.name)  # SIGTERM, and SIGKILL after its grace in compose.yaml
+    stack.compose.stop(service.name)  # SIGTERM, and SIGKILL after the grace period in compose.yaml
     took = time.monotonic() - begun
     container = stack.container(service.name)
     state = container.state
@@ -52,7 +52,7 @@ def test_it_stops_by_itself_within_its_grace_and_starts_again(service: Service, 
 
 
 @pytest.mark.main
-def test_a_stopping_worker_ends_what_is_short_and_gives_back_what_is_long(stack: Stack, inside: Inside) -> None:
+def test_a_stopping_worker_finishes_short_tasks_and_returns_long_ones(stack: Stack, inside: Inside) -> None:
     def runs(task: str) -> bool:
         active = inside.call(run.inspect, "active")
         return task in [request["id"] for requests in active.values() for request in requests]
@@ -70,7 +70,7 @@ def test_a_stopping_worker_ends_what_is_short_and_gives_back_what_is_long(stack:
 
 def test_the_whole_stack_stopped_and_started_keeps_its_backlog_and_all_data(stack: Stack, inside: Inside) -> None:
     mark = str(uuid4())
-    # Redis drops what EXEC wrote when it loads its AOF, if the default user may do nothing: plain writes survive.
+    # When Redis loads its AOF it drops writes of EXEC if the default user has no rights; other writes are kept.
     inside.call(run.broker_transaction, ["SET", "low-kept", mark], ["HSET", "low-kept-hash", "mark", mark])
     inside.call(run.results_transaction, ["SET", "run:kept", mark], ["HSET", "run:kept-hash", "mark", mark])
     index = inside.call(run.results_redis, "GET", "index:current")
@@ -84,8 +84,8 @@ def test_the_whole_stack_stopped_and_started_keeps_its_backlog_and_all_data(stac
     stack.compose.start()
     stack.wait_healthy()
 
-    assert "PENDING" in poll_until(lambda: inside.call(run.states, ids), "Redis to answer", 10), "no backlog was left"
-    stack.prometheus.wait_scraped("worker-.+")  # every one: none from before the stop is left
+    assert "PENDING" in poll_until(lambda: inside.call(run.states, ids), "Redis to answer", 10), "the backlog was empty"
+    stack.prometheus.wait_scraped("worker-.+")  # every message, so none from before the stop is left
     assert inside.call(run.broker, "GET", "low-kept") == mark
     assert inside.call(run.broker, "HGET", "low-kept-hash", "mark") == mark
     assert inside.call(run.results_redis, "GET", "run:kept") == mark

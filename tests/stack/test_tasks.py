@@ -1,4 +1,4 @@
-"""Tasks as a user sends them: every state seen for real, routing, priorities, beat."""
+"""Tasks as a user sends them: every state, routing, priorities, beat."""
 
 import json
 import time
@@ -46,7 +46,7 @@ def test_a_task_that_fails_for_a_while_is_retried_until_it_succeeds(inside: Insi
     poll_until(succeeded, f"task {task} in state SUCCESS", 60, interval=0.05)
     assert "RETRY" in seen
     (result,) = inside.call(run.results, [task])
-    assert result["result"] == 5, "four failures, then the fifth try"
+    assert result["result"] == 5, "four failures, then the fifth attempt"
 
 
 def test_a_wrong_argument_fails_at_once(inside: Inside) -> None:
@@ -96,15 +96,15 @@ def test_queries_run_on_high_workers_and_all_else_on_low_ones(inside: Inside) ->
         assert inside.call(run.results, [task_id])[0]["worker"].startswith(worker), task
 
 
-def test_a_worker_leaves_in_the_queue_what_it_cannot_run_yet(inside: Inside) -> None:
+def test_a_worker_leaves_messages_in_the_queue_until_it_can_run_them(inside: Inside) -> None:
     ids = inside.call(run.publish, "tasks.basic.sleep", [[0.5]] * 20, priority=0)
     poll_until(lambda: "SUCCESS" in inside.call(run.states, ids), "a first result", 30)
     (reserved,) = [tasks for name, tasks in inside.call(run.inspect, "reserved").items() if name.startswith("low@")]
-    assert len(reserved) <= 2, "its slots, for tasks that were just due"
+    assert len(reserved) <= 2, "its slots, for tasks that have just become due"
     poll_until(lambda: inside.call(run.states, ids) == ["SUCCESS"] * 20, "all 20 tasks done", 60)
 
 
-def test_a_queue_that_nobody_consumes_is_refused(inside: Inside) -> None:
+def test_an_unknown_queue_is_refused(inside: Inside) -> None:
     assert inside.call(run.refused, "tasks.basic.add", queue="hihg") == "QueueNotFound"
 
 
@@ -115,7 +115,7 @@ def test_a_task_may_be_sent_to_the_other_queue_by_name(inside: Inside) -> None:
 
 
 @pytest.mark.parametrize("entry", ["canary-high", "canary-low"])
-def test_beat_ticks_on_the_clock_and_a_worker_of_the_queue_answers(
+def test_beat_sends_on_the_clock_and_a_worker_of_the_queue_runs_it(
     entry: str, inside: Inside, prometheus: Prometheus
 ) -> None:
     queue = entry.removeprefix("canary-")

@@ -1,4 +1,4 @@
-"""The guided tour on the loaded stack: every lesson holds, nothing is left behind; and each lesson can fail."""
+"""The guided tour on the loaded stack: every lesson passes and leaves no data; and each lesson can fail."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_the_lesson_holds(name: str, taken: Taken, stack: Stack) -> None:
 
 
 @pytest.mark.main
-def test_the_tour_ends_well_with_a_table_of_all_lessons_within_its_time(taken: Taken) -> None:
+def test_the_tour_succeeds_with_a_table_of_all_lessons_within_its_time(taken: Taken) -> None:
     assert taken.exit_code == 0
     summary = taken.text[taken.text.rindex("Outcome") :]
     for name in LESSONS:
@@ -52,7 +52,7 @@ def test_the_tour_ends_well_with_a_table_of_all_lessons_within_its_time(taken: T
 
 
 @pytest.mark.main
-def test_the_load_went_on_and_no_worker_was_disturbed(taken: Taken, prometheus: Prometheus) -> None:
+def test_the_load_continued_and_no_worker_was_disturbed(taken: Taken, prometheus: Prometheus) -> None:
     assert taken.published > taken.seconds, "the producer sends some five messages a second"
     assert taken.workers[0] == taken.workers[1]
     assert not prometheus.query('ALERTS{alertstate="firing"}')
@@ -62,7 +62,7 @@ DYING = ("tasks.advanced.ask_by_hand", "tour.tasks.practices.call_at_fixed_times
 
 
 def left_behind(inside: Inside) -> list[str]:
-    """Keys of both Redis that a tour has made, and its dead letters."""
+    """Keys of both Redis that a tour has written, and its dead letters."""
     password = (ROOT / "secrets/redis_exporter_password").read_text().strip()
     found = [key for host in ("redis", "redis-results") for key in inside.call(run.keys, host, "exporter", password)]
     ours = [key for key in found if key.startswith("tour:") or "low-tour" in key]
@@ -80,7 +80,7 @@ def test_one_lesson_as_plain_text(stack: Stack) -> None:
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     for line in (
-        r"1/2 The callback gets the results once all are there",
+        r"1/2 The callback gets the results once all members have ended",
         r"    return chord\(squares\(numbers\), total\.s\(\)\)",  # the code that runs
         r" \d\.\d\d s  workflows\.total +[0-9a-f]{8} +SUCCESS +low@\w+ +30",  # what happened, when and where
         r"✓ result: 30 · backend",
@@ -102,7 +102,7 @@ def test_a_page_of_lessons(stack: Stack) -> None:
 def test_an_unknown_lesson_is_an_error_that_names_the_known_ones(stack: Stack) -> None:
     done = tour(stack, "cords")
     assert done.returncode == 2
-    assert "LESSON: no lesson 'cords'; choose of: calling, " in done.stderr
+    assert "LESSON: no lesson 'cords'; choose from: calling, " in done.stderr
 
 
 def test_pause_needs_a_terminal(stack: Stack) -> None:
@@ -122,7 +122,7 @@ class Terminal:
         self.text = ""
 
     def read(self) -> str:
-        """All that was printed so far."""
+        """All output so far."""
         try:
             while chunk := os.read(self._main, 65536):
                 self.text += chunk.decode(errors="replace")
@@ -142,7 +142,7 @@ class Terminal:
 
 @contextmanager
 def terminal(command: list[str]) -> Iterator[Terminal]:
-    """A command in a terminal, ended afterwards."""
+    """A command in a terminal; ended after the test."""
     terminal = Terminal(command)
     try:
         yield terminal
@@ -153,7 +153,7 @@ def terminal(command: list[str]) -> Iterator[Terminal]:
 
 
 def wait_for(screen: Terminal, text: str, times: int) -> None:
-    """Wait until something was printed so many times."""
+    """Wait until a text was printed so many times."""
     poll_until(lambda: screen.read().count(text) == times, f"{text!r} printed {times} times", 30)
 
 
@@ -172,7 +172,7 @@ def test_ctrl_c_leaves_nothing_behind(stack: Stack, inside: Inside) -> None:
         poll_until(lambda: "STARTED" in screen.read(), "a task that runs at a worker of the lesson's own", 30)
         screen.type("\x03")
         poll_until(lambda: "cleaning up" in screen.read(), "the tour to notice", 10)
-        screen.type("\x03")  # a second one does not make it leave something
+        screen.type("\x03")  # a second Ctrl-C does not interrupt the clean-up
         assert screen.wait(30) == 130
     assert left_behind(inside) == []
 
@@ -191,7 +191,7 @@ def test_a_missing_service_is_named_with_what_to_do(stack: Stack) -> None:
 
 @pytest.fixture(scope="module")
 def sabotaged(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """A tour of the sabotaged lessons with the sabotaged code, at a worker that has it as well."""
+    """A tour of the sabotaged lessons with the sabotaged code, which its worker has as well."""
     changes = ((sabotage.file, sabotage.old, sabotage.new) for sabotage in SABOTAGES)
     app = changed_app(tmp_path_factory.mktemp("sabotaged"), changes)
     name = f"{PROJECT}-sabotaged"
@@ -209,10 +209,10 @@ def sabotaged(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list[di
 
 @pytest.mark.disruptive
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.lesson)
-def test_the_lesson_fails_when_what_it_shows_is_not_so(sabotage: Sabotage, sabotaged: list[dict[str, Any]]) -> None:
+def test_the_lesson_fails_when_what_it_shows_is_not_true(sabotage: Sabotage, sabotaged: list[dict[str, Any]]) -> None:
     steps = [step for step in sabotaged if step["lesson"] == sabotage.lesson]
     wrong = {name for step in steps for name, finding in step["findings"].items() if not finding["holds"]}
     if sabotage.finding:
         assert sabotage.finding in wrong, steps
     else:
-        assert "waited 30 s for" in steps[-1]["error"], steps
+        assert "timed out after 30 s" in steps[-1]["error"], steps

@@ -1,4 +1,4 @@
-"""HTTP as a user's browser or script would: JSON APIs, and Prometheus' in particular."""
+"""HTTP requests as a user's browser or script sends them: JSON APIs, and Prometheus' in particular."""
 
 import json
 import time
@@ -15,7 +15,7 @@ TIMEOUT = 10
 
 
 def get(url: str, login: tuple[str, str] | None = None, body: bytes | None = None) -> Any:
-    """The JSON at a URL (POST when there is a body). Raises urllib's HTTPError and OSError."""
+    """The JSON at a URL (POST if there is a body). Raises urllib's HTTPError and OSError."""
     request = Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310 - our own loopback ports
     if login:
         request.add_header("Authorization", "Basic " + b64encode(":".join(login).encode()).decode())
@@ -24,7 +24,7 @@ def get(url: str, login: tuple[str, str] | None = None, body: bytes | None = Non
 
 
 def status(url: str, login: tuple[str, str] | None = None, method: str = "GET") -> int:
-    """The HTTP status that a URL answers with."""
+    """The HTTP status of a URL."""
     request = Request(url, method=method)  # noqa: S310
     if login:
         request.add_header("Authorization", "Basic " + b64encode(":".join(login).encode()).decode())
@@ -36,13 +36,13 @@ def status(url: str, login: tuple[str, str] | None = None, method: str = "GET") 
 
 
 class Prometheus:
-    """Prometheus' HTTP API. Its address is asked anew each time: a restart publishes another port."""
+    """Prometheus' HTTP API. Its address is read again each time, since a restart publishes another port."""
 
     def __init__(self, url: Callable[[], str]) -> None:
         self._url = url
 
     def api(self, path: str, **parameters: str) -> Any:
-        """`data` of an answer. Raises HTTPError for a query that Prometheus refuses."""
+        """`data` of a response. Raises HTTPError for a query that Prometheus refuses."""
         return get(f"{self._url()}/api/v1/{path}?{urlencode(parameters)}")["data"]
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
@@ -51,7 +51,7 @@ class Prometheus:
         return [(series["metric"], float(series["value"][1])) for series in result]
 
     def value(self, expression: str) -> float:
-        """The one value of an expression, 0 when it has none: counters are absent until they count."""
+        """The one value of an expression; 0 if it has none, since counters are absent until they count."""
         found = self.query(expression)
         assert len(found) <= 1, f"{expression}: {len(found)} series instead of one"
         return found[0][1] if found else 0.0

@@ -29,20 +29,20 @@ def redis_server(redis_container: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def client(redis_server: RedisServer) -> Redis:
-    """Its client, as the services have one: replies are text. A module may put it in the place of theirs."""
+    """A client of the test's Redis, like the services': replies are text. A module may replace theirs with it."""
     return Redis.from_url(redis_server.url, decode_responses=True)
 
 
 @pytest.fixture
 def producer(redis_server: RedisServer) -> Iterator[Any]:
-    """Publishes to it: `task.apply_async(…, producer=producer)`."""
+    """Publishes to the test's Redis: `task.apply_async(…, producer=producer)`."""
     with app.connection_for_write(redis_server.url) as connection, app.amqp.Producer(connection) as producer:
         yield producer
 
 
 @pytest.fixture
 def eager() -> Iterator[None]:
-    """Tasks run in this process when they are sent; no broker is asked."""
+    """Tasks run in this process when they are sent, without a broker."""
     app.conf.task_always_eager = True
     yield
     app.conf.task_always_eager = False

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "compose.yaml").read_text()
 EXAMPLE = (ROOT / ".env.example").read_text()
 
-KNOBS = set(re.findall(r"^(\w+)=", EXAMPLE, re.MULTILINE))
-# What it is, what it runs, what it is given, where it is reached, when it starts and stops, what it may use.
+SETTINGS = set(re.findall(r"^(\w+)=", EXAMPLE, re.MULTILINE))
+# Image, command, configuration, addresses, start and stop, limits.
 ORDER = [
     "<<",
     "restart",
@@ -55,14 +55,14 @@ def written_keys() -> dict[str, list[str]]:
     return {name: [key.value for key, _ in node.value] for name, node in blocks.items()}
 
 
-def test_every_variable_is_explained_in_env_example_and_every_knob_is_used() -> None:
+def test_every_variable_is_explained_in_env_example_and_every_setting_is_used() -> None:
     used = set(re.findall(r"\$\{(\w+)", COMPOSE))
-    assert used - KNOBS == set(), "used in compose.yaml, missing in .env.example"
-    assert KNOBS - used - {"COMPOSE_PROFILES"} == set(), "explained in .env.example, used nowhere"
+    assert used - SETTINGS == set(), "used in compose.yaml, missing in .env.example"
+    assert SETTINGS - used - {"COMPOSE_PROFILES"} == set(), "explained in .env.example, used nowhere"
 
 
-def test_every_knob_has_a_comment_above_it_or_above_its_group() -> None:
-    for name in KNOBS:
+def test_every_setting_has_a_comment_above_it_or_above_its_group() -> None:
+    for name in SETTINGS:
         above = EXAMPLE[: EXAMPLE.index(f"\n{name}=")].splitlines()
         while above and re.match(r"\w+=", above[-1]):
             above.pop()
@@ -83,7 +83,7 @@ def test_compose_does_without(word: str) -> None:
 
 def test_docker_compose_accepts_the_file_with_the_defaults() -> None:
     command = ["docker", "compose", "--env-file", ".env.example", "--profile", "*", "config", "--quiet"]
-    environment = {name: value for name, value in os.environ.items() if name not in KNOBS}
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "compose warns"

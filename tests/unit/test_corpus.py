@@ -1,4 +1,4 @@
-"""Which files are documents: everything odd that a folder can hold is reported, and nothing of it is fatal."""
+"""Which files are documents: anything else in a folder is reported, and nothing in it is fatal."""
 
 import os
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_unfit_content(folder: Path, content: bytes, reason: Reason) -> None:
 
 
 def test_what_changed_since_the_listing(folder: Path) -> None:
-    """A pipe in place of a file must not block the reader, nor a link lead it elsewhere."""
+    """A pipe instead of a file must not block the reader, and a link must not lead out of the folder."""
     os.mkfifo(folder / "pipe")
     (folder / "link").symlink_to(folder / "good.txt")
     assert reason_of(folder, "pipe") == Reason.NOT_A_FILE
@@ -67,7 +67,7 @@ def test_what_changed_since_the_listing(folder: Path) -> None:
 
 
 def test_an_unreadable_file_and_an_unreadable_subfolder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may read everything, so the refusal is the operating system's in name only."""
+    """Root may read everything, so the operating system's refusal is simulated."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")

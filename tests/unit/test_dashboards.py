@@ -1,4 +1,4 @@
-"""Grafana's dashboards: the JSON is what its source gives, and each panel explains itself."""
+"""Grafana's dashboards: the JSON is made from its source, and each panel has a description."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def panels(dashboard: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Panels that show data, those of collapsed rows included."""
+    """Panels that show data, including those of collapsed rows."""
     for panel in dashboard["panels"]:
         if panel["type"] == "row":
             yield from panel.get("panels", [])
@@ -42,7 +42,7 @@ def test_loads_in_grafana_10_to_13(name: str) -> None:
     datasources = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
     uids = {datasource["uid"] for datasource in datasources}
     assert dashboard["uid"]
-    assert dashboard["schemaVersion"] <= 39  # the last one that Grafana 10.4 knows
+    assert dashboard["schemaVersion"] <= 39  # the newest version that Grafana 10.4 reads
     assert dashboard["time"]["from"]
     assert dashboard["refresh"]
     ids = [panel["id"] for panel in dashboard["panels"]]

@@ -1,4 +1,4 @@
-"""scripts/env.sh makes .env and the secrets once, and leaves alone what is there."""
+"""scripts/env.sh creates .env and the secrets once, and does not change existing ones."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """What the script needs of the project."""
+    """A copy of the files that the script needs."""
     for path in ("scripts", "services/redis"):
         shutil.copytree(ROOT / path, tmp_path / path)
     shutil.copy(ROOT / ".env.example", tmp_path)
@@ -28,7 +28,7 @@ def contents(project: Path) -> dict[str, bytes]:
 
 
 def test_a_second_run_changes_nothing(project: Path) -> None:
-    assert "env: made .env from .env.example" in run(project)
+    assert "env: created .env from .env.example" in run(project)
     made = contents(project)
     assert run(project) == ""
     assert contents(project) == made
@@ -47,7 +47,7 @@ def test_secrets_are_random_and_no_access_list_names_a_password(project: Path) -
 
 
 @pytest.mark.parametrize("end", ["\n", ""])
-def test_a_knob_that_is_new_is_added_and_the_rest_stays(project: Path, end: str) -> None:
+def test_a_new_setting_is_added_and_the_rest_stays(project: Path, end: str) -> None:
     run(project)
     lines = [line for line in (project / ".env").read_text().splitlines() if not line.startswith("MAX_MESSAGE_BYTES=")]
     mine = "\n".join([*lines, "FLOWER_PORT=7777"]) + end
@@ -58,9 +58,9 @@ def test_a_knob_that_is_new_is_added_and_the_rest_stays(project: Path, end: str)
     assert (project / ".env").read_text() == f"{mine.rstrip()}\n{knob}\n"
 
 
-def test_a_changed_template_is_rendered_anew(project: Path) -> None:
+def test_a_changed_template_is_rendered_again(project: Path) -> None:
     run(project)
     template = project / "services/redis/broker.acl.template"
     template.write_text(template.read_text() + "user more on nopass\n")
-    assert run(project) == "env: made secrets/redis_broker.acl\n"
+    assert run(project) == "env: created secrets/redis_broker.acl\n"
     assert (project / "secrets/redis_broker.acl").read_text().endswith("\nuser more on nopass\n")

@@ -1,4 +1,4 @@
-"""The index equals a plain count of the same files, whatever is repeated, overlaps, dies or changes meanwhile."""
+"""The index equals a single-process count of the same files, even if chunks are repeated or die, or files change."""
 
 import json
 import multiprocessing
@@ -58,8 +58,8 @@ def assert_exact(client: Redis, folder: Path) -> None:
     assert (stored["documents"], stored["words"], stored["terms"]) == (plain.documents, plain.words, plain.terms)
 
 
-def test_the_plain_count_is_right(tmp_path: Path) -> None:
-    """The yardstick itself, against numbers counted by hand."""
+def test_the_single_process_count_is_correct(tmp_path: Path) -> None:
+    """The single-process count itself, compared with numbers counted by hand."""
     (tmp_path / "a.txt").write_text("to be or not to be")
     (tmp_path / "b.txt").write_text("To do!")
     (tmp_path / "c.txt").write_bytes(b"\xff")
@@ -69,7 +69,7 @@ def test_the_plain_count_is_right(tmp_path: Path) -> None:
     assert count(tmp_path, LIMIT).checksum != totals.checksum
 
 
-def test_a_run_equals_the_plain_count(client: Redis, folder: Path) -> None:
+def test_a_run_equals_the_single_process_count(client: Redis, folder: Path) -> None:
     report = run_all(client, "run", folder)
     assert (report["state"], report["documents"], report["new"]) == ("complete", FILES, FILES)
     assert_exact(client, folder)
@@ -121,7 +121,9 @@ def test_a_bad_term_is_refused_with_the_reason(client: Redis, term: str, error: 
 
 @hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.sampled_from(["start", "complete", "clean", 0, 1, 2]), max_size=20))
-def test_any_order_and_any_repetition_comes_out_exact(client: Redis, folder: Path, steps: list[str | int]) -> None:
+def test_any_order_and_any_repetition_gives_the_exact_index(
+    client: Redis, folder: Path, steps: list[str | int]
+) -> None:
     client.flushall()
     start(client, "run", folder)
     for step in [*steps, 0, 1, 2, "complete"]:
@@ -196,7 +198,7 @@ def test_only_what_changed_is_counted_again(client: Redis, tmp_path: Path) -> No
     assert index.search(client, "only2", 5)["best"] == [{"name": "renamed.txt", "count": 1}]
 
 
-def test_documents_in_no_index_are_removed_without_a_trace(client: Redis, tmp_path: Path) -> None:
+def test_documents_in_no_index_are_removed_completely(client: Redis, tmp_path: Path) -> None:
     fill(tmp_path)
     run_all(client, "first", tmp_path)
     for file in sorted(tmp_path.iterdir())[10:]:
@@ -214,7 +216,7 @@ def test_documents_in_no_index_are_removed_without_a_trace(client: Redis, tmp_pa
 
 
 def test_nothing_is_removed_while_a_run_is_active(client: Redis, tmp_path: Path) -> None:
-    """It found the document counted already and is about to list it."""
+    """The run has found the document counted already and is about to list it."""
     fill(tmp_path)
     run_all(client, "first", tmp_path)
     text = (tmp_path / "00.txt").read_text()
@@ -300,13 +302,13 @@ def test_a_run_superseded_while_it_is_being_completed_does_not_replace_the_next(
 ) -> None:
     merge = index._terms
 
-    def overtaken(client: Redis, numbers: list[str]) -> set[str]:
+    def changed_in_between(client: Redis, numbers: list[str]) -> set[str]:
         monkeypatch.setattr(index, "_terms", merge)
         client.hset("run:slow", "progress", 0)
         assert run_all(client, "next", folder)["state"] == "complete"
         return merge(client, numbers)
 
-    monkeypatch.setattr(index, "_terms", overtaken)
+    monkeypatch.setattr(index, "_terms", changed_in_between)
     assert run_all(client, "slow", folder)["state"] == "superseded"
     assert client.get(index.CURRENT) == "next"
 
@@ -322,7 +324,7 @@ def test_chunks_are_overdue_after_the_deadline_and_once(
     assert index.overdue(client, "run") == []
 
 
-def test_a_run_without_progress_is_given_up(client: Redis, folder: Path) -> None:
+def test_a_run_without_progress_is_aborted(client: Redis, folder: Path) -> None:
     start(client, "run", folder)
     assert not index.abandon(client, "run")
     client.hset("run:run", "progress", time.time() - index.RUN_ABANDONED_AFTER - 1)

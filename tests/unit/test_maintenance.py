@@ -1,4 +1,4 @@
-"""What beat runs, and its schedule."""
+"""Beat's tasks and its schedule."""
 
 import json
 import time
@@ -14,7 +14,7 @@ from tasks import maintenance
 
 @pytest.fixture
 def client(client: Redis, monkeypatch: pytest.MonkeyPatch) -> Redis:
-    """Broker and results in one."""
+    """One Redis for broker and results."""
     monkeypatch.setattr(Durable, "store", client)
     monkeypatch.setattr(Durable, "broker", client)
     return client
@@ -41,7 +41,7 @@ def test_each_entry_s_task_is_guarded_against_a_second_beat(name: str) -> None:
     assert isinstance(app.tasks[ENTRIES[name]["task"]], PeriodicTask)
 
 
-def test_a_canary_leaves_a_sign_with_its_wait(client: Redis) -> None:
+def test_a_canary_stores_its_wait(client: Redis) -> None:
     published = time.time() - 5
     maintenance.canary.apply(headers={"published_at": published}, routing_key="low")
     sign = json.loads(client.get("canary:low"))

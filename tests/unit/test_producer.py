@@ -1,4 +1,4 @@
-"""The producer: patterns and their mistakes, pacing on a clock of its own, a deep queue, a Redis that is away."""
+"""The producer: patterns and their errors, pacing on a simulated clock, a deep queue, an unreachable Redis."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ def pattern(duration: str | None = None, seed: int = 1, **send: dict[str, object
 # --- Patterns ---
 
 
-def test_the_patterns_that_come_with_it() -> None:
+def test_the_built_in_patterns() -> None:
     patterns = load_patterns(PATTERNS)
     assert set(patterns) == {"steady", "flood", "bursts", "failures", "idle"}
     assert patterns["idle"].send == {}
     for name in set(patterns) - {"idle"}:
-        assert "high" in {sending.routed for sending in patterns[name].send.values()}, "queries go on in every pattern"
+        assert "high" in {sending.routed for sending in patterns[name].send.values()}, (
+            "queries continue in every pattern"
+        )
     assert {sending.routed for sending in patterns["steady"].send.values()} == {"high", "low"}
     low = sum(sending.rate for sending in patterns["flood"].send.values() if sending.routed == "low")
     assert low * 60 >= 5000, "a flood of a minute is thousands of messages"
@@ -174,7 +176,7 @@ def test_a_crash_exits_with_1(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
 
 @dataclass
 class World:
-    """A clock and a Redis, in seconds since the start."""
+    """A simulated clock and Redis, in seconds since the start."""
 
     heartbeat: Path
     now: float = 0.0
@@ -262,7 +264,7 @@ def test_publishing_takes_time_and_the_rate_is_kept(world: World) -> None:
     assert len(world.sent) == 60 * 300
 
 
-def test_more_than_can_be_sent_does_not_starve_the_rest(world: World) -> None:
+def test_a_stream_beyond_the_possible_rate_does_not_starve_the_others(world: World) -> None:
     world.cost = 0.002  # 500 messages a second
     world.run(pattern("60s", sums={**ADD, "rate": 5000, "batch": 500}, queries={**SEARCH, "rate": 10}))
     queries = world.times("tasks.search.search")
@@ -270,7 +272,9 @@ def test_more_than_can_be_sent_does_not_starve_the_rest(world: World) -> None:
     assert len(world.sent) == pytest.approx(30_000, rel=0.01)
 
 
-def test_a_stall_is_not_followed_by_a_burst_of_all_it_missed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_pause_is_not_followed_by_a_burst_of_all_missed_messages(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def sleep(seconds: float) -> None:
         stall = 300 if world.now < 10 <= world.now + seconds else 0
         world.now += seconds + stall
@@ -281,7 +285,7 @@ def test_a_stall_is_not_followed_by_a_burst_of_all_it_missed(world: World, monke
     assert made.unpublished.total() == 0
 
 
-def test_a_short_stall_is_caught_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_pause_is_caught_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def sleep(seconds: float) -> None:
         world.now += seconds + (MAX_LATE - 1 if world.now < 10 <= world.now + seconds else 0)
 
@@ -297,7 +301,7 @@ def test_idle_sends_nothing_rests_and_is_healthy(world: World) -> None:
     assert max(b - a for a, b in zip([0.0, *world.beats], world.beats, strict=False)) < 5
 
 
-def test_a_publish_says_queue_priority_and_task_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_publish_has_queue_priority_and_task_id(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(app.tasks["tasks.basic.add"], "apply_async", lambda args, **options: calls.append(options))
     stream = Stream("sums", Sending(task="tasks.basic.add", args=[[1, 2]], rate=1, queue="high", priority=0), 1, 0.0)
@@ -332,27 +336,29 @@ def test_a_deep_queue_holds_back_its_own_messages_only(
     assert {throttled for when, throttled in seen if 12 <= when < 30} == {1}
     assert {throttled for when, throttled in seen if when < 10 or when > 32} == {0}
     assert [record.message for record in caplog.records] == [
-        "queue low holds 101 messages, more than 100: holding its messages back",
-        "queue low is down to 0 messages: sending to it again",
+        "queue low has 101 messages, more than 100: sending to it is paused",
+        "queue low has only 0 messages: sending to it is resumed",
     ]
     assert max(b - a for a, b in zip(world.beats, world.beats[1:], strict=False)) < 5, "healthy meanwhile"
 
 
-# --- Redis away ---
+# --- Redis down ---
 
 
-def test_while_redis_is_away_it_tries_counts_and_says_so_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_while_redis_is_down_it_retries_counts_and_logs_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.away = (10.0, 40.0)
     before = producer.UNPUBLISHED.labels("tasks.basic.add")._value.get()
     made = world.run(pattern("60s", sums={**ADD, "rate": 10}))
-    assert made.published.total() + made.unpublished.total() == 600, "each message is one or the other"
+    assert made.published.total() + made.unpublished.total() == 600, (
+        "each message is counted as published or as unpublished"
+    )
     assert made.unpublished.total() == pytest.approx((30 - MAX_LATE) * 10, abs=15)
     assert producer.UNPUBLISHED.labels("tasks.basic.add")._value.get() - before == made.unpublished.total()
     tries = [when for when, _ in world.tried if 10 <= when < 40]
-    assert len(tries) == pytest.approx(30, abs=2), "one a second, for as long as it takes"
+    assert len(tries) == pytest.approx(30, abs=2), "one attempt a second until Redis answers"
     assert [record.message for record in caplog.records] == [
-        "Redis takes no messages (Connection refused); trying again every 1 s",
-        f"Redis takes messages again, after 30.0 s; {made.unpublished.total()} could not be published",
+        "Redis accepts no messages (Connection refused); trying again every 1 s",
+        f"Redis accepts messages again, after 30.0 s; {made.unpublished.total()} could not be published",
     ]
     burst = [when for when in world.times("tasks.basic.add") if 40 <= when < 41]
     assert len(burst) <= (MAX_LATE + 1) * 10 + 1
@@ -360,7 +366,7 @@ def test_while_redis_is_away_it_tries_counts_and_says_so_once(world: World, capl
     assert [when for when in world.beats if when > 40], "healthy again"
 
 
-def test_tries_of_one_message_have_one_task_id(world: World) -> None:
+def test_attempts_of_one_message_have_one_task_id(world: World) -> None:
     world.away = (10.0, 13.5)
     made = world.run(pattern("20s", sums={**ADD, "rate": 1}))
     assert made.unpublished.total() == 0
@@ -370,7 +376,7 @@ def test_tries_of_one_message_have_one_task_id(world: World) -> None:
     assert len({task_id for _, task_id in world.tried}) == 20, "and no two messages share one"
 
 
-def test_a_try_that_hangs_and_then_succeeds_hides_nothing(world: World) -> None:
+def test_an_attempt_that_hangs_and_then_succeeds_is_counted_once(world: World) -> None:
     world.away, world.hangs = (10.0, 41.0), 8.0
     made = world.run(pattern("60s", sums={**ADD, "rate": 10}))
     assert made.published.total() + made.unpublished.total() == 600
@@ -384,7 +390,7 @@ def test_what_was_due_at_the_end_counts_as_unpublished(world: World) -> None:
 
 
 def test_a_queue_that_was_held_back_does_not_keep_it_from_trying(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all its queues held back it sends nothing, so it must not wait for a message to tell that Redis is back."""
+    """With all its queues held back it sends nothing, so a publish cannot show that Redis is back."""
     monkeypatch.setattr(settings, "max_queue_depth", 100)
 
     def look(queues: Iterable[str]) -> dict[str, int]:
@@ -409,14 +415,14 @@ def test_a_publish_that_is_stuck_does_not_keep_it_from_stopping(
             released.wait(60)
 
     monkeypatch.setattr(Stream, "publish", publish)
-    monkeypatch.setattr(Producer, "_look_at_depths", lambda self, now: None)  # would notice first that Redis is away
+    monkeypatch.setattr(Producer, "_look_at_depths", lambda self, now: None)  # would detect first that Redis is down
     monkeypatch.setattr(settings, "run_dir", tmp_path)
     monkeypatch.setattr(settings, "metrics_port", 0)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     start = time.monotonic()
     try:
         assert main(["--traffic", "steady"]) == 0
-        assert time.monotonic() - start < 30, "far less than the publish is stuck"
+        assert time.monotonic() - start < 30, "far less than the time that the publish is stuck"
     finally:
         released.set()
         for number, handler in handlers.items():
@@ -459,7 +465,7 @@ class Running:
         poll_until(lambda: text in self.log, f"the producer to say {text!r}", timeout)
 
     def ended(self, timeout: float) -> tuple[int, int, int]:
-        """Exit code, and what its last line says it published and did not."""
+        """Exit code, and the published and unpublished messages of its last line."""
         code = self.process.wait(timeout)
         last = self.log.splitlines()[-1]
         match = re.match(r"published (\d+), unpublished (\d+) in [\d.]+ s", last)
@@ -484,13 +490,13 @@ def depth(server: RedisServer, queue: str) -> int:
     return sum(int(server.client.llen(name)) for name in durable.priority_lists(queue))
 
 
-def test_what_it_says_is_in_the_queues(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_what_it_logs_is_in_the_queues(redis_server: RedisServer, tmp_path: Path) -> None:
     with running(redis_server, tmp_path, "--traffic", "flood", "--for", "3s") as run:
         code, published, unpublished = run.ended(timeout=60)
     assert code == 0
     assert unpublished == 0
     assert depth(redis_server, "low") + depth(redis_server, "high") == published
-    assert 0 < depth(redis_server, "high") <= 15, "5 a second, less where the machine has no time"
+    assert 0 < depth(redis_server, "high") <= 15, "5 a second, fewer on a busy machine"
     assert {name for name in redis_server.client.scan_iter() if b"kombu" not in name} == {
         durable.priority_lists(queue)[priority].encode() for queue, priority in (("high", 5), ("low", 5), ("low", 7))
     }
@@ -506,18 +512,18 @@ def test_a_stop_ends_it_soon_with_its_summary(redis_server: RedisServer, tmp_pat
     assert depth(redis_server, "low") + depth(redis_server, "high") == published
 
 
-def test_redis_away_and_back(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_redis_down_and_up_again(redis_server: RedisServer, tmp_path: Path) -> None:
     with running(redis_server, tmp_path, "--traffic", "flood") as run:
         poll_until(lambda: depth(redis_server, "high") > 5, "messages in queue high", timeout=60)
         assert run.metric("celery_producer_last_publish_timestamp_seconds") == pytest.approx(time.time(), abs=30)
         with redis_server.stopped():
-            run.await_log("Redis takes no messages")
+            run.await_log("Redis accepts no messages")
             beat = run.heartbeat.stat().st_mtime
             poll_until(
                 lambda: run.metric("celery_producer_unpublished_total") > 100, "unpublished messages", timeout=60
             )
-            assert run.heartbeat.stat().st_mtime == beat, "its health check must fail when this goes on"
-        run.await_log("Redis takes messages again")
+            assert run.heartbeat.stat().st_mtime == beat, "its health check must fail if this continues"
+        run.await_log("Redis accepts messages again")
         poll_until(lambda: depth(redis_server, "high") > 5, "messages in queue high again", timeout=60)
         poll_until(lambda: run.heartbeat.stat().st_mtime > beat, "a heartbeat", timeout=60)
         metric = run.metric("celery_producer_unpublished_total")
@@ -525,14 +531,14 @@ def test_redis_away_and_back(redis_server: RedisServer, tmp_path: Path) -> None:
         code, _, unpublished = run.ended(timeout=10)
     assert code == 0
     assert unpublished == metric
-    assert run.log.count("Redis takes") == 2, "once each"
+    assert run.log.count("Redis accepts") == 2, "once each"
 
 
 def test_it_can_be_stopped_while_redis_is_frozen(redis_server: RedisServer, tmp_path: Path) -> None:
     with running(redis_server, tmp_path, "--traffic", "flood") as run:
         poll_until(lambda: depth(redis_server, "high") > 5, "messages in queue high", timeout=60)
         with redis_server.frozen():
-            run.await_log("Redis takes no messages")
+            run.await_log("Redis accepts no messages")
             run.process.terminate()
             code, _, unpublished = run.ended(timeout=10)
     assert code == 0
@@ -543,12 +549,12 @@ def test_it_starts_without_redis_and_waits_for_it(redis_server: RedisServer, tmp
     with redis_server.stopped():
         run = Running(redis_server, tmp_path, "--traffic", "steady")
         try:
-            run.await_log("Redis takes no messages")
+            run.await_log("Redis accepts no messages")
         except BaseException:
             run.process.kill()
             raise
     try:
-        run.await_log("Redis takes messages again")
+        run.await_log("Redis accepts messages again")
         poll_until(lambda: depth(redis_server, "high") > 0, "messages in queue high", timeout=60)
         assert run.process.poll() is None
     finally:
@@ -558,12 +564,12 @@ def test_it_starts_without_redis_and_waits_for_it(redis_server: RedisServer, tmp
 
 def test_a_deep_queue_of_a_real_redis(redis_server: RedisServer, tmp_path: Path) -> None:
     with running(redis_server, tmp_path, "--traffic", "flood", MAX_QUEUE_DEPTH="300") as run:
-        run.await_log("queue low holds", timeout=60)
+        run.await_log("queue low has", timeout=60)
         poll_until(lambda: run.metric("celery_producer_throttled") == 1, "queue low to be throttled", timeout=30)
         low, high = depth(redis_server, "low"), depth(redis_server, "high")
         assert low > 300
-        poll_until(lambda: depth(redis_server, "high") > high + 5, "queries to go on", timeout=30)
+        poll_until(lambda: depth(redis_server, "high") > high + 5, "queries to continue", timeout=30)
         assert depth(redis_server, "low") == low, "nothing is added to the deep queue"
         redis_server.client.delete(*durable.priority_lists("low"))
-        run.await_log("sending to it again")
+        run.await_log("sending to it is resumed")
         poll_until(lambda: depth(redis_server, "low") > 0, "messages in queue low again", timeout=30)

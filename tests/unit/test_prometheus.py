@@ -1,4 +1,4 @@
-"""Rules, alerts and dashboards ask for what exists, and the rules pass promtool with the image that runs them."""
+"""Rules, alerts and dashboards query metrics that exist, and the rules pass promtool of the image that runs them."""
 
 import ast
 import json
@@ -28,10 +28,10 @@ RULES = [
 ALERTS = [rule for rule in RULES if "alert" in rule]
 LIMITS = [
     rule for rule in RULES if rule.get("record") == "queue:celery_queue_max_wait:seconds"
-]  # bring a severity along
+]  # are given with a severity
 TARGET_LABELS = {"job", "instance"}
 
-# Not ours: of Prometheus itself, of prometheus-client's process collector, of redis_exporter.
+# Metrics of Prometheus itself, of prometheus-client's process collector and of redis_exporter.
 OTHERS = {
     "up": set(),
     "ALERTS": {"alertname", "alertstate", "severity"},
@@ -69,7 +69,7 @@ def declared_metrics() -> dict[str, set[str]]:
 
 @cache
 def known_metrics() -> dict[str, set[str]]:
-    """All that may be asked for: metrics of the code, recorded ones, those of others."""
+    """All metrics that may be queried: of the code, recorded ones, and those of others."""
     recorded: dict[str, set[str]] = {}
     for rule in RULES:
         if "record" in rule:
@@ -103,7 +103,7 @@ def selectors(expression: promql.Expr) -> Iterator[promql.VectorSelector]:
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """Where it stands, and the query: of rules and of panels."""
+    """The place and query of each rule and each panel."""
     for rule in RULES:
         yield rule.get("alert") or rule["record"], rule["expr"]
     for file in sorted((ROOT / "grafana/dashboards").glob("*.json")):
@@ -120,7 +120,7 @@ def test_queries_ask_for_metrics_and_labels_that_exist(where: str, query: str) -
     assert asked or query.startswith("vector("), f"{where}: no selector found in {query}"
     labels = set(TARGET_LABELS)
     for selector in asked:
-        assert selector.name in known, f"{where} asks for {selector.name}, which nobody reports"
+        assert selector.name in known, f"{where} queries {selector.name}, which no program exports"
         labels |= known[selector.name]
         matched = {matcher.name for matcher in selector.matchers.matchers}
         assert matched <= known[selector.name] | TARGET_LABELS, f"{where}: {selector.name} has no such label"
@@ -136,7 +136,7 @@ def test_metric_names_follow_prometheus_rules() -> None:
 
 
 @pytest.mark.parametrize("alert", [pytest.param(alert, id=alert["alert"]) for alert in ALERTS])
-def test_each_alert_says_how_bad_how_much_and_what_to_do(alert: dict[str, Any]) -> None:
+def test_each_alert_has_severity_value_and_runbook(alert: dict[str, Any]) -> None:
     severities = {alert["labels"].get("severity")} - {None} or {rule["labels"]["severity"] for rule in LIMITS}
     assert severities <= {"critical", "warning"}
     assert "$value" in alert["annotations"]["summary"]
@@ -167,7 +167,7 @@ def test_each_service_that_reports_is_scraped() -> None:
     services = set(yaml.safe_load((ROOT / "compose.yaml").read_text())["services"])
     jobs = {job["job_name"] for job in CONFIG["scrape_configs"]}
     workers = {service for service in services if service.startswith("worker-")}  # one job for all
-    # Redis is asked by redis-exporter; client runs one-off commands.
+    # Redis is scraped through redis-exporter; client runs one-off commands.
     assert jobs == services - workers - {"redis", "redis-results", "client"} | {"worker"}
 
 

@@ -1,4 +1,4 @@
-"""The queue exporter as its user meets it: a process, its environment, /metrics, and a real Redis behind it."""
+"""The queue exporter as a user runs it: a process, its environment, /metrics, and a real Redis."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ Start = Callable[..., Exporter]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts exporters with the given environment; ends them after the test."""
+    """Start exporters with the given environment; they are ended after the test."""
     started: list[Exporter] = []
 
     def start_exporter(**environment: str) -> Exporter:
@@ -134,7 +134,7 @@ def least_rights() -> list[str]:
 
 @pytest.fixture
 def environment(redis_server: RedisServer, tmp_path: Path) -> dict[str, str]:
-    """An exporter's settings for the stack's layout, as a user who has only the rights that README.md names."""
+    """An exporter's settings for the stack, as a user with only the rights that README.md names."""
     redis_server.client.execute_command("ACL", "SETUSER", "exporter", "on", f">{PASSWORD}", *least_rights())
     password_file = tmp_path / "password"
     password_file.write_text(PASSWORD + "\n")
@@ -159,7 +159,7 @@ def celery_app(url: str, **transport_options: Any) -> Celery:
 
 
 def publish(redis_server: RedisServer, queue: str, priority: int, **headers: object) -> None:
-    """By kombu alone: Celery's signals, which may stamp messages, are not for these tests."""
+    """Publish with kombu alone: Celery's signals may stamp messages, which these tests must not have."""
     with Connection(redis_server.url, transport_options=TRANSPORT_OPTIONS) as connection:
         producer = Producer(connection.default_channel)
         producer.publish([], routing_key=queue, declare=[Queue(queue)], priority=priority, headers=headers)
@@ -173,7 +173,7 @@ def recipe(signal_name: str) -> str:
 
 
 def raw_message(**headers: object) -> bytes:
-    """As kombu would write it, with these headers."""
+    """A message as kombu writes it, with these headers."""
     return json.dumps({"body": "W1tdLHt9LHt9XQ==", "headers": headers, "properties": {"priority": 0}}).encode()
 
 
@@ -200,7 +200,7 @@ def test_waiting_and_unacked_equal_a_full_count(exporter: Exporter, redis_server
         scraped = exporter.scrape()
 
         assert counted.total() == 4000 - 137
-        assert len(counted) == 20  # every list of both queues is put to the test
+        assert len(counted) == 20  # every list of both queues is tested
         assert {key: scraped[key] for key in scraped if key[0] == "celery_queue_messages"} == {
             waiting(queue, step): counted[queue, step] for queue in ("high", "low") for step in STEPS
         }
@@ -219,7 +219,7 @@ def test_dead_letters_are_counted(exporter: Exporter, redis_server: RedisServer)
 
 
 def test_defaults_are_those_of_kombu(start: Start, redis_server: RedisServer) -> None:
-    """A Celery and an exporter that were told nothing agree on the lists of the priorities."""
+    """Without settings, Celery and the exporter agree on the lists of the priorities."""
     app = celery_app(redis_server.url)
     for priority in range(10):
         app.send_task("any", queue="celery", priority=priority)
@@ -272,7 +272,7 @@ def test_cost_does_not_grow_with_depth(start: Start, environment: dict[str, str]
 
 
 class CountingProxy:
-    """Stands between an exporter and Redis, and counts how often the speaker changes."""
+    """A proxy between an exporter and Redis that counts the changes of direction."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
@@ -289,7 +289,7 @@ class CountingProxy:
         self._client_speaks = False
 
     def drop(self) -> None:
-        """From now on deliver nothing on the connections that there are."""
+        """Deliver nothing more on the existing connections."""
         self._dropped = set(self._sockets)
 
     def __enter__(self) -> CountingProxy:
@@ -345,7 +345,7 @@ def test_oldest_age_by_stamp(exporter: Exporter, redis_server: RedisServer) -> N
     publish(redis_server, "low", 9, published_at=now - 500, eta=iso(now - 300))
     assert_age("low", now - 300)
     publish(redis_server, "low", 2, published_at=now - 400, eta=iso(now - 600))
-    publish(redis_server, "low", 2, published_at=now - 450)  # behind the head, so not looked at
+    publish(redis_server, "low", 2, published_at=now - 450)  # behind the head, so not read
     assert_age("low", now - 400)
     publish(redis_server, "high", 5, published_at=now - 60, eta=iso(now + 600))
     assert exporter.scrape()[age("high")] == 0  # not due yet
@@ -369,7 +369,7 @@ def test_recipe_for_stamps(redis_server: RedisServer, tmp_path: Path) -> None:
 
 
 def test_age_without_stamp_is_a_lower_bound(exporter: Exporter, redis_server: RedisServer) -> None:
-    """Counts from when the message was first seen at the head, and anew for the next one."""
+    """Counts from when the message was first seen at the head, and again from 0 for the next one."""
     published = time.time()
     publish(redis_server, "high", 4)
     publish(redis_server, "high", 4)
@@ -434,7 +434,7 @@ def test_unusable_stamps_count_from_first_seen(published_at: float | None) -> No
     head = {"low": raw_message(published_at=published_at)}
     assert [ages.ages(head, now)["low"] for now in (1000.0, 1001.0, 1005.0)] == [0, 1, 5]
     assert ages.ages({"low": None}, 1006.0)["low"] == 0
-    assert ages.ages(head, 1010.0)["low"] == 0  # it came back: seen anew
+    assert ages.ages(head, 1010.0)["low"] == 0  # it was returned: first seen again
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff\x00garbage", b'{"headers": []}', b"[" * 100_000])
@@ -502,7 +502,7 @@ app.conf.broker_transport_options = {TRANSPORT_OPTIONS!r}
 
 
 def test_real_workers_appear_and_disappear(exporter: Exporter, redis_server: RedisServer, tmp_path: Path) -> None:
-    """Celery workers with README.md's recipe: each counts once for all its connections; SIGKILL takes it away."""
+    """Celery workers with README.md's recipe: each counts once for all its connections, until SIGKILL."""
     (tmp_path / "shop.py").write_text(shop(redis_server, recipe("celeryd_init")))
 
     def worker(name: str, queues: str) -> subprocess.Popen[bytes]:
@@ -544,11 +544,11 @@ def test_heartbeats_of_registered_workers(exporter: Exporter, redis_server: Redi
     assert not [key for key in exporter.scrape() if "heartbeat" in key[0]]
 
 
-# --- Redis away ------------------------------------------------------------------------------------------------------
+# --- Redis down ------------------------------------------------------------------------------------------------------
 
 
-def assert_away(exporter: Exporter) -> None:
-    """It answers, says so, and invents nothing."""
+def assert_unavailable(exporter: Exporter) -> None:
+    """The exporter answers, reports the broker as down, and exports no figures."""
     scraped = exporter.scrape()
     assert set(scraped) == {UP, DURATION}
     assert scraped[UP] == 0
@@ -556,7 +556,7 @@ def assert_away(exporter: Exporter) -> None:
 
 
 def lines_about_broker(exporter: Exporter) -> list[str]:
-    return [line.split(" ", 3)[3][:11] for line in exporter.log() if " broker " in line]
+    return [re.split("[:;]", line.split(" ", 3)[3])[0] for line in exporter.log() if " broker " in line]
 
 
 def test_redis_stopped_and_started(exporter: Exporter, redis_server: RedisServer, environment: dict[str, str]) -> None:
@@ -564,37 +564,37 @@ def test_redis_stopped_and_started(exporter: Exporter, redis_server: RedisServer
     assert exporter.scrape()[waiting("high", 0)] == 1
     with redis_server.stopped():
         for _ in range(3):
-            assert_away(exporter)
-    # It came back without its users: a login that fails is away, too, and mends itself as well.
-    assert_away(exporter)
+            assert_unavailable(exporter)
+    # It restarted without its users: a failed login counts as unavailable, too, and is retried.
+    assert_unavailable(exporter)
     redis_server.client.execute_command("ACL", "SETUSER", "exporter", "on", f">{PASSWORD}", *least_rights())
     poll_until(lambda: exporter.scrape()[UP] == 1, "the exporter to find Redis again", timeout=10)
     assert exporter.scrape()[waiting("high", 0)] == 0
     # A line for each change, not for each scrape: up, refused, login refused, up.
-    assert lines_about_broker(exporter) == ["broker up", "broker away", "broker away", "broker up"]
+    assert lines_about_broker(exporter) == ["broker up", "broker unavailable", "broker unavailable", "broker up"]
     assert not any(PASSWORD in line for line in exporter.log())
 
 
 def test_redis_frozen(start: Start, environment: dict[str, str], redis_server: RedisServer) -> None:
-    """Simultaneous scrapes neither queue up behind a Redis that does not answer nor pile up connections to it."""
+    """Simultaneous scrapes neither wait for each other nor each open a connection to a Redis that does not answer."""
     with CountingProxy(redis_server.port) as proxy:
         exporter = start(**{**environment, "BROKER_URL": f"redis://exporter@127.0.0.1:{proxy.port}/0"})
         assert exporter.scrape()[UP] == 1
         with redis_server.frozen(), ThreadPoolExecutor(5) as pool:
-            for scrape in [pool.submit(assert_away, exporter) for _ in range(5)]:
+            for scrape in [pool.submit(assert_unavailable, exporter) for _ in range(5)]:
                 scrape.result()
             assert proxy.connections <= 2  # one, and one more if a scrape came late
         poll_until(lambda: exporter.scrape()[UP] == 1, "the exporter to find Redis again", timeout=10)
         assert exporter.scrape()[waiting("high", 0)] == 0
 
 
-def test_connection_lost_without_a_word(start: Start, environment: dict[str, str], redis_server: RedisServer) -> None:
-    """As when Redis' host vanishes: nothing comes on the old connection, ever; a new one would work."""
+def test_connection_lost_without_notice(start: Start, environment: dict[str, str], redis_server: RedisServer) -> None:
+    """As when Redis' host disappears: nothing arrives on the old connection; a new one would work."""
     with CountingProxy(redis_server.port) as proxy:
         exporter = start(**{**environment, "BROKER_URL": f"redis://exporter@127.0.0.1:{proxy.port}/0"})
         assert exporter.scrape()[UP] == 1
         proxy.drop()
-        assert_away(exporter)
+        assert_unavailable(exporter)
         poll_until(lambda: exporter.scrape()[UP] == 1, "the exporter to connect anew", timeout=15)
 
 
@@ -618,7 +618,7 @@ def test_broker_that_answers_nonsense(start: Start, reply: bytes, pause: float) 
             with client:
                 try:
                     while not done.is_set() and (request := client.recv(65536)):
-                        # The login's commands are answered properly: it is the read that meets nonsense.
+                        # The login's commands get valid answers; the read gets nonsense.
                         replies = (reply if b"LLEN" in request else b"+OK\r\n") * len(
                             re.findall(rb"\*\d+\r\n", request)
                         )
@@ -641,8 +641,8 @@ def test_broker_that_answers_nonsense(start: Start, reply: bytes, pause: float) 
         threading.Thread(target=accept, daemon=True).start()
         exporter = start(BROKER_URL=f"redis://127.0.0.1:{listener.getsockname()[1]}/0", QUEUES="high")
         try:
-            assert_away(exporter)
-            assert_away(exporter)
+            assert_unavailable(exporter)
+            assert_unavailable(exporter)
         finally:
             done.set()
 
@@ -650,7 +650,7 @@ def test_broker_that_answers_nonsense(start: Start, reply: bytes, pause: float) 
 def test_only_unreadable_figures_are_left_out(
     exporter: Exporter, redis_server: RedisServer, environment: dict[str, str]
 ) -> None:
-    """A key of the wrong type and a missing right: the log names them, the rest stands."""
+    """A key of the wrong type and a missing right: the log names them, the other figures are exported."""
     redis_server.client.set("high:3", "no list")
     redis_server.client.execute_command("ACL", "SETUSER", "exporter", "-client|list", "-hlen", "-xlen")
     redis_server.client.lpush("low", raw_message())
@@ -666,7 +666,7 @@ def test_only_unreadable_figures_are_left_out(
         assert cause in line
 
 
-# --- settings and life -----------------------------------------------------------------------------------------------
+# --- settings, start and stop ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -707,7 +707,7 @@ def test_bad_setting(setting: str, value: str) -> None:
 
 
 def test_exit_at_a_bad_setting(start: Start) -> None:
-    """One line, exit code 2: for what the environment says, and for a port that another process has."""
+    """One line and exit code 2: for a setting in the environment, and for a port in use."""
     taken = str(start(BROKER_URL="redis://127.0.0.1:1/0", QUEUES="high").port)
     for environment, line in (
         ({"QUEUES": "high"}, "queue-exporter: BROKER_URL: not set; "),
@@ -732,7 +732,7 @@ def test_exit_at_a_bad_setting(start: Start) -> None:
 
 
 def test_username_beside_the_url(start: Start, environment: dict[str, str], redis_server: RedisServer) -> None:
-    """The workers' BROKER_URL can be shared: REDIS_USERNAME takes the place of its user."""
+    """The workers' BROKER_URL can be shared: REDIS_USERNAME replaces its user."""
     environment["BROKER_URL"] = f"redis://celery@127.0.0.1:{redis_server.port}/0"
     assert start(**environment).scrape()[UP] == 0
     assert start(**environment, REDIS_USERNAME="exporter").scrape()[UP] == 1

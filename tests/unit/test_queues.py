@@ -1,4 +1,4 @@
-"""The table of queues, and what is written from it."""
+"""The table of queues, and the files generated from it."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ KNOWS_QUEUES = (
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the files that know a queue, of the table, and of what writes them."""
+    """A copy of the table, the files that name a queue, and the script that writes them."""
     for name in (*KNOWS_QUEUES, "services/celery/queues.py", "scripts/queues.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -68,7 +68,7 @@ def test_a_third_queue_reaches_every_file_that_knows_one(project: Path) -> None:
     ("old", "new", "said"),
     [
         ('TaskQueue("low", color', 'TaskQueue("Low", color', "queue 'Low': a name is a lower-case letter, then"),
-        ("QUEUES = (HIGH, LOW)", "QUEUES = (HIGH, LOW, LOW)", "QUEUES: high, low, low; each queue is in it once"),
+        ("QUEUES = (HIGH, LOW)", "QUEUES = (HIGH, LOW, LOW)", "QUEUES: high, low, low; it must list each queue once"),
         ("QUEUES = (HIGH, LOW)", "QUEUES = (HIGH,)", "DEFAULT: low; it must be one of QUEUES"),
         ("max_wait=30", "max_wait=0", "queue high: max_wait is 0; it must be a whole number"),
         ("QUEUES = (HIGH, LOW)", "QUEUES = (HIGH, LOW", "was never closed"),

@@ -1,4 +1,4 @@
-"""The tasks around the index: a run as a chord, and its mending."""
+"""The tasks of the index: a run as a chord, and its repair."""
 
 import time
 from pathlib import Path
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(client: Redis, folder: Path, monkeypatch: pytest.MonkeyPatch, eager: None) -> Redis:
-    """The tasks work on this Redis and folder, and run in this process when they are sent."""
+    """The tasks use this Redis and folder, and run in this process when they are sent."""
     monkeypatch.setattr(Durable, "store", client)
     monkeypatch.setattr(configuration.settings, "corpus_dir", folder)
     return client
@@ -38,7 +38,7 @@ def test_a_run_is_a_chord_that_completes_it(client: Redis, folder: Path) -> None
     assert search.search.delay("word", 1).get()["best"] == [{"name": "29.txt", "count": 29}]
 
 
-def test_a_run_delivered_twice_goes_on_and_a_second_run_does_not(
+def test_a_run_delivered_twice_continues_and_a_second_run_does_not(
     client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -68,7 +68,7 @@ def test_a_missing_folder_is_a_failure_that_leaves_the_index(
 
 
 def lose_all_but(client: Redis, folder: Path, chunks: list[int]) -> None:
-    """A run whose other chunks, and callback, were lost."""
+    """A run whose other chunks and callback are lost."""
     index.start(client, "run", *list_files(folder, 1000))
     for chunk in chunks:
         index.count_chunk(client, "run", chunk, folder, 1000)
@@ -90,7 +90,7 @@ def test_repair_sends_what_is_overdue_again_and_completes_the_run_next_time(clie
     assert Totals(**search.audit.delay().get()) == count(folder, 1_000_000)
 
 
-def test_reconcile_gives_up_what_is_stuck(client: Redis, folder: Path) -> None:
+def test_reconcile_aborts_runs_that_are_stuck(client: Redis, folder: Path) -> None:
     lose_all_but(client, folder, [0])
     client.hset("run:run", "progress", time.time() - index.RUN_ABANDONED_AFTER - 1)
     assert search.repair.run() == {"run": "run", "state": "abandoned"}

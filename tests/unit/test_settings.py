@@ -1,4 +1,4 @@
-"""Settings of the services, and what compose.yaml, Redis' configuration and beat's schedule must agree on with them."""
+"""Settings of the services, which must agree with compose.yaml, Redis' configuration and beat's schedule."""
 
 import re
 import runpy
@@ -37,16 +37,16 @@ def test_compose_gives_a_worker_the_grace_that_its_delivery_counts_on(queue: Any
     assert grace == DELIVERY.stop_grace_period
 
 
-def test_both_ends_notice_a_dead_connection_to_redis_alike() -> None:
+def test_both_ends_detect_a_dead_connection_to_redis_equally_soon() -> None:
     (keepalive,) = re.findall(r"^tcp-keepalive (\d+)$", REDIS_CONF, re.MULTILINE)
     assert int(keepalive) == DELIVERY.health_check_interval
 
 
-def test_results_outlive_whatever_still_adds_to_them() -> None:
+def test_results_are_kept_longer_than_any_task_may_add_to_them() -> None:
     assert DELIVERY.visibility_timeout + DELIVERY.time_limit + DELIVERY.max_delay < RESULT_TTL
 
 
-def test_heartbeats_are_renewed_well_before_they_look_stale() -> None:
+def test_heartbeats_are_renewed_well_before_they_count_as_stale() -> None:
     probe = COMPOSE["services"]["worker-low"]["healthcheck"]["test"][1]
     stale = int(re.search(r"'(\d+) seconds ago'", probe).group(1))  # type: ignore[union-attr]
     assert 3 * max(DELIVERY.heartbeat_interval, DELIVERY.beat_max_loop) <= stale
@@ -92,7 +92,7 @@ def test_a_wrong_setting_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_example_of_the_page(client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/delivery.md, In your own tasks: called twice, its effect comes once."""
+    """docs/delivery.md, In your own tasks: called twice, its effect is applied once."""
     page = (ROOT / "docs/delivery.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     (tmp_path / "example.py").write_text(block)

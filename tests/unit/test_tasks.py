@@ -1,4 +1,4 @@
-"""The small tasks and workflows: their results, and what they say to wrong arguments."""
+"""The small tasks and workflows: their results, and their errors for wrong arguments."""
 
 from typing import Any
 

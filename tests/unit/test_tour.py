@@ -1,4 +1,4 @@
-"""The tour without a stack: its lessons cover what they must, its checks can fail, its pages are up to date."""
+"""The tour without a stack: its lessons cover all concepts, its checks can fail, its pages are up to date."""
 
 import ast
 import re
@@ -122,8 +122,8 @@ TABLE: dict[str, set[str]] = {
         "routes",
         "queue `high` against `low`",
         "priority 0..9 inside a queue",
-        "an unmarked task must not overtake all",
-        "a flood of low, then a high overtakes it",
+        "the default priority must not be the most urgent",
+        "many tasks in `low`, then one in `high`",
         "what prefetch does to it",
     },
     "Workers": {
@@ -143,7 +143,7 @@ TABLE: dict[str, set[str]] = {
         "soft stop",
         "cold stop",
     },
-    "Serialisation": {"JSON", "why not pickle", "what cannot travel", "ids instead of objects"},
+    "Serialisation": {"JSON", "why not pickle", "what cannot be sent", "ids instead of objects"},
     "Monitoring": {
         "status",
         "inspect active",
@@ -159,7 +159,7 @@ TABLE: dict[str, set[str]] = {
         "events",
         "Flower by its API",
         "metrics",
-        "a link into Grafana for that very task",
+        "a link to Grafana for one task",
     },
     "Best practices": {
         f"{practice}: {half}"
@@ -171,14 +171,14 @@ TABLE: dict[str, set[str]] = {
             "time-outs",
             "retries with backoff",
         )
-        for half in ("failure", "cure")
+        for half in ("failure", "solution")
     },
     "Classic mistakes": {
         "result.get() inside a task",
-        "publishing before the data is there",
-        "a task nobody consumes",
+        "publishing before the data is written",
+        "a task that no worker consumes",
         "a misspelt queue",
-        "an argument that is no JSON",
+        "an argument that is not JSON",
         "a changed signature while old messages wait",
         "testing with eager mode only",
     },
@@ -222,8 +222,8 @@ def test_a_step_shows_its_code_says_what_must_be_seen_and_leaves_one_sentence(le
 @pytest.mark.parametrize(
     "file", sorted((ROOT / "services/celery/tour/lessons").glob("*.py")), ids=lambda file: file.stem
 )
-def test_no_lesson_vouches_for_itself(file: Path) -> None:
-    """Evidence is made by tour/backend.py, broker.py, events.py …; a lesson may only draw conclusions from it."""
+def test_no_lesson_makes_its_own_evidence(file: Path) -> None:
+    """Evidence is read by tour/backend.py, broker.py, events.py …; a lesson may only draw conclusions from it."""
     calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
     assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "Seen"]
 
@@ -257,7 +257,7 @@ def step_expecting(**expect: object) -> Step:
     return lesson.steps[0]
 
 
-def test_evidence_is_held_against_what_must_be_seen() -> None:
+def test_evidence_is_compared_with_what_must_be_seen() -> None:
     step = step_expecting(result=4, runs=lessons.at_least(2))
     good = record.findings(step, {"result": Seen(4, "backend"), "runs": Seen(3, "events")})
     assert [(finding.name, finding.holds, finding.source) for finding in good] == [
@@ -286,7 +286,7 @@ def test_conclusions_keep_their_sources() -> None:
 
 @pytest.mark.parametrize("name", page.pages({}))
 def test_a_page_is_what_the_lessons_say(name: str) -> None:
-    """`make lessons` writes the pages; what a run saw is theirs alone."""
+    """`make lessons` writes the pages; only the columns of the recorded run are not compared."""
     written = (ROOT / "docs/lessons" / name).read_text()
     assert page.without_record(written) == page.without_record(page.pages({})[name]), "run `make lessons`"
 

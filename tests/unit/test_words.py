@@ -29,7 +29,7 @@ def test_words(text: str, expected: list[str]) -> None:
 
 @given(texts)
 def test_a_word_finds_itself(text: str) -> None:
-    """A search takes its term through the same function: each indexed word must come out as it went in."""
+    """A search passes its term through the same function, so each indexed word must be returned unchanged."""
     for word in words(text):
         assert words(word) == [word]
         assert re.fullmatch(r"\w{1,64}", word)

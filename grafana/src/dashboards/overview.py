@@ -1,4 +1,4 @@
-"""Overview: the health of the stack in five seconds. On top what is true now, below by queue how it came about."""
+"""Overview: the health of the stack at a glance. The current state on top, below its history by queue."""
 
 from grafana_foundation_sdk.builders import common, stat, timeseries
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
@@ -36,14 +36,14 @@ BEAT_OVERDUE = (
     "or time() - max(celery_beat_last_tick_timestamp_seconds)"
 )
 CONSUMERS = 'max(celery_queue_consumers{queue="$queue"})'
-# While something reports runs: without `and` a rate over 5 m would show 0 for as long after its source is gone.
+# Only while workers report runs: without `and` the rate over 5 m would show 0 for 5 m after the last worker is gone.
 FAILURE_SHARE = (
     'max(queue:celery_task_failures:ratio_rate5m{queue="$queue"} and on (queue) group by (queue) (celery_tasks_total))'
 )
 
 
 def each_queue(expr: str) -> list[Query]:
-    """The query once for each queue, in one order on all panels; `$queue` stands for its name."""
+    """The query for each queue, in the same order on all panels; `$queue` is replaced by its name."""
     return [(expr.replace("$queue", queue.name), queue.name) for queue in QUEUES]
 
 
@@ -56,25 +56,25 @@ def limits(panel: stat.Panel, share: float) -> stat.Panel:
 
 
 def now() -> list[Builder[Panel]]:
-    """The top row: green or not."""
+    """The top row: the current state."""
     return [
         number(
             "Alerts firing",
-            "Alerts of prometheus/rules/alerts.yml that fire now; Prometheus' page /alerts lists them with what to do.",
+            "Firing alerts of prometheus/rules/alerts.yml; Prometheus' page /alerts lists them with what to do.",
             [('count(ALERTS{alertstate="firing"}) or vector(0)', "")],
             "none",
             [(0, "green"), (1, "red")],
         ),
         number(
             "Targets down",
-            "Containers that are there and do not answer Prometheus. What has vanished shows below, in Targets.",
+            "Running containers that do not answer Prometheus. Missing containers are shown below, in Targets.",
             [("count(up == 0) or 0 * count(up)", "")],
             "none",
             [(0, "green"), (1, "red")],
         ),
         number(
             "Consumers",
-            "Workers connected to the broker that consume the queue. Scaled to zero or dead: 0.",
+            "Workers connected to the broker that consume the queue. Scaled to zero or killed: 0.",
             each_queue(CONSUMERS),
             "none",
             [(0, "red"), (1, "green")],
@@ -82,7 +82,7 @@ def now() -> list[Builder[Panel]]:
         limits(
             number(
                 "Oldest message",
-                "How long the message at the head of the queue has waited. Red where OldestMessageTooOld fires "
+                "How long the message at the head of the queue has waited. Red when OldestMessageTooOld fires "
                 "(max_wait of the queue in services/celery/queues.py).",
                 each_queue(OLDEST),
                 "s",
@@ -93,8 +93,8 @@ def now() -> list[Builder[Panel]]:
         limits(
             number(
                 "Wait, p95",
-                "19 of 20 tasks of the last minute started within this, counted from when they were due. Red: a third "
-                "of what the oldest message may wait. No data: none ran.",
+                "19 of 20 tasks of the last minute started within this time after they were due. Red: a third of the "
+                "limit of the oldest message. No data: no task ran.",
                 each_queue(f'max({WAIT}{{queue="$queue", quantile="0.95"}})'),
                 "s",
                 [(0, "green")],
@@ -112,8 +112,8 @@ def now() -> list[Builder[Panel]]:
         ).decimals(1),
         number(
             "Beat overdue",
-            "How long an entry has been due and is not sent, or beat has not looked at its schedule, which it does "
-            "every 5 s; a scrape may add 5 s.",
+            "How long an entry has been due and unsent, or beat has not checked its schedule, which it does every "
+            "5 s; a scrape may add 5 s.",
             [(BEAT_OVERDUE, "")],
             "s",
             [(0, "green"), (12, "yellow"), (15, "red")],
@@ -132,13 +132,13 @@ def now() -> list[Builder[Panel]]:
 
 
 def queues() -> list[Builder[Panel]]:
-    """What comes in, what goes out, how long it waits."""
+    """Arrival and service rates, and wait times."""
     return [
         by_queue(
             graph(
                 "Arrival and service",
-                "Messages published (dashed) and runs ended (solid) per second, retries in both. While more arrives "
-                "than is served the backlog grows.",
+                "Messages published (dashed) and runs ended (solid) per second, both with retries. The backlog grows "
+                "while more messages arrive than are served.",
                 [
                     ("queue:celery_tasks:rate1m", "{{queue}} served"),
                     ("queue:celery_published:rate1m", "{{queue}} arriving"),
@@ -159,7 +159,7 @@ def queues() -> list[Builder[Panel]]:
 
 
 def work() -> list[Builder[Panel]]:
-    """The backlog, and the workers that face it."""
+    """The backlog and the workers."""
     return [
         *(backlog(queue.name) for queue in QUEUES),
         by_queue(
@@ -175,8 +175,8 @@ def work() -> list[Builder[Panel]]:
         by_queue(
             graph(
                 "Worker slots",
-                "Tasks that all workers of a queue can run at once (dashed), and those that they are running. Busy at "
-                "the limit while messages wait: scale.",
+                "Tasks that all workers of a queue can run at once (dashed), and running tasks (solid). If all slots "
+                "are busy while messages wait, add workers.",
                 [
                     ("sum by (job) (celery_worker_slots_busy)", "{{job}} busy"),
                     ("sum by (job) (celery_worker_slots)", "{{job}} total"),
@@ -188,21 +188,21 @@ def work() -> list[Builder[Panel]]:
 
 
 def parts() -> list[Builder[Panel]]:
-    """Who works, who sends."""
+    """Workers, beat, producer and Redis."""
     return [
         by_queue(
             graph(
                 "Consumers",
-                "Workers connected to the broker, by queue: follows `make scale`; a killed worker is gone at the next "
-                "scrape.",
+                "Workers connected to the broker, by queue: follows `make scale`; a killed worker is not counted at "
+                "the next scrape.",
                 each_queue(CONSUMERS),
                 "none",
             )
         ).decimals(0),
         graph(
             "Beat",
-            "How late each entry was last sent, how long one has been due and is not sent, and the time since beat "
-            "last looked at its schedule, which it does every 5 s.",
+            "How late each entry was last sent, how long one has been due and unsent, and the time since beat last "
+            "checked its schedule, which it does every 5 s.",
             [
                 ("max by (entry) (celery_beat_lateness_seconds)", "{{entry}}"),
                 ("max(celery_beat_overdue_seconds)", "overdue"),
@@ -217,8 +217,8 @@ def parts() -> list[Builder[Panel]]:
         by_queue(
             graph(
                 "Producer",
-                "Messages that Redis accepted, by queue; publishes that raised; messages given up on. Shaded: held "
-                "back because the queue is too deep (back-pressure).",
+                "Messages that Redis accepted, by queue; publishes that raised; messages skipped while Redis was "
+                "unavailable. Shaded: paused because the queue is too deep (back-pressure).",
                 [
                     ('sum by (queue) (rate(celery_published_total{job="producer"}[1m]))', "to {{queue}}"),
                     (
@@ -226,7 +226,7 @@ def parts() -> list[Builder[Panel]]:
                         'or 0 * count(up{job="producer"} == 1)',
                         "failed",
                     ),
-                    ('sum(rate(celery_producer_unpublished_total{job="producer"}[1m]))', "given up"),
+                    ('sum(rate(celery_producer_unpublished_total{job="producer"}[1m]))', "skipped"),
                     ("max by (queue) (celery_producer_throttled)", "{{queue}} throttled"),
                 ],
                 PER_SECOND,
@@ -234,7 +234,7 @@ def parts() -> list[Builder[Panel]]:
             )
         )
         .override_by_name("failed", [fixed("red")])
-        .override_by_name("given up", [fixed("purple")])
+        .override_by_name("skipped", [fixed("purple")])
         .override_by_regexp(
             "/throttled/",
             [
@@ -258,11 +258,11 @@ def parts() -> list[Builder[Panel]]:
 
 
 def below() -> list[Builder[Panel]]:
-    """Second screen: what explains the first."""
+    """Second screen: details."""
     return [
         graph(
-            "Taken, not done",
-            "Messages that workers hold unacknowledged, and those of them that wait for a slot or their ETA.",
+            "Unacknowledged messages",
+            "Messages that workers hold, and those of them that wait for a slot or their ETA.",
             [
                 ("max(celery_unacked_messages)", "unacknowledged"),
                 ("sum by (job) (celery_worker_prefetched_messages)", "{{job}} prefetched"),
@@ -283,25 +283,26 @@ def below() -> list[Builder[Panel]]:
         ),
         timeline(
             "Targets",
-            "Containers of each service that answer Prometheus. Red: none of those there. Empty: there are none.",
+            "Containers of each service that answer Prometheus. Red: containers run, but none answers. Empty: no "
+            "containers.",
             [("sum by (job) (up)", "{{job}}")],
         ),
     ]
 
 
 def delivery() -> list[Builder[Panel]]:
-    """What took another way than its queue's."""
+    """Dead letters and the outbox."""
     return [
         graph(
             "Dead letters",
-            "Messages that were rejected for good and are kept: `make dlq` lists them with their reasons.",
+            "Messages in the stream of dead letters: `make dlq` lists them with their reasons.",
             [("max(celery_dead_letters)", "dead letters")],
             "none",
         ).override_by_name("dead letters", [fixed("red")]),
         graph(
             "Published again",
-            "Tasks that were written to the outbox, and those that it published again because their message was lost: "
-            "a fault somewhere, of which nobody felt more than a delay.",
+            "Tasks that were written to the outbox, and those that were published again because their message was "
+            "lost: after a fault, with no effect but a delay.",
             [
                 ("sum(rate(celery_outbox_written_total[1m])) * 60 or 0 * count(up)", "written"),
                 ("sum(rate(celery_outbox_republished_total[1m])) * 60 or 0 * count(up)", "published again"),
@@ -312,11 +313,11 @@ def delivery() -> list[Builder[Panel]]:
 
 
 def waits(queue: str) -> timeseries.Panel:
-    """Wait quantiles of a queue, on a logarithmic scale: idle and flooded are four orders of magnitude apart."""
+    """Wait quantiles of a queue, on a logarithmic scale: idle and full queues differ by four orders of magnitude."""
     panel = graph(
         f"Wait, {queue}",
         "From when a task was due (published, ETA, retry or redelivery) until it ran, over 1 minute. Half, 95 and 99 "
-        "of 100 tasks waited less. No line: none ran. Logarithmic scale.",
+        "of 100 tasks waited less. No line: no task ran. Logarithmic scale.",
         [(f'{WAIT}{{queue="{queue}", quantile="{q}"}}', f"p{q[2:]:0<2}") for q in ("0.99", "0.95", "0.5")],
         "s",
     )
@@ -333,7 +334,7 @@ def backlog(queue: str) -> timeseries.Panel:
     panel = stacked(
         graph(
             f"Backlog, {queue}, by priority",
-            "Messages that wait for a worker, stacked by priority: 0 goes first, 9 last, 5 is the default.",
+            "Messages that wait for a worker, stacked by priority: 0 is the most urgent, 9 the least, 5 the default.",
             [(query, "{{priority}}")],
             "short",
             last=False,
@@ -345,7 +346,7 @@ def backlog(queue: str) -> timeseries.Panel:
 
 
 def by_queue(panel: timeseries.Panel) -> timeseries.Panel:
-    """Each queue, and the workers of it, in one colour on all panels."""
+    """Each queue and its workers in one colour on all panels."""
     for queue in QUEUES:
         panel = panel.override_by_regexp(f"/\\b{queue.name}\\b/", [fixed(queue.color)])
     return panel

@@ -1,4 +1,4 @@
-"""The three kinds of panels that dashboards are made of, with what is the same in all of them."""
+"""The three kinds of panels, with their common settings."""
 
 from collections.abc import Sequence
 from string import ascii_uppercase
@@ -32,7 +32,7 @@ PROMETHEUS = DataSourceRef(type_val="prometheus", uid="prometheus")  # uid: graf
 
 # (PromQL, legend)
 Query = tuple[str, str]
-# From which value on which colour. What has no value is grey: no data is neither good nor bad.
+# The colour from each value on. No data is grey: neither good nor bad.
 Levels = Sequence[tuple[float, str]]
 NO_DATA = "gray"
 
@@ -52,7 +52,7 @@ def targets(queries: Sequence[Query], instant: bool) -> list[prometheus.Dataquer
 
 
 def number(title: str, description: str, queries: Sequence[Query], unit: str, levels: Levels) -> stat.Panel:
-    """What is true now, judged by colour. Instant: a source that is gone shows as 'no data', not as its last value."""
+    """The current value, with a colour. Instant: a missing source shows as 'no data', not as its last value."""
     return (
         stat.Panel()
         .title(title)
@@ -72,9 +72,9 @@ def number(title: str, description: str, queries: Sequence[Query], unit: str, le
 
 
 def graph(title: str, description: str, queries: Sequence[Query], unit: str, last: bool = True) -> timeseries.Panel:
-    """How it came about. A gap stays a gap: a line through it would tell what nobody measured.
+    """Values over time. Gaps are not connected: there is no data in them.
 
-    `last`: the legend has each series' last value; without it, it holds twice as many names.
+    `last`: the legend shows each series' last value; without it, there is space for twice as many names.
     """
     return (
         timeseries.Panel()
@@ -100,12 +100,12 @@ def graph(title: str, description: str, queries: Sequence[Query], unit: str, las
 
 
 def stacked(panel: timeseries.Panel) -> timeseries.Panel:
-    """The same graph with its series on top of one another, where their sum means something."""
+    """The same graph with stacked series, if their sum is meaningful."""
     return panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL)).fill_opacity(60).line_width(0)
 
 
 def timeline(title: str, description: str, queries: Sequence[Query]) -> statetimeline.Panel:
-    """One row a series with its count: red at 0, green above, empty where there was none."""
+    """One row per series with its count: red at 0, green above, empty without a value."""
     red_at_0 = ValueMap(options={"0": ValueMappingResult(text="0", color="red")})
     return (
         statetimeline.Panel()
@@ -130,11 +130,11 @@ def setting(name: str, value: Any) -> DynamicConfigValue:
 
 
 def only_for_this(levels: Levels) -> DynamicConfigValue:
-    """Thresholds of one series, where it is held to others than the rest of its panel."""
+    """Thresholds of one series that differ from the rest of its panel."""
     steps = [{"value": threshold.value, "color": threshold.color} for threshold in thresholds(levels)]
     return setting("thresholds", {"mode": "absolute", "steps": steps})
 
 
 def fixed(color: str) -> DynamicConfigValue:
-    """A series' own colour: the same queue has the same one in each panel."""
+    """A fixed colour for a series: a queue has the same colour in each panel."""
     return setting("color", {"mode": "fixed", "fixedColor": color})

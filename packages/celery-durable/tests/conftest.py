@@ -46,14 +46,14 @@ def other_redis_process() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def other_redis(other_redis_process: RedisServer) -> RedisServer:
-    """A second Redis, empty: where a test takes the broker away and not the store, or the other way round."""
+    """A second, empty Redis, for tests that stop the broker but not the store, or the reverse."""
     other_redis_process.reset()
     return other_redis_process
 
 
 @pytest.fixture
 def client(redis_server: RedisServer) -> Iterator[Any]:
-    """Its client; replies are text."""
+    """A client of the test's Redis; replies are text."""
     with Redis.from_url(redis_server.url, decode_responses=True) as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""Messages that no publisher of ours would send: what a worker must survive, one kind each."""
+"""Malformed messages, one of each kind, which must not crash a worker."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ _random = Random()
 def message(
     body: object = ((1, 1), {}, {}), headers: Any = None, raw_body: str | None = None, **more: Any
 ) -> dict[str, Any]:
-    """A good message of task `add` for queue `celery`, with changes."""
+    """A valid message of task `add` for queue `celery`, with changes."""
     task_id = f"{ID}{_random.getrandbits(64):x}"
     return {
         "body": base64.b64encode(json.dumps(body).encode()).decode() if raw_body is None else raw_body,
@@ -48,7 +48,7 @@ def message(
 
 
 def without(key: str, *path: str) -> dict[str, Any]:
-    """A good message without one part."""
+    """A valid message without one part."""
     whole = part = message()
     for name in path:
         part = part[name]
@@ -57,7 +57,7 @@ def without(key: str, *path: str) -> dict[str, Any]:
 
 
 def with_(value: object, key: str, *path: str) -> dict[str, Any]:
-    """A good message with one part changed."""
+    """A valid message with one part changed."""
     whole = part = message()
     for name in path:
         part = part[name]

@@ -1,4 +1,4 @@
-"""Waiting for a condition, never for a time."""
+"""Wait for a condition instead of a fixed time."""
 
 import time
 from collections.abc import Callable
@@ -12,8 +12,8 @@ T = TypeVar("T")
 def poll_until(condition: Callable[[], T], what: str, timeout: float = 60, interval: float = 0.1) -> T:
     """Return the first truthy value of `condition`; AssertionError naming `what` after `timeout` seconds.
 
-    What is asked may be away for a moment: OSError, LookupError and errors of Redis count as "not yet", and the last
-    one is part of the message.
+    OSError, LookupError and errors of Redis count as "not yet", since a service may be down for a moment; the last
+    error is part of the message.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -25,5 +25,5 @@ def poll_until(condition: Callable[[], T], what: str, timeout: float = 60, inter
             if last:
                 return last  # type: ignore[return-value]
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout:g} s for: {what}; last seen: {last!r}")
+            raise AssertionError(f"timed out after {timeout:g} s waiting for: {what}; last seen: {last!r}")
         time.sleep(interval)

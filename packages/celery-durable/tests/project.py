@@ -24,7 +24,7 @@ from .poll import poll_until
 
 SOURCES = Path(celery_durable.__file__).parents[1]
 
-# Times of seconds, with every inequality of Config kept.
+# Times of a few seconds that satisfy all inequalities of Config.
 SHORT: dict[str, Any] = {
     "visibility_timeout": 7,
     "renew_interval": 1.5,
@@ -69,7 +69,7 @@ numbers = count()
 
 
 def environment() -> dict[str, str]:
-    """Of a process that imports the library from here."""
+    """The environment of a process that imports the library from this repository."""
     return {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1"}
 
 
@@ -109,7 +109,7 @@ class Program:
         return self.process.poll() is None
 
     def wait_for(self, text: str, timeout: float = 60) -> None:
-        """Until the log has a text."""
+        """Wait until the log contains a text."""
 
         def said() -> bool:
             assert text in self.log or self.alive, f"ended with {self.process.returncode}:\n{self.log[-5000:]}"
@@ -118,7 +118,7 @@ class Program:
         poll_until(said, f"{text!r} in {self.log_file.name}", timeout)
 
     def stop(self, timeout: float = 60) -> int:
-        """SIGTERM, and its exit code."""
+        """Send SIGTERM; returns the exit code."""
         self.process.terminate()
         return self.process.wait(timeout)
 
@@ -147,7 +147,7 @@ class Project:
 
     @cached_property
     def module(self) -> Any:
-        """Imported here as well, to publish with its app."""
+        """The project, imported here as well, to publish with its app."""
         spec = importlib.util.spec_from_file_location(f"project_{next(numbers)}", self.folder / "project.py")
         assert spec is not None
         assert spec.loader is not None
@@ -161,7 +161,7 @@ class Project:
 
     @cached_property
     def stock_app(self) -> Any:
-        """Of somebody who does not have the library."""
+        """An app of the same broker without the library."""
         return Celery("stock", broker=self.url, backend=self.url, set_as_current=False)
 
     def worker(self, *args: str, name: str = "worker", **variables: str) -> Program:
@@ -182,7 +182,7 @@ class Project:
         return list(self.client.lrange(f"noted:{key}", 0, -1))
 
     def wait_noted(self, key: str, times: int = 1, timeout: float = 60) -> list[str]:
-        """Until tasks have noted something so often."""
+        """Wait until tasks have noted a key so often."""
         poll_until(lambda: len(self.noted(key)) >= times, f"{key} to be noted {times} times", timeout)
         return self.noted(key)
 
@@ -211,14 +211,14 @@ def close(app: Any) -> None:
 
 
 def run_task(task: Any, headers: dict[str, Any], *args: Any) -> Any:
-    """Run a message of a task, as a worker's process does; its state."""
+    """Run a message of a task, as a worker's process does; returns its state."""
     request = {"delivery_info": {}, "hostname": "worker@test", **headers}
     info = trace_task(task, headers["id"], args, {}, request, app=task.app).info
     return info.state if info else "SUCCESS"
 
 
 def run_message(app: Any, payload: bytes | str) -> Any:
-    """Run a message that was taken out of a queue, with its arguments, callbacks and chord; its task's state."""
+    """Run a message taken from a queue, with its arguments, callbacks and chord; returns its task's state."""
     message = json.loads(payload)
     with app.connection_for_read() as connection:
         channel = connection.default_channel

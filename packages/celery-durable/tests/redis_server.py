@@ -20,7 +20,7 @@ OPTIONS = ("--save", "", "--appendonly", "yes", "--protected-mode", "no")
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nothing listens on now."""
+    """A TCP port of the loopback interface on which nothing listens now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -38,7 +38,7 @@ def redis_image() -> str:
 
 
 class Host(Protocol):
-    """What a Redis runs in. Its data outlives `stop` and `kill`."""
+    """The process or container of a Redis. Its data survives `stop` and `kill`."""
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -86,7 +86,7 @@ class Container:
         docker("stop", "--time", "2", self._id)
 
     def signal(self, number: signal.Signals) -> None:
-        docker("kill", "--signal", number.name, self._id)  # `docker pause` fails now and then on a busy machine
+        docker("kill", "--signal", number.name, self._id)  # `docker pause` fails sometimes on a busy machine
         if number == signal.SIGKILL:
             docker("wait", self._id)
 
@@ -95,7 +95,7 @@ class Container:
 
 
 class RedisServer:
-    """Empty at first; its default user may do anything."""
+    """A Redis that is empty at first; its default user has all permissions."""
 
     def __init__(self, in_container: bool = False) -> None:
         """In a container even where a local `redis-server` is: for what needs the version of REDIS_IMAGE."""
@@ -112,7 +112,7 @@ class RedisServer:
         return tuple(int(part) for part in self.client.info("server")["redis_version"].split("."))
 
     def start(self) -> None:
-        """Again after `kill`, with its data."""
+        """Start it; after `kill`, with its data."""
         self._host.start()
         self._await_ping()
 
@@ -121,13 +121,13 @@ class RedisServer:
         self._host.signal(signal.SIGKILL)
 
     def remove(self) -> None:
-        """End it for good."""
+        """Stop and remove it."""
         self.client.close()
         self._host.remove()
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Within this block nothing listens; afterwards it is up again, empty and without users."""
+        """Stopped within this block; afterwards it runs again, empty and without users."""
         self._host.stop()
         try:
             yield
@@ -137,7 +137,7 @@ class RedisServer:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Within this block it takes connections and answers nothing."""
+        """Within this block it accepts connections and does not answer."""
         self._host.signal(signal.SIGSTOP)
         try:
             yield
@@ -146,7 +146,7 @@ class RedisServer:
             self._await_ping()
 
     def reset(self) -> None:
-        """Forget all data, all users but the default one, and what a test has set."""
+        """Remove all data, all users but the default one, and the configuration that a test has set."""
         self.client.config_set("maxmemory", 0)
         self.client.flushall()
         self.client.script_flush()

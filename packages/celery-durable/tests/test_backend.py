@@ -1,4 +1,4 @@
-"""Results: bounded, readable, and in nobody's way."""
+"""Results: bounded and readable, and they leave room for the outbox."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ LIMIT = 10_000
 
 
 class Results:
-    """An app with tasks that return and raise what they are given."""
+    """An app with tasks that return or raise their argument."""
 
     def __init__(self, app: Any, client: Any) -> None:
         self.app, self.client = app, client
@@ -53,7 +53,7 @@ class Results:
     note: Any
 
     def run(self, task: Any, *args: Any, **headers: Any) -> Any:
-        """Runs a task; its result."""
+        """Run a task; returns its result."""
         headers = {"id": "a", "task": task.name, **headers}
         run_task(task, headers, *args)
         return self.stored(headers["id"])
@@ -65,7 +65,7 @@ class Results:
         return int(self.client.strlen(f"celery-task-meta-{task_id}"))
 
     def run_all(self) -> None:
-        """Runs the messages of the queue, and those that they publish."""
+        """Run the messages of the queue, and those that they publish."""
         while payloads := list(reversed(self.client.lrange("celery", 0, -1))):
             self.client.delete("celery")
             for payload in payloads:
@@ -103,7 +103,7 @@ def test_a_result_that_is_too_large_is_the_failure_of_its_task(results: Results)
     assert results.size() < LIMIT
 
 
-def test_the_task_has_failed_for_whoever_asks(results: Results) -> None:
+def test_the_state_of_the_task_is_failure(results: Results) -> None:
     assert run_task(results.give, {"id": "a"}, LIMIT) == "FAILURE"
 
 
@@ -149,7 +149,7 @@ def test_a_chain_whose_link_returns_too_much_fails(new_results: NewResults, recw
 
 
 def test_a_group_of_many_is_kept_whole(results: Results) -> None:
-    """It is a list of names, and grows with their number."""
+    """A group's result is a list of ids and grows with their number."""
     saved = group((results.give.si(1) for _ in range(500)), app=results.app).apply_async()
     saved.save(backend=results.app.backend)
     assert len(results.app.GroupResult.restore(saved.id, backend=results.app.backend).results) == 500
@@ -182,8 +182,8 @@ def test_the_end_of_a_long_traceback_is_kept(results: Results) -> None:
     assert result.traceback.rstrip().endswith("z" * 100)
 
 
-def test_errors_that_nobody_waits_for_are_small(new_results: NewResults) -> None:
-    """160 of 600 kB, with their arguments, had filled the Redis of the outbox."""
+def test_errors_of_ignored_results_are_small(new_results: NewResults) -> None:
+    """160 errors of 600 kB, with their arguments, filled the outbox's Redis."""
     results = new_results({"task_store_errors_even_if_ignored": True, "result_extended": True},
                           max_result_bytes=1 << 20, max_ignored_error_bytes=2000)  # fmt: skip
     for number in range(160):
@@ -254,7 +254,7 @@ def test_results_leave_room_for_the_outbox(
 
     task = results.app.task(publish, name="publish", outbox=True, shared=False)
     for number in range(60):
-        results.app.backend._looked_at = 0.0  # it asks every few seconds
+        results.app.backend._checked_at = 0.0  # the memory is checked every few seconds
         results.run(results.give, 300_000, id=f"{number}")
     assert results.stored("0").get(timeout=10) == "x" * 300_000
     assert results.stored("59").state == states.PENDING
@@ -264,7 +264,7 @@ def test_results_leave_room_for_the_outbox(
 
 
 @pytest.mark.parametrize("state", [states.STARTED, states.RETRY, states.FAILURE, states.SUCCESS, "PROGRESS"])
-def test_whatever_state_it_is(new_results: NewResults, redis_server: RedisServer, state: str) -> None:
+def test_every_state_is_refused(new_results: NewResults, redis_server: RedisServer, state: str) -> None:
     results = new_results(result_memory_share=0.5)
     redis_server.client.config_set("maxmemory", 1_000_000_000)
     redis_server.client.config_set("maxmemory", redis_server.client.info("memory")["used_memory"] + 100_000)
@@ -277,7 +277,7 @@ def test_without_maxmemory_there_is_room(new_results: NewResults) -> None:
     assert results.run(results.give, 5).get(timeout=10) == "xxxxx"
 
 
-def test_redis_is_asked_now_and_then(results: Results, redis_server: RedisServer) -> None:
+def test_redis_is_asked_at_intervals(results: Results, redis_server: RedisServer) -> None:
     for number in range(20):
         results.run(results.give, 5, id=f"{number}")
     commands = redis_server.client.info("commandstats")
@@ -287,7 +287,7 @@ def test_redis_is_asked_now_and_then(results: Results, redis_server: RedisServer
 # --- Publishing ---
 
 
-def test_publishing_leaves_the_results_redis_alone(
+def test_publishing_does_not_connect_to_the_results_redis(
     new_results: NewResults, other_redis: RedisServer, redis_server: RedisServer
 ) -> None:
     results = new_results({"result_backend": other_redis.url})
@@ -298,8 +298,8 @@ def test_publishing_leaves_the_results_redis_alone(
     assert redis_server.client.llen("celery") == 1
 
 
-def test_whoever_waits_for_a_result_gets_it(results: Results) -> None:
-    """Without a subscription at its publishing."""
+def test_a_caller_that_waits_for_a_result_gets_it(results: Results) -> None:
+    """Although publishing does not subscribe to the result."""
     result = results.give.delay(3)
     thread = threading.Timer(0.3, results.run_all)
     thread.start()
@@ -307,7 +307,7 @@ def test_whoever_waits_for_a_result_gets_it(results: Results) -> None:
     thread.join()
 
 
-# --- Errors that cannot be told in JSON ---
+# --- Errors that JSON cannot represent ---
 
 
 def test_an_error_is_cut_in_a_pickle_as_well(new_results: NewResults) -> None:
@@ -342,9 +342,9 @@ if when == "before":
 
 
 @pytest.mark.parametrize("when", ["at the end", "before"])
-@pytest.mark.parametrize("redis", ["up", "gone"])
-def test_a_program_that_ends_with_live_results_says_nothing(other_redis: RedisServer, redis: str, when: str) -> None:
-    """It has waited for each in vain."""
+@pytest.mark.parametrize("redis", ["up", "down"])
+def test_a_program_that_ends_with_live_results_prints_nothing(other_redis: RedisServer, redis: str, when: str) -> None:
+    """The program has waited for each result until its time-out."""
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, other_redis.url, redis, when],
         env=environment(),
@@ -356,6 +356,6 @@ def test_a_program_that_ends_with_live_results_says_nothing(other_redis: RedisSe
         assert program.stdout is not None
         assert program.stdout.readline() == "TimeoutError\n"
         assert len(other_redis.client.pubsub_channels()) == 200
-        with other_redis.stopped() if redis == "gone" else nullcontext():
+        with other_redis.stopped() if redis == "down" else nullcontext():
             _, error = program.communicate("\n", timeout=60)
     assert (program.returncode, error) == (0, "")

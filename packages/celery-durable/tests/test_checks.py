@@ -1,4 +1,4 @@
-"""Dangerous settings are refused when a worker or beat starts, each with its name, what is wrong and what to do."""
+"""Dangerous settings are refused when a worker or beat starts; each problem has its setting, reason and remedy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ GOOD = {"aof_enabled": 1, "maxmemory_policy": "noeviction", "maxmemory": 256 << 
 
 
 class Redis:
-    """One that says this in INFO."""
+    """A Redis whose INFO has these values."""
 
     def __init__(self, said: dict[str, Any]) -> None:
         self._said = said
@@ -34,7 +34,7 @@ class Redis:
 
 @pytest.fixture
 def info() -> dict[str, Any]:
-    """What both Redis say; a test changes it."""
+    """INFO of both Redis; tests change it."""
     return dict(GOOD)
 
 
@@ -74,10 +74,10 @@ def test_the_librarys_own_settings_are_not_refused(refused: Refused) -> None:
         (
             {"broker_transport_options": {"socket_timeout": 3}},
             "broker_transport_options.socket_timeout: 3; a worker waits for messages on that connection, and each "
-            "time-out leaks a prefetch slot until it is deaf; publishers have Config.publish_socket_timeout",
+            "time-out leaks a prefetch slot until it takes no more; for publishers use Config.publish_socket_timeout",
         ),
         ({"worker_soft_shutdown_timeout": 20}, "worker_soft_shutdown_timeout: 20; it must be less than Config.stop_g"),
-        ({"task_acks_late": False}, "task_acks_late: off; a killed worker takes its running tasks with it"),
+        ({"task_acks_late": False}, "task_acks_late: off; the running tasks of a killed worker are lost"),
         ({"worker_consumer": "my.module:Consumer"}, "worker_consumer: my.module:Consumer; messages are only safe with"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -102,8 +102,8 @@ def test_a_protection_that_is_switched_off_is_not_asked_for(
 @pytest.mark.parametrize(
     ("said", "problem"),
     [
-        ({"aof_enabled": 0}, "appendonly is off; a restart loses all that came after its last snapshot"),
-        ({"maxmemory_policy": "allkeys-lru"}, "maxmemory-policy is allkeys-lru; a full Redis throws messages away"),
+        ({"aof_enabled": 0}, "appendonly is off; a restart loses all writes since the last snapshot"),
+        ({"maxmemory_policy": "allkeys-lru"}, "maxmemory-policy is allkeys-lru; a full Redis evicts messages"),
         ({"cluster_enabled": 1}, "is a Redis Cluster, where kombu's keys are on different nodes"),
         ({"maxmemory": 300 << 20}, "maxmemory is 300 MiB and its container's limit 512 MiB"),
         ({"maxmemory": 0}, "maxmemory is 0 MiB and its container's limit 512 MiB"),
@@ -127,12 +127,12 @@ def test_each_problem_has_a_line() -> None:
     assert str(DangerousSettingsError(["a: 1", "b: 2"])) == "Dangerous settings, refused:\n  a: 1\n  b: 2"
 
 
-def test_all_that_is_wrong_is_said_at_once(refused: Refused, info: dict[str, Any]) -> None:
+def test_all_problems_are_reported_at_once(refused: Refused, info: dict[str, Any]) -> None:
     info.update(aof_enabled=0, maxmemory_policy="volatile-ttl")
     assert len(refused({"task_acks_late": False})) == 1 + 2 * 2
 
 
-def test_a_redis_that_is_away_is_no_dangerous_setting(refused: Refused, info: dict[str, Any]) -> None:
+def test_an_unreachable_redis_is_no_dangerous_setting(refused: Refused, info: dict[str, Any]) -> None:
     info.clear()
     assert refused() == []
 
@@ -164,7 +164,7 @@ def test_another_broker_is_refused_and_nothing_is_advised_that_is_refused_elsewh
     (problem,) = refused({"broker_url": url})
     scheme = url.partition(":")[0]
     assert problem == (
-        f"broker_url: is {scheme}://; celery_durable works with redis:// and rediss://, a single Redis each"
+        f"broker_url: is {scheme}://; celery_durable supports redis:// and rediss://, a single Redis each"
     )
     assert "entinel" not in problem.replace(scheme, "")
 
@@ -176,28 +176,30 @@ def project_of(tmp_path: Path, new_project: NewProject, redis_server: RedisServe
 
 @pytest.mark.parametrize("url", OTHERS[:2])
 @pytest.mark.parametrize("program", [["worker", "-c", "1"], ["beat"]], ids=["worker", "beat"])
-def test_worker_and_beat_end_with_plain_words(
+def test_worker_and_beat_end_with_a_readable_message(
     project_of: Callable[[str], Project], url: str, program: list[str]
 ) -> None:
     started = project_of(url).start("refused", *program, "--loglevel=INFO")
     assert started.process.wait(60) == 1
     assert "broker_url: is " in started.log
-    assert "celery_durable works with redis:// and rediss://" in started.log
+    assert "celery_durable supports redis:// and rediss://" in started.log
     assert "Traceback" not in started.log
 
 
 @pytest.mark.parametrize("program", [["worker", "-c", "1"], ["worker", "-B", "-c", "1"], ["beat"]], ids=" ".join)
-def test_dangerous_settings_end_worker_and_beat_with_plain_words(new_project: NewProject, program: list[str]) -> None:
+def test_dangerous_settings_end_worker_and_beat_with_a_readable_message(
+    new_project: NewProject, program: list[str]
+) -> None:
     project = new_project("", {"task_acks_late": False, "task_time_limit": 1000})
     started = project.start("refused", *program, "--loglevel=INFO")
     assert started.process.wait(60) == 1
     lines = started.log.splitlines()
-    assert any("task_acks_late: off; a killed worker takes its running tasks with it" in line for line in lines)
+    assert any("task_acks_late: off; the running tasks of a killed worker are lost" in line for line in lines)
     assert any("task_time_limit: 1000; it must be less than" in line for line in lines)
     assert "Traceback" not in started.log
 
 
-def test_nothing_is_taken_from_a_queue_before(new_project: NewProject) -> None:
+def test_the_checks_run_before_a_message_is_taken(new_project: NewProject) -> None:
     project = new_project("", {"task_acks_late": False})
     project.client.lpush("celery", "}{")
     assert project.start("refused", "worker", "-c", "1").process.wait(60) == 1
@@ -205,6 +207,6 @@ def test_nothing_is_taken_from_a_queue_before(new_project: NewProject) -> None:
     assert not project.client.exists("celery-durable:workers")
 
 
-def test_a_scheduler_that_is_made_checks(new_app: NewApp, tmp_path: Path) -> None:
+def test_creating_a_scheduler_runs_the_checks(new_app: NewApp, tmp_path: Path) -> None:
     with pytest.raises(DangerousSettingsError):
         Scheduler(new_app({"task_acks_late": False}), schedule_filename=str(tmp_path / "schedule"))

@@ -1,4 +1,4 @@
-"""Chords without an end are found and counted; Celery waits for them without a word."""
+"""Chords that never complete are found, logged and counted; Celery waits for them without logging anything."""
 
 import logging
 import time
@@ -41,7 +41,7 @@ class Chords:
         return payloads
 
     def wait_for_all(self, seconds: float = 601) -> None:
-        """As if so much time had passed."""
+        """Move the due times of all chords into the past by so much."""
         for key in (self.chords.key, self.chords.overdue_key):
             for member, score in self.client.zrange(key, 0, -1, withscores=True):
                 self.client.zadd(key, {member: score - seconds})
@@ -69,7 +69,7 @@ def test_a_chord_that_ends_in_time_leaves_nothing(chords: Chords, caplog: pytest
     assert caplog.records == []
 
 
-def test_a_chord_whose_member_was_lost_is_said_once_and_counted(
+def test_a_chord_whose_member_was_lost_is_logged_once_and_counted(
     chords: Chords, caplog: pytest.LogCaptureFixture
 ) -> None:
     chords.publish()
@@ -96,7 +96,7 @@ def test_a_chord_that_ends_late_is_counted_no_longer(chords: Chords) -> None:
     assert chords.reconcile() == 0
 
 
-def test_many_chords_are_looked_at_one_batch_after_the_other(chords: Chords) -> None:
+def test_many_chords_are_checked_in_batches(chords: Chords) -> None:
     for number in range(BATCH + 3):
         chords.chords.begun(f"{number}")
         chords.client.set(chords.app.backend.get_key_for_group(f"{number}", ".s"), 2)
@@ -104,7 +104,7 @@ def test_many_chords_are_looked_at_one_batch_after_the_other(chords: Chords) -> 
     assert [chords.reconcile(), chords.reconcile()] == [BATCH, BATCH + 3]
 
 
-def test_a_chord_can_be_published_while_the_store_is_away(
+def test_a_chord_can_be_published_while_the_store_is_unreachable(
     new_app: NewApp, client: Any, other_redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     chords = Chords(new_app(store=other_redis.url), client)
@@ -113,11 +113,11 @@ def test_a_chord_can_be_published_while_the_store_is_away(
         with pytest.raises(RedisError):
             chords.chords.look(chords.app.backend)
     assert len(chords.take()) == 2
-    assert "is not watched: " in caplog.text
+    assert "is not monitored: " in caplog.text
 
 
 def test_an_app_without_chords_can_be_reconciled(new_app: NewApp) -> None:
-    """With another result backend than Redis, too: the library watches none of its chords."""
+    """Also with another result backend than Redis, whose chords the library does not watch."""
     app = new_app({"result_backend": "cache+memory://"})
     assert app.durable.reconcile() == {"published": 0, "waiting": 0, "overdue_chords": 0}
 

@@ -1,4 +1,4 @@
-"""Clients of Redis: one a process, and a password that may be replaced while they are used."""
+"""Clients of Redis: one per process, and a password that may be replaced while they are used."""
 
 import multiprocessing
 import os
@@ -90,7 +90,7 @@ class Login:
         self.file.write_text(f"{password}\n")
 
     def replace(self) -> None:
-        """And end all of its connections."""
+        """Replace the password and close all connections of the user."""
         self.set("second")
         self.server.client.client_kill_filter(user=USER)
 
@@ -101,7 +101,7 @@ def login(redis_server: RedisServer, tmp_path: Path) -> Login:
 
 
 def uses(app: Any) -> dict[str, Callable[[], Any]]:
-    """All that an app does with Redis outside a worker."""
+    """All uses of Redis by an app outside a worker."""
     return {
         "store": lambda: app.durable.store.set("a", "b"),
         "broker": lambda: app.durable.broker.llen("celery"),
@@ -115,7 +115,7 @@ def uses(app: Any) -> dict[str, Callable[[], Any]]:
 
 
 @pytest.mark.parametrize("name", uses(None))
-def test_the_app_goes_on_with_a_replaced_password(new_app: NewApp, login: Login, name: str) -> None:
+def test_the_app_continues_with_a_replaced_password(new_app: NewApp, login: Login, name: str) -> None:
     app = new_app({"broker_url": login.url, "result_backend": login.url}, store=login.url, password_file=login.file)
 
     def in_outbox() -> None: ...
@@ -148,7 +148,7 @@ def add(a, b):
 """
 
 
-def test_a_worker_goes_on_with_a_replaced_password(login: Login, new_project: NewProject) -> None:
+def test_a_worker_continues_with_a_replaced_password(login: Login, new_project: NewProject) -> None:
     project = new_project(
         TASKS,
         {"broker_url": login.url, "result_backend": login.url},

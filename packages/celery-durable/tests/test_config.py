@@ -23,7 +23,7 @@ FILES = ["password_file", "heartbeat_file"]
 
 
 def refused(**changes: Any) -> str:
-    """What Config says of a change of its defaults."""
+    """The error of Config for a change of its defaults."""
     with pytest.raises(ConfigError) as error:
         Config(**{"store": STORE, **changes})
     return str(error.value)
@@ -101,7 +101,7 @@ def test_the_password_of_a_wrong_store_is_not_shown() -> None:
 
 @pytest.mark.parametrize("value", ["", None, 7])
 def test_the_prefix_is_a_text(value: object) -> None:
-    assert f"key_prefix: {value!r}; it must be a text that is not empty" in refused(key_prefix=value)
+    assert f"key_prefix: {value!r}; it must be a string that is not empty" in refused(key_prefix=value)
 
 
 def test_nothing_can_be_misspelt_or_given_without_its_name() -> None:
@@ -128,13 +128,13 @@ def test_it_does_not_change() -> None:
         ({"renew_interval": 30}, "renew_interval: 30; it must be less than visibility_timeout / 3 (30): two renewals"),
         ({"min_retry_delay": 60}, "min_retry_delay: 60; it must be less than max_delay (60): or no retry can be"),
         ({"default_retry_delay": 60}, "default_retry_delay: 60; it must be less than max_delay (60): or a retry is"),
-        ({"unknown_task_delay": 90}, "unknown_task_delay: 90; it must be less than visibility_timeout (90): or the"),
+        ({"unknown_task_delay": 90}, "unknown_task_delay: 90; it must be less than visibility_timeout (90): or it is"),
         ({"recheck_after": 95}, "recheck_after: 95; it must be less than republish_after (95): it is the shorter"),
         ({"heartbeat_interval": 60}, "heartbeat_interval: 60; it must be less than hung_after (60): the loop must"),
         (
             {"soft_shutdown": 12},
             "soft_shutdown: 12; it must be less than stop_grace_period, less 3 s and the publish time-outs (12): or "
-            "the worker is killed in the middle of it",
+            "the worker is killed during it",
         ),
         ({"result_memory_share": 1.1}, "result_memory_share: 1.1; it must be at most 1: it is a share of maxmemory"),
         (
@@ -144,12 +144,12 @@ def test_it_does_not_change() -> None:
         (
             {"republish_after": 94},
             "republish_after: 94; it must be more than visibility_timeout + restore_mutex_expire + restore_interval "
-            "(94): or a killed worker's tasks are published again besides being given back",
+            "(94): or a killed worker's tasks are published again although they are redelivered",
         ),
         (
             {"soft_time_limit": 15},
             "soft_time_limit: 15; it must be more than 3 times (publish_connect_timeout + publish_socket_timeout) "
-            "(15): or it cuts a publish of the task off",
+            "(15): or it interrupts a publish",
         ),
         ({"hung_after": 6}, "hung_after: 6; it must be more than soft_shutdown (6): a soft shutdown stops the event"),
     ],
@@ -174,7 +174,7 @@ def test_the_edge_of_an_inequality_is_allowed(changes: dict[str, Any]) -> None:
     Config(store=STORE, **changes)
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     assert len(refused(time_limit=0, outbox="yes", key_prefix="").splitlines()) == 1 + 3
     assert len(refused(max_delay=100, recheck_after=100, hung_after=3).splitlines()) == 1 + 3
 
@@ -216,7 +216,7 @@ def test_importing_it_reads_no_environment_and_no_file_and_connects_to_nothing()
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_the_environment_is_looked_at_by_that_test() -> None:
+def test_that_test_detects_reads_of_the_environment() -> None:
     done = run_python(LOOK.replace("import celery_durable\n", 'import celery_durable; os.environ.get("HOME")\n', 1))
     assert done.stdout == "['read HOME']\n"
 

@@ -1,4 +1,4 @@
-"""The worker's consumer: what it makes of odd messages, and of those that it holds."""
+"""The worker's consumer: malformed messages, and messages that it holds."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -61,7 +61,7 @@ def test_an_old_protocol_has_no_task_in_its_headers() -> None:
         ("timelimit", ["60", None]),
     ],
 )
-def test_what_celery_would_fall_over_is_named(header: str, value: object) -> None:
+def test_headers_that_celery_cannot_process_are_named(header: str, value: object) -> None:
     with pytest.raises(TypeError, match=f"header {header}: "):
         check_headers({**GOOD, header: value})
 
@@ -72,7 +72,7 @@ def test_a_message_of_no_queue_is_named(queue: object) -> None:
         check_message(SimpleNamespace(headers=GOOD, delivery_info={"routing_key": queue}))
 
 
-# --- Places ---
+# --- Prefetch slots ---
 
 
 @given(
@@ -80,13 +80,11 @@ def test_a_message_of_no_queue_is_named(queue: object) -> None:
     limit=st.integers(1, 12),
     steps=st.lists(st.integers(-3, 3).filter(bool), max_size=60),
 )
-def test_the_places_of_what_waits_come_and_go_and_those_of_the_pool_stay(
-    places: int, limit: int, steps: list[int]
-) -> None:
+def test_prefetch_slots_of_waiting_messages_are_added_and_removed(places: int, limit: int, steps: list[int]) -> None:
     count = PrefetchCount(lambda prefetch_count: None, places, limit)
     waiting = 0
     for step in steps:
-        step = max(step, -waiting)  # what does not wait cannot go on
+        step = max(step, -waiting)  # no more messages can stop waiting than wait
         (count.increment_eventually if step > 0 else count.decrement_eventually)(abs(step))
         waiting += step
         assert count.value == min(places + waiting, max(places, limit))
@@ -101,7 +99,7 @@ def test_without_a_limit_it_counts_as_kombu_does() -> None:
 
 
 def test_no_limit_of_prefetching_stays_none() -> None:
-    """0 is kombu's word for it."""
+    """kombu expresses it as 0."""
     count = PrefetchCount(lambda prefetch_count: None, 0, 3)
     assert count.increment_eventually() == count.decrement_eventually() == 0
 
@@ -134,7 +132,7 @@ tags = iter(range(1_000_000))
 
 
 def message(app: Any, name: str = "known", **headers: Any) -> Any:
-    """One as kombu gives it to the consumer."""
+    """A message as kombu passes it to the consumer."""
     made = Mock(
         headers={"task": name, "id": "a", "eta": None, "expires": None, "retries": 0, **headers},
         delivery_info={"exchange": "", "routing_key": "celery"},
@@ -164,7 +162,7 @@ def renewed(consumer: Any) -> list[str]:
 FAR = "2999-01-01T00:00:00+00:00"
 
 
-def test_whatever_waits_is_held(consumer: Any, app: Any) -> None:
+def test_every_waiting_message_is_held(consumer: Any, app: Any) -> None:
     with_eta, running, unknown = message(app, eta=FAR), message(app), message(app, "unknown")
     for each in (with_eta, running, unknown):
         consumer.receive(each)
@@ -172,11 +170,11 @@ def test_whatever_waits_is_held(consumer: Any, app: Any) -> None:
     for each in (with_eta, running, unknown):
         each.acknowledged = True
     assert renewed(consumer) == []
-    assert consumer._taken == {}, "nothing is kept of it"
+    assert consumer._taken == {}, "none of it is kept"
 
 
 def test_messages_of_one_task_id_are_held_each(consumer: Any, app: Any) -> None:
-    """Celery's worker knows a task id once."""
+    """Celery's worker has one request per task id."""
     two = [message(app, eta=FAR), message(app, eta=FAR), message(app), message(app)]
     for each in two:
         consumer.receive(each)
@@ -187,7 +185,7 @@ def test_messages_of_one_task_id_are_held_each(consumer: Any, app: Any) -> None:
     assert renewed(consumer) == [two[0].delivery_tag, two[1].delivery_tag, two[3].delivery_tag]
 
 
-def test_a_rate_limited_message_is_held_and_takes_nobodys_place(consumer: Any, app: Any) -> None:
+def test_a_rate_limited_message_is_held_and_uses_no_slot(consumer: Any, app: Any) -> None:
     app.tasks["known"].rate_limit = "1/h"
     consumer.reset_rate_limits()
     consumer.update_strategies()
@@ -201,7 +199,7 @@ def test_a_rate_limited_message_is_held_and_takes_nobodys_place(consumer: Any, a
 
 
 def test_what_celery_has_forgotten_is_not_held(consumer: Any, app: Any) -> None:
-    """It was not acknowledged: it must come back."""
+    """It was not acknowledged and must be redelivered."""
     lost = message(app)
     consumer.receive(lost)
     (request,) = state.reserved_requests
@@ -234,13 +232,13 @@ def test_renewal_can_be_switched_off(new_app: NewApp, renewal: bool) -> None:
     assert consumer.timer.call_repeatedly.called is renewal
 
 
-def test_a_broker_that_is_away_while_it_renews_ends_nothing(
+def test_an_unreachable_broker_during_a_renewal_ends_nothing(
     consumer: Any, app: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     consumer.receive(message(app))
-    consumer.task_consumer.channel.qos.renew.side_effect = ConnectionError("away")
+    consumer.task_consumer.channel.qos.renew.side_effect = ConnectionError("refused")
     consumer._renew()
-    assert "held messages not renewed: away" in caplog.text
+    assert "held messages not renewed: refused" in caplog.text
 
 
 # --- What cannot be run ---
@@ -260,19 +258,19 @@ def test_a_message_that_cannot_even_become_a_dead_letter_ends_no_worker(
     odd = message(app, retries="3")
     odd.reject_log_error.side_effect = ValueError("odder")
     consumer.receive(odd)
-    assert f"message {odd.delivery_tag} did not become a dead letter; it comes back" in caplog.text
+    assert f"message {odd.delivery_tag} was not dead-lettered; it is redelivered" in caplog.text
     assert consumer.held() == {}, "it must"
 
 
-def test_a_broker_that_goes_away_meanwhile_is_no_odd_message(consumer: Any, app: Any) -> None:
+def test_an_error_of_the_connection_makes_no_dead_letter(consumer: Any, app: Any) -> None:
     broken = message(app)
-    type(broken).payload = PropertyMock(side_effect=ConnectionError("away"))
+    type(broken).payload = PropertyMock(side_effect=ConnectionError("refused"))
     with pytest.raises(ConnectionError):
         consumer.receive(broken)
     broken.reject_log_error.assert_not_called()
 
 
-def test_what_goes_back_after_a_reconnect_takes_no_place_of_the_new_connection(consumer: Any, app: Any) -> None:
+def test_a_message_returned_after_a_reconnect_uses_no_slot_of_the_new_connection(consumer: Any, app: Any) -> None:
     old = consumer.qos
     unknown = message(app, "unknown")
     unknown.channel = None
@@ -286,8 +284,8 @@ def test_what_goes_back_after_a_reconnect_takes_no_place_of_the_new_connection(c
 
 
 @pytest.mark.parametrize("patience", [3.9, 0, None, "long"])
-def test_patience_is_what_workers_have_held_it_back_for(consumer: Any, app: Any, patience: Any) -> None:
-    """However long its queue is; and what is no number is a stranger's."""
+def test_patience_counts_the_time_that_workers_held_it_back(consumer: Any, app: Any, patience: Any) -> None:
+    """Whatever the queue's length; a header that is not a number does not count."""
     unknown = message(app, "unknown", published_at=1.0, unknown_for=patience)
     consumer.receive(unknown)
     assert not unknown.acknowledged
@@ -297,5 +295,5 @@ def test_patience_is_what_workers_have_held_it_back_for(consumer: Any, app: Any,
 def test_a_task_that_stays_unknown_becomes_a_dead_letter(consumer: Any, app: Any) -> None:
     unknown = message(app, "unknown", unknown_for=4.0)
     consumer.receive(unknown)
-    assert unknown.dead == (Reason.UNKNOWN_TASK, "no worker has known it for 4 s")
+    assert unknown.dead == (Reason.UNKNOWN_TASK, "unknown to the workers for 4 s")
     assert unknown.acknowledged

@@ -1,4 +1,4 @@
-"""The stream of dead letters: bounded, counted, and readable whatever is in it."""
+"""The stream of dead letters: bounded, counted, and readable whatever entries it has."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ class Stream:
         return list(self.letters.read(self.client))
 
     def check(self) -> tuple[int, int, int]:
-        """How many there are, their bytes, and how many have overflowed; the count is true."""
+        """The number of letters, their bytes, and the number of overflowed ones; checks them against the stream."""
         count, size, overflowed = self.letters.count(self.client)
         found = self.all()
         assert (count, size) == (len(found), sum(len(each.payload) for each in found))
@@ -100,14 +100,14 @@ def test_a_message_is_kept_byte_for_byte_whatever_it_is(
     assert found.time.timestamp() == pytest.approx(int(found.id.split("-")[0]) / 1000)
 
 
-def test_half_a_character_is_no_reason_to_lose_a_letter(stream: Stream) -> None:
+def test_a_cut_character_loses_no_dead_letter(stream: Stream) -> None:
     new = letter(Reason.MALFORMED, "because \udc80", "q\udc80", b"}{", MIB)
     assert stream.letters.add(stream.client, new, stream.app)
     (found,) = stream.all()
     assert (found.error, found.queue) == (r"because \udc80", r"q\udc80")
 
 
-def test_of_what_is_larger_than_all_may_be_the_start_is_kept(new_app: NewApp, redis_server: RedisServer) -> None:
+def test_the_start_of_a_letter_larger_than_the_bound_is_kept(new_app: NewApp, redis_server: RedisServer) -> None:
     app = new_app(max_dead_letter_bytes=100_000, max_message_bytes=100_000)
     stream = Stream(app, redis_server.client)
     stream.add(b"x" * 100_001)
@@ -119,7 +119,7 @@ def test_of_what_is_larger_than_all_may_be_the_start_is_kept(new_app: NewApp, re
 # --- Bounds ---
 
 
-def test_too_many_letters_lose_the_oldest_and_say_so(
+def test_too_many_letters_remove_the_oldest_and_are_logged(
     bounded: Stream, announced: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(7):
@@ -133,7 +133,7 @@ def test_too_many_letters_lose_the_oldest_and_say_so(
         assert said in caplog.text
 
 
-def test_too_large_letters_lose_the_oldest(bounded: Stream) -> None:
+def test_too_large_letters_remove_the_oldest(bounded: Stream) -> None:
     for number in range(3):
         bounded.add(payload(f"{number}", 300))
     assert len(bounded.all()) == 3
@@ -200,7 +200,7 @@ def test_the_count_of_bytes_stays_true(
         assert step != "add" or (count <= 5 and (size <= 1000 or count == 1))
 
 
-def test_a_stream_that_somebody_emptied_counts_anew(bounded: Stream) -> None:
+def test_the_counts_of_an_emptied_stream_start_again(bounded: Stream) -> None:
     bounded.add(payload("a", 900))
     bounded.client.delete(bounded.letters.key)
     bounded.add(payload("b", 300))
@@ -217,7 +217,7 @@ def test_more_than_a_page(stream: Stream) -> None:
 
 
 def test_a_page_is_bounded_by_bytes(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large letters that come after many small ones included."""
+    """Including large letters after many small ones."""
     for number in range(600):
         stream.client.xadd(stream.letters.key, {"id": f"{number}", "payload": "x"})
     for number in range(40):
@@ -233,7 +233,7 @@ def test_a_page_is_bounded_by_bytes(stream: Stream, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(type(stream.client), "execute_command", watched)
     assert len(stream.all()) == 640
     assert max(pages) < PAGE_BYTES + 1.1 * MIB
-    assert len(pages) < 10, "and not one by one"
+    assert len(pages) < 10, "not in pages of one"
 
 
 def test_between_two_ids(stream: Stream) -> None:

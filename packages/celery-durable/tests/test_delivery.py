@@ -1,4 +1,4 @@
-"""Delivery as a whole, with real workers: what is held runs once, what is lost runs all the same."""
+"""Delivery as a whole, with real workers: held messages run once, and lost ones run again."""
 
 import json
 import time
@@ -78,7 +78,7 @@ SHORTER: dict[str, Any] = {
 
 
 def make_old(project: Project) -> None:
-    """As if all that is in the outbox had been published long ago, and was due to be looked at."""
+    """Date all outbox entries to long ago, and make them due for the reconciler."""
     outbox, client = project.app.durable.outbox, project.client
     for task_id, text in client.hgetall(outbox.key).items():
         client.hset(outbox.key, task_id, json.dumps({**json.loads(text), "published": time.time() - 1000}))
@@ -86,7 +86,7 @@ def make_old(project: Project) -> None:
 
 
 def test_nothing_that_waits_or_is_held_is_published_again(new_project: NewProject) -> None:
-    """Five were, and ran twice each: workers held them, and the next message of the queue was a newer one."""
+    """In an earlier version five did run twice: workers held them, and the queue's next message was newer."""
     project = new_project(TASKS)
     worker = project.worker("-c", "2")
     tasks = project.app.tasks
@@ -108,7 +108,7 @@ def test_nothing_that_waits_or_is_held_is_published_again(new_project: NewProjec
 
 
 def test_what_is_lost_is_published_again_and_runs_once(new_project: NewProject) -> None:
-    """Also when the lost message turns up while its successor waits, and after it has ended."""
+    """Also if the lost message appears again while the new one waits, or after it has ended."""
     project = new_project(TASKS)
     project.app.tasks["quick"].apply_async(task_id="a")
     lost = project.client.rpop("celery")
@@ -128,8 +128,8 @@ def test_what_is_lost_is_published_again_and_runs_once(new_project: NewProject) 
 # --- A worker that holds as much as it may ---
 
 
-def test_a_worker_at_its_limit_goes_on_with_all_its_slots(new_project: NewProject) -> None:
-    """kombu takes a place away for each message beyond the limit, until one is left."""
+def test_a_worker_at_its_prefetch_limit_uses_all_its_slots(new_project: NewProject) -> None:
+    """kombu removes a prefetch slot for each message beyond the limit, until one is left."""
     project = new_project(TASKS, max_held=5)
     project.worker("-c", "2")
     for number in range(20):
@@ -148,15 +148,15 @@ def test_a_worker_at_its_limit_goes_on_with_all_its_slots(new_project: NewProjec
 # --- Redis that is killed ---
 
 
-def test_a_worker_outlives_a_redis_that_is_killed_under_load(
+def test_a_worker_survives_a_redis_that_is_killed_under_load(
     new_project: NewProject, redis_server: RedisServer
 ) -> None:
-    """And whatever was written down is applied, once."""
+    """And each task in the outbox is applied, once."""
     project = new_project(TASKS, {"broker_connection_retry_on_startup": True})
     worker = project.worker("-c", "2")
     published: list[str] = []
     for _ in range(5):
-        redis_server.client.config_set("appendfsync", "always")  # a killed process loses nothing then
+        redis_server.client.config_set("appendfsync", "always")  # so that a killed Redis loses no write
         for number in range(10):
             key = f"{len(published)}"
             project.app.tasks["applied"].apply_async((key,), task_id=key, countdown=number % 3)
@@ -225,7 +225,7 @@ def test_with_a_prefix_no_key_of_the_broker_is_without_it(new_project: NewProjec
 
 
 def test_a_killed_workers_copy_of_a_topic_goes_back_to_its_queue(new_project: NewProject) -> None:
-    """Retried, it goes to its queue as well, and not to all that its key leads to."""
+    """A retry also goes to its queue only, and not to all queues that its routing key matches."""
     tasks = (
         TASKS
         + """
@@ -268,7 +268,7 @@ def slow_by_queue(self):
 # --- Protections that are switched off ---
 
 
-def test_without_protections_a_task_is_lost_with_its_process_and_what_is_rejected_is_gone(
+def test_without_protections_tasks_of_a_lost_process_and_rejected_messages_are_lost(
     new_project: NewProject,
 ) -> None:
     project = new_project(TASKS, worker_lost=False, dead_letters=False)
@@ -281,12 +281,12 @@ def test_without_protections_a_task_is_lost_with_its_process_and_what_is_rejecte
     assert not project.client.exists("celery-durable:dead-letters")
 
 
-def test_without_late_acknowledgements_a_killed_worker_takes_its_tasks_with_it(new_project: NewProject) -> None:
+def test_without_late_acknowledgements_a_killed_worker_loses_its_tasks(new_project: NewProject) -> None:
     project = new_project(TASKS, acks_late=False)
     worker = project.worker("-c", "1")
     project.stock_app.send_task("long", task_id="a")
     project.stock_app.send_task("plain", task_id="b")
     project.wait_noted("started")
     assert not project.client.exists("unacked"), "acknowledged"
-    assert project.client.llen("celery") == 1, "and no more is taken than there are slots"
+    assert project.client.llen("celery") == 1, "no more messages are taken than there are slots"
     worker.kill()

@@ -1,4 +1,4 @@
-"""The command `dlq`: lists, shows, requeues and drops dead letters, whatever is among them."""
+"""The command `dlq` lists, shows, requeues and drops dead letters, also malformed ones."""
 
 import argparse
 import json
@@ -15,15 +15,15 @@ from celery_durable import dlq
 from celery_durable.__main__ import main
 from celery_durable.dead_letters import Letter, Reason, letter
 from celery_durable.errors import DeadLetterDroppedError
-from celery_durable.requeue import DeadLetterOffice
+from celery_durable.requeue import DeadLetterActions
 
 from .conftest import NewApp
 from .project import Project, run_message, run_python, run_task
 from .redis_server import RedisServer
 
 
-class Office:
-    """An app with tasks `add` and, in the outbox, `apply`; its dead letters, and the command."""
+class Command:
+    """The command, for an app with tasks `add` and, in the outbox, `apply`; makes dead letters."""
 
     def __init__(self, app: Any, client: Any) -> None:
         self.app, self.client = app, client
@@ -43,7 +43,7 @@ class Office:
         return dlq.run(self.app, parser.parse_args(arguments))
 
     def take(self, queue: str = "celery") -> list[bytes]:
-        """Takes all messages out of a queue."""
+        """Take all messages out of a queue."""
         names = self.durable.priority_lists(queue)
         with self.durable.raw_broker() as client:
             payloads = [payload for name in names for payload in reversed(client.lrange(name, 0, -1))]
@@ -51,7 +51,7 @@ class Office:
         return payloads
 
     def dead(self, payload: bytes, reason: Reason, queue: str = "celery") -> str:
-        """Makes a dead letter; its id."""
+        """Make a dead letter; returns its id."""
         with self.durable.raw_broker() as client:
             new = letter(reason, "because", queue, payload, self.durable.config.max_dead_letter_bytes)
             self.durable.dead_letters.add(client, new, self.app)
@@ -62,7 +62,7 @@ class Office:
             return list(self.durable.dead_letters.read(client))
 
     def dead_of(self, task: Any, *args: Any, reason: Reason = Reason.TIME_LIMIT, **options: Any) -> str:
-        """Makes a dead letter of a task that had a past."""
+        """Make a dead letter of a task that was retried and redelivered, and has expired."""
         task.apply_async(args, **options)
         (payload,) = self.take()
         message = json.loads(payload)
@@ -78,8 +78,8 @@ def total(numbers: list[int]) -> int:
 
 
 @pytest.fixture
-def office(app: Any, client: Any) -> Office:
-    return Office(app, client)
+def command(app: Any, client: Any) -> Command:
+    return Command(app, client)
 
 
 Said = pytest.CaptureFixture[str]
@@ -88,25 +88,25 @@ Said = pytest.CaptureFixture[str]
 # --- list and show ---
 
 
-def test_none(office: Office, capsys: Said) -> None:
-    assert office.run() == 0
+def test_none(command: Command, capsys: Said) -> None:
+    assert command.run() == 0
     assert capsys.readouterr().out == "no dead letters\n"
 
 
-def test_the_list_counts_by_reason_and_task(office: Office, capsys: Said) -> None:
+def test_the_list_counts_by_reason_and_task(command: Command, capsys: Said) -> None:
     for _ in range(2):
-        office.dead_of(office.add, 1, 2, reason=Reason.RETRIES_EXHAUSTED)
-    odd = office.dead(b"\xff}{", Reason.MALFORMED)
-    assert office.run("list") == 0
+        command.dead_of(command.add, 1, 2, reason=Reason.RETRIES_EXHAUSTED)
+    odd = command.dead(b"\xff}{", Reason.MALFORMED)
+    assert command.run("list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split(maxsplit=1) == ["2", "retries exhausted  add"]
     assert lines[1].split(maxsplit=1) == ["1", "malformed  (no task)"]
     assert any(line.startswith(odd) for line in lines)
 
 
-def test_the_list_names_the_newest_and_counts_the_others(office: Office, capsys: Said) -> None:
-    ids = [office.dead(b"}{", Reason.MALFORMED) for _ in range(dlq.LISTED + 3)]
-    office.run()
+def test_the_list_names_the_newest_and_counts_the_others(command: Command, capsys: Said) -> None:
+    ids = [command.dead(b"}{", Reason.MALFORMED) for _ in range(dlq.LISTED + 3)]
+    command.run()
     out = capsys.readouterr().out
     assert "… and 3 older ones" in out
     assert ids[2] not in out
@@ -115,31 +115,31 @@ def test_the_list_names_the_newest_and_counts_the_others(office: Office, capsys:
 
 
 def test_the_list_says_what_has_overflowed(new_app: NewApp, client: Any, capsys: Said) -> None:
-    office = Office(new_app(max_dead_letters=2), client)
+    command = Command(new_app(max_dead_letters=2), client)
     for _ in range(5):
-        office.dead(b"}{", Reason.MALFORMED)
-    office.run()
-    assert "3 older ones were removed: there were too many, or too large ones (4 bytes now)" in capsys.readouterr().out
+        command.dead(b"}{", Reason.MALFORMED)
+    command.run()
+    assert "3 older ones were removed: a limit was exceeded (4 bytes now)" in capsys.readouterr().out
 
 
-def test_one_is_shown_whole(office: Office, capsys: Said) -> None:
-    odd = office.dead(b"\xff}{", Reason.MALFORMED)
-    assert office.run("show", odd) == 0
+def test_one_is_shown_whole(command: Command, capsys: Said) -> None:
+    odd = command.dead(b"\xff}{", Reason.MALFORMED)
+    assert command.run("show", odd) == 0
     said = capsys.readouterr().out
     for part in ("reason   malformed", "error    because", "queue    celery", "payload  \\xff}{", "chord    none"):
         assert part in said
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "zlib"])
-def test_a_compressed_one_is_shown_and_requeued(office: Office, capsys: Said, compression: str | None) -> None:
-    one = office.dead_of(office.apply, 1, 2, compression=compression, task_id="a")
-    assert office.run("list") == office.run("show", one) == 0
-    assert office.run("requeue", one) == 0
-    (payload,) = office.take()
-    with office.app.connection_for_read() as connection:
+def test_a_compressed_one_is_shown_and_requeued(command: Command, capsys: Said, compression: str | None) -> None:
+    one = command.dead_of(command.apply, 1, 2, compression=compression, task_id="a")
+    assert command.run("list") == command.run("show", one) == 0
+    assert command.run("requeue", one) == 0
+    (payload,) = command.take()
+    with command.app.connection_for_read() as connection:
         message = connection.default_channel.Message(json.loads(payload), channel=connection.default_channel)
         assert message.decode()[0] == [1, 2]
-    entry = json.loads(office.client.hget(office.durable.outbox.key, "a"))
+    entry = json.loads(command.client.hget(command.durable.outbox.key, "a"))
     assert entry["body"][0] == [1, 2]
 
 
@@ -147,65 +147,65 @@ def test_a_compressed_one_is_shown_and_requeued(office: Office, capsys: Said, co
 
 
 @pytest.mark.parametrize("choice", ["id", "task", "reason", "all"])
-def test_requeue_gives_it_a_new_life(office: Office, choice: str) -> None:
-    one = office.dead_of(office.add, 1, 2, priority=7, task_id="a", headers={"mine": 1})
+def test_requeue_resets_retries_and_expiry(command: Command, choice: str) -> None:
+    one = command.dead_of(command.add, 1, 2, priority=7, task_id="a", headers={"mine": 1})
     by = {"id": [one], "task": ["--task", "add"], "reason": ["--reason", "hard time limit"]}
     before = time.time()
-    assert office.run("requeue", *by.get(choice, ["--all"])) == 0
-    message = json.loads(office.client.rpop("celery\x06\x166"))
+    assert command.run("requeue", *by.get(choice, ["--all"])) == 0
+    message = json.loads(command.client.rpop("celery\x06\x166"))
     headers = message["headers"]
     assert (headers["id"], headers["retries"], headers["mine"]) == ("a", 0, 1)
     assert before <= headers["published_at"] <= time.time()
     assert not {"redelivered_at", "redelivered", "unknown_for", "expires"} & set(headers)
-    assert office.letters() == []
-    assert office.durable.dead_letters.count(office.client)[1] == 0
+    assert command.letters() == []
+    assert command.durable.dead_letters.count(command.client)[1] == 0
 
 
-def test_a_requeued_message_runs(office: Office) -> None:
-    office.dead_of(office.add, 1, 2, task_id="a")
-    office.run("requeue", "--all")
-    (payload,) = office.take()
-    assert run_task(office.add, json.loads(payload)["headers"], 1, 2) == "SUCCESS"
-    assert office.add.AsyncResult("a").get(timeout=10) == 3
+def test_a_requeued_message_runs(command: Command) -> None:
+    command.dead_of(command.add, 1, 2, task_id="a")
+    command.run("requeue", "--all")
+    (payload,) = command.take()
+    assert run_task(command.add, json.loads(payload)["headers"], 1, 2) == "SUCCESS"
+    assert command.add.AsyncResult("a").get(timeout=10) == 3
 
 
-def test_a_requeued_task_of_the_outbox_is_in_it_again_and_ends(office: Office) -> None:
-    office.dead_of(office.apply, 1, reason=Reason.WORKER_LOST, task_id="a")
-    assert not office.client.hexists(office.durable.outbox.key, "a"), "its message is dead"
-    assert office.run("requeue", "--all") == 0
-    entry = json.loads(office.client.hget(office.durable.outbox.key, "a"))
+def test_a_requeued_task_of_the_outbox_is_in_it_again_and_ends(command: Command) -> None:
+    command.dead_of(command.apply, 1, reason=Reason.WORKER_LOST, task_id="a")
+    assert not command.client.hexists(command.durable.outbox.key, "a"), "its message is dead"
+    assert command.run("requeue", "--all") == 0
+    entry = json.loads(command.client.hget(command.durable.outbox.key, "a"))
     assert (entry["name"], entry["body"][0], entry["headers"]["retries"]) == ("apply", [1], 0)
-    (payload,) = office.take()
-    assert run_task(office.apply, json.loads(payload)["headers"], 1) == "SUCCESS"
-    assert not office.client.hexists(office.durable.outbox.key, "a")
+    (payload,) = command.take()
+    assert run_task(command.apply, json.loads(payload)["headers"], 1) == "SUCCESS"
+    assert not command.client.hexists(command.durable.outbox.key, "a")
 
 
-def test_one_that_two_people_requeue_runs_once(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    office.dead_of(office.apply, 1, task_id="a")
-    (old,) = office.letters()
-    requeuer = DeadLetterOffice(office.durable)
-    with office.durable.raw_broker() as client:
+def test_one_that_two_processes_requeue_runs_once(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    command.dead_of(command.apply, 1, task_id="a")
+    (old,) = command.letters()
+    requeuer = DeadLetterActions(command.durable)
+    with command.durable.raw_broker() as client:
         assert requeuer.requeue(client, old)
         assert not requeuer.requeue(client, old)
-    assert [json.loads(payload)["headers"]["id"] for payload in office.take()] == ["a"]
+    assert [json.loads(payload)["headers"]["id"] for payload in command.take()] == ["a"]
 
 
-def test_it_goes_back_to_its_queue_alone(new_app: NewApp, client: Any) -> None:
-    """A topic's key leads to both, and the queue's name is no key."""
+def test_it_goes_back_to_its_queue_only(new_app: NewApp, client: Any) -> None:
+    """The routing key of a topic matches both queues, and the queue's name is not a routing key."""
     events = Exchange("events", "topic")
     queues = [Queue("one", events, routing_key="a.#"), Queue("two", events, routing_key="#"), Queue("celery")]
-    office = Office(new_app({"task_queues": queues}), client)
-    office.apply.apply_async((1,), task_id="a", queue="one", routing_key="a.b")
-    office.take("two")
-    (payload,) = office.take("one")
-    office.dead(payload, Reason.TIME_LIMIT, "one")
-    assert office.run("requeue", "--all") == 0
-    assert (len(office.take("one")), len(office.take("two"))) == (1, 0)
-    entry = json.loads(client.hget(office.durable.outbox.key, "a"))
-    client.hset(office.durable.outbox.key, "a", json.dumps({**entry, "published": 0}))
-    client.zadd(office.durable.outbox.due_key, {"a": 0})
-    office.durable.reconcile()
-    assert (len(office.take("one")), len(office.take("two"))) == (1, 0), "published again, too"
+    command = Command(new_app({"task_queues": queues}), client)
+    command.apply.apply_async((1,), task_id="a", queue="one", routing_key="a.b")
+    command.take("two")
+    (payload,) = command.take("one")
+    command.dead(payload, Reason.TIME_LIMIT, "one")
+    assert command.run("requeue", "--all") == 0
+    assert (len(command.take("one")), len(command.take("two"))) == (1, 0)
+    entry = json.loads(client.hget(command.durable.outbox.key, "a"))
+    client.hset(command.durable.outbox.key, "a", json.dumps({**entry, "published": 0}))
+    client.zadd(command.durable.outbox.due_key, {"a": 0})
+    command.durable.reconcile()
+    assert (len(command.take("one")), len(command.take("two"))) == (1, 0), "the same when it is published again"
 
 
 @pytest.mark.parametrize(
@@ -229,14 +229,14 @@ def test_it_goes_back_to_its_queue_alone(new_app: NewApp, client: Any) -> None:
 def test_what_cannot_go_back_stays_and_says_why(
     new_app: NewApp, client: Any, payload: bytes, reason: Reason, queue: str, said: str, capsys: Said
 ) -> None:
-    office = Office(new_app(max_message_bytes=30_000), client)
-    one = office.dead(payload, reason, queue)
-    assert office.run("requeue", one) == 1
+    command = Command(new_app(max_message_bytes=30_000), client)
+    one = command.dead(payload, reason, queue)
+    assert command.run("requeue", one) == 1
     error = capsys.readouterr().err
     assert f"left {one}: {said}" in error
-    assert "see it with show, take it away with drop" in error
-    assert [found.id for found in office.letters()] == [one]
-    assert office.run("drop", one) == 0
+    assert "show prints it, drop removes it" in error
+    assert [found.id for found in command.letters()] == [one]
+    assert command.run("drop", one) == 0
 
 
 ODD_ENTRIES: list[dict[Any, Any]] = [
@@ -248,136 +248,136 @@ ODD_ENTRIES: list[dict[Any, Any]] = [
 ]
 
 
-def test_one_odd_entry_keeps_none_of_the_others(office: Office, capsys: Said) -> None:
-    """That one letter could not be requeued was once the end of the command."""
-    office.dead_of(office.add, 1, task_id="before")
+def test_one_odd_entry_does_not_block_the_others(command: Command, capsys: Said) -> None:
+    """In an earlier version the command ended at the first letter that could not be requeued."""
+    command.dead_of(command.add, 1, task_id="before")
     for fields in ODD_ENTRIES:
-        office.client.xadd(office.durable.dead_letters.key, fields)
-    office.dead_of(office.apply, 1, task_id="after", compression="gzip")
-    assert office.run("list") == office.run("show", "--all") == 0
-    assert office.run("requeue", "--all") == 1
-    assert [json.loads(payload)["headers"]["id"] for payload in office.take()] == ["before", "after"]
-    assert len(office.letters()) == len(ODD_ENTRIES)
+        command.client.xadd(command.durable.dead_letters.key, fields)
+    command.dead_of(command.apply, 1, task_id="after", compression="gzip")
+    assert command.run("list") == command.run("show", "--all") == 0
+    assert command.run("requeue", "--all") == 1
+    assert [json.loads(payload)["headers"]["id"] for payload in command.take()] == ["before", "after"]
+    assert len(command.letters()) == len(ODD_ENTRIES)
     assert capsys.readouterr().err.count("left ") == len(ODD_ENTRIES)
-    assert office.run("drop", "--all") == 0
-    assert office.letters() == []
+    assert command.run("drop", "--all") == 0
+    assert command.letters() == []
 
 
-def test_what_becomes_a_dead_letter_again_at_once_is_left(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its worker rejects it faster than the command reads."""
-    requeue, requeued = DeadLetterOffice.requeue, []
+def test_a_message_dead_lettered_again_is_not_requeued_again(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may reject it again before the command has read the whole stream."""
+    requeue, requeued = DeadLetterActions.requeue, []
 
     def fail_again(self: Any, client: Any, old: Letter) -> bool:
         requeued.append(old.id)
-        assert len(requeued) < 10, "without an end"
+        assert len(requeued) < 10, "endless loop"
         time.sleep(0.002)
-        office.dead(old.payload, Reason.REJECTED)
+        command.dead(old.payload, Reason.REJECTED)
         return requeue(self, client, old)
 
     for _ in range(2):
-        office.dead_of(office.add, 1)
+        command.dead_of(command.add, 1)
     time.sleep(0.002)
-    monkeypatch.setattr(DeadLetterOffice, "requeue", fail_again)
-    assert office.run("requeue", "--all") == 0
-    assert len(requeued) == len(office.letters()) == 2
+    monkeypatch.setattr(DeadLetterActions, "requeue", fail_again)
+    assert command.run("requeue", "--all") == 0
+    assert len(requeued) == len(command.letters()) == 2
 
 
 # --- drop ---
 
 
-def test_drop_takes_away_what_was_named_and_no_more(office: Office) -> None:
-    office.dead_of(office.add, 1, 2)
-    office.dead(b"}{", Reason.MALFORMED)
-    assert office.run("drop", "--reason", "malformed") == 0
-    assert [found.reason for found in office.letters()] == ["hard time limit"]
+def test_drop_removes_only_the_named_letters(command: Command) -> None:
+    command.dead_of(command.add, 1, 2)
+    command.dead(b"}{", Reason.MALFORMED)
+    assert command.run("drop", "--reason", "malformed") == 0
+    assert [found.reason for found in command.letters()] == ["hard time limit"]
 
 
 # --- Chords ---
 
 
-def chord_with_a_dead_member(office: Office, reason: Reason) -> Any:
-    """A chord of two; the second member is dead. Returns the result of its callback."""
-    result = chord(group(office.add.s(1), office.add.s(2)), office.total.s(), app=office.app).apply_async()
-    first, second = office.take()
+def chord_with_a_dead_member(command: Command, reason: Reason) -> Any:
+    """A chord of two whose second member is a dead letter; returns the callback's result."""
+    result = chord(group(command.add.s(1), command.add.s(2)), command.total.s(), app=command.app).apply_async()
+    first, second = command.take()
     headers = json.loads(first)["headers"]
-    run_message(office.app, first)
+    run_message(command.app, first)
     assert headers["group"]
-    office.dead(second, reason)
+    command.dead(second, reason)
     return result
 
 
 @pytest.mark.parametrize("reason", [Reason.UNKNOWN_TASK, Reason.MALFORMED, Reason.TOO_LARGE])
-def test_the_chord_of_a_dead_letter_is_shown(office: Office, capsys: Said, reason: Reason) -> None:
-    chord_with_a_dead_member(office, reason)
-    office.run("list")
-    office.run("show", "--all")
+def test_the_chord_of_a_dead_letter_is_shown(command: Command, capsys: Said, reason: Reason) -> None:
+    chord_with_a_dead_member(command, reason)
+    command.run("list")
+    command.run("show", "--all")
     out = capsys.readouterr().out
     assert "in a chord: total, group " in out
     assert "chord    total, group " in out
 
 
-def test_requeue_completes_a_chord(office: Office) -> None:
-    result = chord_with_a_dead_member(office, Reason.UNKNOWN_TASK)
-    assert office.take() == []
-    assert office.run("requeue", "--all") == 0
-    (member,) = office.take()
-    run_message(office.app, member)
-    (callback,) = office.take()
-    run_message(office.app, callback)
+def test_requeue_completes_a_chord(command: Command) -> None:
+    result = chord_with_a_dead_member(command, Reason.UNKNOWN_TASK)
+    assert command.take() == []
+    assert command.run("requeue", "--all") == 0
+    (member,) = command.take()
+    run_message(command.app, member)
+    (callback,) = command.take()
+    run_message(command.app, callback)
     assert result.get(timeout=10) == 3
 
 
 @pytest.mark.parametrize("reason", [Reason.UNKNOWN_TASK, Reason.TOO_LARGE])
-def test_drop_fails_a_chord(office: Office, reason: Reason) -> None:
-    result = chord_with_a_dead_member(office, reason)
+def test_drop_fails_a_chord(command: Command, reason: Reason) -> None:
+    result = chord_with_a_dead_member(command, reason)
     assert result.state == states.PENDING
-    assert office.run("drop", "--all") == 0
+    assert command.run("drop", "--all") == 0
     assert result.state == states.FAILURE
     with pytest.raises(Exception, match=f"DeadLetterDroppedError.*{reason}"):
         result.get(timeout=10)
-    assert office.take() == []
+    assert command.take() == []
 
 
-def test_a_chord_that_has_failed_already_is_not_failed_again(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Celery has told it so: of a task that was rejected, too slow, or lost its process."""
-    chord_with_a_dead_member(office, Reason.REJECTED)
-    told: list[Any] = []
-    monkeypatch.setattr(office.app.backend, "on_chord_part_return", lambda *args: told.append(args))
-    assert office.run("drop", "--all") == 0
-    assert told == []
+def test_a_chord_that_has_failed_already_is_not_failed_again(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery has failed it: its member was rejected, hit its time limit, or lost its process."""
+    chord_with_a_dead_member(command, Reason.REJECTED)
+    parts: list[Any] = []
+    monkeypatch.setattr(command.app.backend, "on_chord_part_return", lambda *args: parts.append(args))
+    assert command.run("drop", "--all") == 0
+    assert parts == []
     assert issubclass(DeadLetterDroppedError, Exception)
 
 
-# --- What is asked ---
+# --- Arguments ---
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["drop"], "drop: which? an ID, --task, --reason or --all"),
-        (["show"], "show: which?"),
-        (["requeue", "1-1", "--all"], "requeue: which?"),
-        (["requeue", "--task", "a", "--reason", "malformed"], "requeue: which?"),
-        (["drop", "--reason", "old age"], "--reason: choose of 'malformed', 'larger than"),
+        (["drop"], "drop: give one of: an ID, --task, --reason, --all"),
+        (["show"], "show: give one of"),
+        (["requeue", "1-1", "--all"], "requeue: give one of"),
+        (["requeue", "--task", "a", "--reason", "malformed"], "requeue: give one of"),
+        (["drop", "--reason", "old age"], "--reason: choose from 'malformed', 'larger than"),
     ],
 )
-def test_an_unclear_wish_is_refused(office: Office, arguments: list[str], said: str, capsys: Said) -> None:
-    assert office.run(*arguments) == 2
+def test_ambiguous_arguments_are_refused(command: Command, arguments: list[str], said: str, capsys: Said) -> None:
+    assert command.run(*arguments) == 2
     assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", ["1-1", "nonsense", "-", "+", "(1-1", "99999999999999999999999-1"])
 @pytest.mark.parametrize("action", ["drop", "show", "requeue"])
-def test_an_id_that_is_not_there_is_refused(office: Office, wrong: str, action: str, capsys: Said) -> None:
-    office.dead(b"}{", Reason.MALFORMED)
-    assert office.run(action, "--", wrong) == 1
-    assert capsys.readouterr().err == "dlq: no such dead letter; list shows them\n"
-    assert len(office.letters()) == 1
+def test_an_id_that_is_not_there_is_refused(command: Command, wrong: str, action: str, capsys: Said) -> None:
+    command.dead(b"}{", Reason.MALFORMED)
+    assert command.run(action, "--", wrong) == 1
+    assert capsys.readouterr().err == "dlq: no such dead letter; see list\n"
+    assert len(command.letters()) == 1
 
 
-def test_a_broker_that_is_away_is_named(new_app: NewApp, client: Any, capsys: Said) -> None:
-    office = Office(new_app({"broker_url": "redis://127.0.0.1:1/0"}), client)
-    assert office.run() == 1
+def test_an_unreachable_broker_is_named(new_app: NewApp, client: Any, capsys: Said) -> None:
+    command = Command(new_app({"broker_url": "redis://127.0.0.1:1/0"}), client)
+    assert command.run() == 1
     said = capsys.readouterr().err
     assert said.startswith("dlq: Redis does not answer (Error 111 connecting to 127.0.0.1:1")
     assert said.endswith("is it up?\n")
@@ -394,8 +394,8 @@ def folder(tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.Monkey
     return tmp_path
 
 
-def test_the_command_finds_the_app(folder: Path, office: Office) -> None:
-    office.dead(b"}{", Reason.MALFORMED)
+def test_the_command_finds_the_app(folder: Path, command: Command) -> None:
+    command.dead(b"}{", Reason.MALFORMED)
     program = (
         f"import os, runpy, sys; os.chdir({str(folder)!r}); sys.argv = ['', *sys.argv[1:]]; "
         "runpy.run_module('celery_durable', run_name='__main__')"
@@ -411,13 +411,13 @@ def test_the_command_finds_the_app(folder: Path, office: Office) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["dlq"], "which app? -A module, or CELERY_APP"),
+        (["dlq"], "no app given: use -A MODULE, or set CELERY_APP"),
         (["-A", "no_such_module", "dlq"], "-A no_such_module: "),
-        (["-A", "bare", "dlq"], "-A bare: install was not called for it"),
+        (["-A", "bare", "dlq"], "-A bare: celery_durable.install was not called for this app"),
         (["-A", "project"], "the following arguments are required: command"),
     ],
 )
-def test_an_app_that_is_none_is_named(
+def test_an_object_that_is_not_an_app_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str, capsys: Said
 ) -> None:
     monkeypatch.delenv("CELERY_APP", raising=False)

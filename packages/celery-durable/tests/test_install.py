@@ -1,4 +1,4 @@
-"""`install`: whatever the app is, and whenever it is configured, its own word stays."""
+"""`install`: for every kind of app, and whenever it is configured, the app's own settings are kept."""
 
 import logging
 import pickle
@@ -49,14 +49,14 @@ OWN = {"task_time_limit": 33, "worker_prefetch_multiplier": 8}
 
 
 class Settings:
-    """Of config_from_object."""
+    """For config_from_object."""
 
     task_time_limit = 33
     worker_prefetch_multiplier = 8
 
 
 class Namespaced:
-    """Of config_from_object with a namespace."""
+    """For config_from_object with a namespace."""
 
     CELERY_TASK_TIME_LIMIT = 33
     CELERY_WORKER_PREFETCH_MULTIPLIER = 8
@@ -78,7 +78,7 @@ CONFIGURED: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("when", ["before", "after", "before, read", "after, read"])
 @pytest.mark.parametrize("how", CONFIGURED)
-def test_the_apps_settings_go_before_those_of_the_library(bare: Callable[..., Any], how: str, when: str) -> None:
+def test_the_apps_settings_override_those_of_the_library(bare: Callable[..., Any], how: str, when: str) -> None:
     app = bare()
     if when.startswith("after"):
         install(app, CONFIG)
@@ -102,8 +102,8 @@ def test_settings_that_are_read_again_have_the_librarys_defaults_again(bare: Cal
     assert app.conf.task_acks_late is False
 
 
-def test_no_setting_of_the_app_is_taken_away(bare: Callable[..., Any]) -> None:
-    """Each of Celery's settings, set to something that is nobody's default."""
+def test_no_setting_of_the_app_is_replaced(bare: Callable[..., Any]) -> None:
+    """Each of Celery's settings, set to a value that is no default of Celery or the library."""
     mine: dict[str, Any] = {"broker_transport_options": {"of my own": 1}}
     for name, option in flatten(NAMESPACES):
         if option.type in (None, "string") and name not in ("broker_url", "result_backend"):
@@ -117,7 +117,7 @@ def test_no_setting_of_the_app_is_taken_away(bare: Callable[..., Any]) -> None:
 def test_a_second_call_is_refused(bare: Callable[..., Any]) -> None:
     app = bare()
     install(app, CONFIG)
-    with pytest.raises(RuntimeError, match=r"install: was called for <Celery bare.*> before; one call for an app"):
+    with pytest.raises(RuntimeError, match=r"install: was already called for <Celery bare.*>; call it once per app"):
         install(app, CONFIG)
 
 
@@ -154,8 +154,8 @@ def test_an_app_without_it_stays_as_it_was(bare: Callable[..., Any]) -> None:
     assert not isinstance(app.tasks[plain.name], DurableTask)
 
 
-def test_what_was_made_before_is_made_anew(bare: Callable[..., Any]) -> None:
-    """Its connections, its backend, its remote control."""
+def test_objects_created_before_install_are_created_again(bare: Callable[..., Any]) -> None:
+    """The app's connections, backend and remote control."""
     app = bare()
     app.pool, app.producer_pool, app.backend, app.control, app.amqp  # noqa: B018 - makes them
     install(app, CONFIG)
@@ -168,7 +168,7 @@ def test_what_was_made_before_is_made_anew(bare: Callable[..., Any]) -> None:
     assert app.control.mailbox.type == "fanout"
 
 
-def test_defaults_that_the_app_adds_go_before_those_of_the_library(bare: Callable[..., Any]) -> None:
+def test_defaults_that_the_app_adds_override_those_of_the_library(bare: Callable[..., Any]) -> None:
     for read in (False, True):
         app = bare()
         install(app, CONFIG)
@@ -209,7 +209,7 @@ def nothing() -> None: ...
 
 
 def check_task(app: Any, task: Any) -> None:
-    """It is the user's, and the library's as well."""
+    """Check that it has the user's behaviour and the library's."""
     assert isinstance(task, DurableTask)
     assert isinstance(task, Base)
     assert (task.max_retries, task.of_my_own, task.outbox) == (7, "kept", False)
@@ -311,13 +311,13 @@ def test_annotations_apply_to_its_tasks(bare: Callable[..., Any]) -> None:
 
 
 class MyAMQP(amqp.AMQP):
-    """Counts what it publishes."""
+    """Counts the messages that it publishes."""
 
     argsrepr_maxsize = 7
 
 
 class MyControl(control.Control):
-    """With a method more."""
+    """With an additional method."""
 
     def hello(self) -> str:
         return "hello"
@@ -343,7 +343,7 @@ def test_the_users_amqp_control_and_app_classes_are_used(bare: Callable[..., Any
     close(app)
 
 
-def test_another_result_backend_is_left_alone(bare: Callable[..., Any]) -> None:
+def test_another_result_backend_is_not_replaced(bare: Callable[..., Any]) -> None:
     for backend, kind in (("cache+memory://", "CacheBackend"), (None, "DisabledBackend"), ("rpc://", "RPCBackend")):
         app = Celery("other", set_as_current=False, broker=NOWHERE, backend=backend)
         install(app, CONFIG)
@@ -409,7 +409,7 @@ def test_a_process_that_is_spawned_gets_the_app(tmp_path: Path) -> None:
 
 # --- Transport options ---
 
-INSISTED = {
+ENFORCED = {
     "visibility_timeout": 90,
     "unacked_restore_interval": 1,
     "unacked_restore_throttle": 1,
@@ -418,7 +418,7 @@ INSISTED = {
 
 
 def options_of(app: Any) -> list[dict[str, Any]]:
-    """Of a worker's connection and of a publisher's."""
+    """The transport options of a worker's connection and of a publisher's."""
     return [app.connection_for_read().transport_options, app.connection_for_write().transport_options]
 
 
@@ -430,11 +430,11 @@ def test_the_transport_options_of_the_app_are_kept(bare: Callable[..., Any]) -> 
     install(app, CONFIG)
     for options in options_of(app):
         assert {**mine, "health_check_interval": options["health_check_interval"]}.items() <= options.items()
-        assert INSISTED.items() <= options.items()
+        assert ENFORCED.items() <= options.items()
     assert options_of(app)[0]["health_check_interval"] == 7
 
 
-def test_the_options_of_a_call_go_before_all(bare: Callable[..., Any]) -> None:
+def test_the_options_of_a_call_override_all_others(bare: Callable[..., Any]) -> None:
     app = bare()
     install(app, CONFIG)
     options = {"transport_options": {"socket_timeout": 7, "visibility_timeout": 8}}
@@ -446,11 +446,11 @@ def test_the_options_of_a_call_go_before_all(bare: Callable[..., Any]) -> None:
         assert options["transport_options"].items() <= connection.transport_options.items()
 
 
-def test_each_option_that_is_overridden_is_said_once_in_one_line(
+def test_overridden_options_are_logged_once_in_one_line(
     bare: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     app = bare()
-    own = {name: value + 1 for name, value in INSISTED.items()}
+    own = {name: value + 1 for name, value in ENFORCED.items()}
     app.conf.broker_transport_options = {**own, "socket_keepalive": False}
     install(app, CONFIG)
     with caplog.at_level(logging.WARNING):
@@ -458,13 +458,15 @@ def test_each_option_that_is_overridden_is_said_once_in_one_line(
             options_of(app)
     assert sorted(record.getMessage() for record in caplog.records) == sorted(
         f"broker_transport_options.{name}: {value + 1} is replaced by {value}; change it in celery_durable.Config"
-        for name, value in INSISTED.items()
+        for name, value in ENFORCED.items()
     )
 
 
-def test_an_option_that_says_the_same_is_no_news(bare: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_an_option_with_the_same_value_is_not_logged(
+    bare: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     app = bare()
-    app.conf.broker_transport_options = INSISTED
+    app.conf.broker_transport_options = ENFORCED
     install(app, CONFIG)
     options_of(app)
     assert caplog.records == []
@@ -480,7 +482,7 @@ def test_a_publishers_connection_has_time_outs_unless_they_are_switched_off(bare
     }
     read, write = options_of(app)
     assert timeouts.items() <= write.items()
-    assert not timeouts.keys() & read.keys(), "a worker waits for messages on its own"
+    assert not timeouts.keys() & read.keys(), "a worker's blocking read has no time-out"
     assert not timeouts.keys() & options_of(without)[1].keys()
 
 
@@ -529,7 +531,7 @@ def test_the_lists_of_a_queue_are_those_of_the_transport(bare: Callable[..., Any
     assert (durable.unacked_key, durable.broker_key("x")) == ("p:unacked", "p:celery-durable:x")
 
 
-def test_a_queue_is_told_by_its_binding(bare: Callable[..., Any]) -> None:
+def test_a_queue_is_found_by_its_binding(bare: Callable[..., Any]) -> None:
     durable = queues_of(
         bare(),
         Queue("plain"),

@@ -1,4 +1,4 @@
-"""Metrics: what an app reports, and counts of a pool's children, none lost and none added twice."""
+"""Metrics of an app; counts of a pool's children are neither lost nor added twice."""
 
 import os
 import re
@@ -66,7 +66,7 @@ class Child:
 
 @pytest.fixture
 def new_child(tmp_path: Path) -> Iterator[Callable[[], Child]]:
-    """Starts children that count into `tmp_path`; they are killed at the end."""
+    """Start children that count into `tmp_path`; they are killed at the end."""
     children: list[Child] = []
 
     def start() -> Child:
@@ -79,7 +79,7 @@ def new_child(tmp_path: Path) -> Iterator[Callable[[], Child]]:
 
 
 def scrape(collector: ChildrenCollector) -> dict[str, float]:
-    """Value of each sample, its labels aside."""
+    """The value of each sample, without its labels."""
     return {
         f"{sample.name}{sample.labels.get('le', '')}": sample.value
         for metric in collector.collect()
@@ -110,7 +110,7 @@ def test_counts_survive_a_killed_child_and_stay_the_same_at_each_scrape(
     assert samples["wait_seconds_bucket1.0"] == 0
 
 
-def test_files_of_dead_children_do_not_pile_up(new_child: Callable[[], Child], tmp_path: Path) -> None:
+def test_files_of_dead_children_are_merged(new_child: Callable[[], Child], tmp_path: Path) -> None:
     collector = ChildrenCollector(tmp_path)
     for _ in range(2):
         child = new_child()
@@ -119,10 +119,10 @@ def test_files_of_dead_children_do_not_pile_up(new_child: Callable[[], Child], t
         child.kill()
         scrape(collector)
         assert not list(tmp_path.glob(f"*_{child.pid}.db"))
-    assert len(list(tmp_path.glob("*.db"))) <= 2, "one archive a kind of metric"
+    assert len(list(tmp_path.glob("*.db"))) <= 2, "one archive per kind of metric"
 
 
-def test_a_dead_child_has_no_present_value(new_child: Callable[[], Child], tmp_path: Path) -> None:
+def test_gauges_of_a_dead_child_are_removed(new_child: Callable[[], Child], tmp_path: Path) -> None:
     collector = ChildrenCollector(tmp_path)
     child = new_child()
     child.count(1)
@@ -152,7 +152,7 @@ def test_simultaneous_scrapes_count_a_dead_child_once(new_child: Callable[[], Ch
     assert seen == [40.0] * 40
 
 
-def test_a_port_that_is_taken_costs_the_metrics_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_port_in_use_disables_only_the_metrics(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     serve(port, prometheus_client.CollectorRegistry())
     serve(port, prometheus_client.CollectorRegistry())
@@ -263,7 +263,7 @@ class Served(NamedTuple):
     ports: dict[str, int]
 
     def sample(self, name: str, of: str = "worker", **labels: str) -> float | None:
-        """Value of a sample of the worker or of beat; None where there is none."""
+        """The value of a sample of the worker or of beat; None if it does not exist."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[of]}/metrics", timeout=10) as reply:
             text = reply.read().decode()
         for line in text.splitlines():
@@ -334,7 +334,7 @@ def test_the_slots_of_the_pool(served: Served) -> None:
 
 
 def test_what_the_store_holds(served: Served) -> None:
-    """Asked at each scrape."""
+    """Read from the store at each scrape."""
     served.wait_for(0, "celery_outbox_entries")
     assert served.sample("celery_chords_overdue") == 0
     served.project.app.tasks["slow"].apply_async(later=True)
@@ -346,7 +346,7 @@ def test_what_the_store_holds(served: Served) -> None:
     served.project.app.durable.outbox.end(served.project.client.hkeys("celery-durable:outbox")[0], 2)
 
 
-def test_beat_reports_itself(served: Served) -> None:
+def test_metrics_of_beat(served: Served) -> None:
     poll_until(lambda: served.sample("celery_beat_overdue_seconds", "beat") == 0, "beat to report")
     before = served.sample("celery_beat_last_tick_timestamp_seconds", "beat") or 0.0
     poll_until(

@@ -1,4 +1,4 @@
-"""An effect and its done marker, in one step: whatever happens, the effect is there once or not at all."""
+"""An effect and its done marker are one transaction: the effect is applied once or not at all."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def test_both_runs_return_the_same(client: Any, result: object) -> None:
     assert type(first.result) is type(second.result)
 
 
-def test_a_client_that_decodes_nothing_will_do(redis_server: RedisServer) -> None:
+def test_a_client_that_decodes_nothing_is_accepted(redis_server: RedisServer) -> None:
     for is_first in (True, False):
         assert once(redis_server.client, "once:a", add_one) == Once("first", first=is_first)
 
@@ -52,13 +52,13 @@ def test_the_marker_stays_as_long_as_asked(client: Any) -> None:
 
 
 @pytest.mark.parametrize("ttl", [0, -1, 0.0])
-def test_a_marker_that_would_not_stay_is_refused(client: Any, ttl: float) -> None:
+def test_a_marker_that_would_expire_at_once_is_refused(client: Any, ttl: float) -> None:
     with pytest.raises(ValueError, match=r"ttl: .*; it must be above 0, or None to keep the marker"):
         once(client, "once:a", add_one, ttl=ttl)
     assert client.keys() == []
 
 
-def test_the_shortest_marker_is_one(client: Any) -> None:
+def test_the_shortest_time_of_a_marker_is_one_second(client: Any) -> None:
     assert once(client, "once:a", add_one, ttl=0.0001).first
     assert client.get("effect") == "1"
 
@@ -102,8 +102,8 @@ def wrong_type(pipe: Pipeline) -> None:
     pipe.incr("effect")
 
 
-def test_a_command_that_fails_within_the_step_is_said_each_time_and_not_applied_again(client: Any) -> None:
-    """Redis has applied the others: a second run would apply them twice, and the first one was none."""
+def test_a_command_that_fails_within_the_step_raises_each_time_and_is_not_applied_again(client: Any) -> None:
+    """Redis has applied the other commands, so a second run would apply them twice."""
     client.set("text", "is no list")
     for _ in range(3):
         with pytest.raises(EffectFailedError, match=r"marker once:a: Redis refused .*WRONGTYPE.*delete the marker"):
@@ -122,9 +122,9 @@ def test_a_read_that_fails_leaves_nothing(client: Any) -> None:
     assert client.keys() == ["once:a"]
 
 
-def test_a_marker_that_is_none_is_named(client: Any) -> None:
+def test_a_key_that_is_no_marker_is_named(client: Any) -> None:
     client.set("once:a", "}{")
-    with pytest.raises(ValueError, match=r"marker once:a: the key holds something else than a result, '}\{'"):
+    with pytest.raises(ValueError, match=r"marker once:a: the key does not hold a result, '}\{'"):
         once(client, "once:a", add_one)
 
 
@@ -139,14 +139,14 @@ def test_a_full_redis_refuses_effect_and_marker_alike(client: Any) -> None:
 
 
 def test_another_run_that_finishes_in_between_wins(client: Any) -> None:
-    def overtaken(pipe: Pipeline) -> str:
+    def changed_in_between(pipe: Pipeline) -> str:
         other = Redis(connection_pool=client.connection_pool)
-        assert not client.exists("once:a"), "started over without a look at the marker"
+        assert not client.exists("once:a"), "started again without reading the marker"
         assert once(other, "once:a", add_one).first
         pipe.incr("effect")
         return "second"
 
-    assert once(client, "once:a", overtaken) == Once("first", first=False)
+    assert once(client, "once:a", changed_in_between) == Once("first", first=False)
     assert client.get("effect") == "1"
 
 

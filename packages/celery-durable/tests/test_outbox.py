@@ -1,4 +1,4 @@
-"""The outbox: a task is written down before it is published, and published again until it has ended."""
+"""The outbox: a task is stored before it is published, and published again until it has ended."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ QUEUE = "celery"
 
 
 class Box:
-    """An app with two tasks, and what there is of its outbox."""
+    """An app with two tasks, and its outbox."""
 
     def __init__(self, app: Any, client: Any) -> None:
         self.app, self.client = app, client
@@ -64,14 +64,14 @@ class Box:
         return float(self.client.zscore(self.outbox.due_key, task_id)) - time.time()
 
     def make_old(self, *task_ids: str) -> None:
-        """As if they had been published long ago, and their time to be looked at had come."""
+        """Date the entries to long ago, and make them due for the reconciler."""
         for task_id in task_ids or ("a",):
             old = {**self.entry(task_id), "published": time.time() - LONG_AGO}
             self.client.hset(self.outbox.key, task_id, json.dumps(old))
             self.client.zadd(self.outbox.due_key, {task_id: time.time() - 1})
 
     def messages(self, queue: str = QUEUE) -> list[dict[str, Any]]:
-        """What waits in a queue, the next one first; each as it is in Redis."""
+        """The messages that wait in a queue, the next one first; each as stored in Redis."""
         lists = self.app.durable.priority_lists(queue)
         return [json.loads(payload) for name in lists for payload in reversed(self.client.lrange(name, 0, -1))]
 
@@ -79,7 +79,7 @@ class Box:
         return [(each["headers"]["id"], each["headers"].get(PUBLICATION)) for each in self.messages(queue)]
 
     def take(self, queue: str = QUEUE) -> list[dict[str, Any]]:
-        """Takes all messages out of a queue; their headers."""
+        """Take all messages out of a queue; returns their headers."""
         taken = [message["headers"] for message in self.messages(queue)]
         self.client.delete(*self.app.durable.priority_lists(queue))
         return taken
@@ -104,7 +104,7 @@ def new_box(new_app: NewApp, client: Any) -> NewBox:
 
 @pytest.fixture
 def announced() -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    """What the outbox says of itself."""
+    """The outbox's signals."""
     said: list[tuple[str, dict[str, Any]]] = []
     receivers = []
     for signal in (outbox_written, outbox_republished, publish_failed):
@@ -155,12 +155,12 @@ def test_with_the_outbox_switched_off_nothing_is_written_down(new_box: NewBox) -
 def test_the_retries_of_one_publish_are_not_those_of_the_next(box: Box) -> None:
     with box.app.connection_for_write() as connection, box.app.amqp.Producer(connection) as producer:
         box.add.apply_async((1, 2), producer=producer)
-        assert producer.connection.transport_options["max_retries"] == 2, "kombu leaves them there"
+        assert producer.connection.transport_options["max_retries"] == 2, "kombu has left the retries there"
         box.add.apply_async((1, 2), producer=producer, retry=False)
         assert producer.connection.transport_options["max_retries"] == 0
 
 
-def test_a_publish_that_fails_is_the_reconcilers_to_repeat(
+def test_a_failed_publish_is_repeated_by_the_reconciler(
     new_box: NewBox, box: Box, announced: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert new_box(NOWHERE).apply.apply_async(("x",), task_id="a").id == "a"
@@ -179,7 +179,7 @@ def test_without_the_outbox_the_caller_gets_the_error(new_box: NewBox, announced
     assert [(name, said["task"]) for name, said in announced] == [("publish_failed", "add")]
 
 
-def test_later_asks_no_broker(new_box: NewBox, box: Box, caplog: pytest.LogCaptureFixture) -> None:
+def test_later_does_not_connect_to_the_broker(new_box: NewBox, box: Box, caplog: pytest.LogCaptureFixture) -> None:
     new_box(NOWHERE).apply.apply_async(("x",), task_id="a", later=True)
     assert caplog.records == []
     assert box.republish() == {"published": 1, "waiting": 0}
@@ -292,27 +292,27 @@ def test_a_run_ends_it(box: Box) -> None:
 
 @pytest.mark.parametrize("headers", [{}, {PUBLICATION: None}, {PUBLICATION: 0}], ids=str)
 def test_a_foreign_message_with_its_id_does_not_end_it(box: Box, headers: dict[str, Any]) -> None:
-    """Of a publisher without the library."""
+    """It may come from a publisher without the library."""
     box.apply.apply_async(task_id="a")
     assert run_task(box.apply, {"id": "a", "task": "apply", **headers}) == "SUCCESS"
     assert box.entry()["headers"]["id"] == "a"
 
 
-def test_what_never_was_in_the_outbox_ends_without_a_trace(box: Box) -> None:
+def test_a_task_that_was_not_in_the_outbox_leaves_no_key(box: Box) -> None:
     box.outbox.end("unknown", 1)
     assert run_task(box.apply, {"id": "unknown", PUBLICATION: 1}) == "SUCCESS"
     assert not box.client.exists(box.outbox.key, box.outbox.due_key, box.outbox.publications_key)
 
 
-def test_a_store_that_is_away_at_start_and_end_is_no_error(
+def test_an_unreachable_store_at_start_and_end_is_no_error(
     box: Box, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     box.apply.apply_async(task_id="a")
     (message,) = box.take()
     with redis_server.stopped():
         assert run_task(box.apply, message) == "SUCCESS"
-    assert "outbox: start of a not noted" in caplog.text
-    assert "outbox: end of a not noted" in caplog.text
+    assert "outbox: start of a not recorded" in caplog.text
+    assert "outbox: end of a not recorded" in caplog.text
 
 
 @pytest.mark.parametrize("error", [RedisAwayError, OperationalError])
@@ -334,7 +334,7 @@ def test_an_entry_whose_successor_could_not_be_written_has_not_ended(
 
 
 def test_a_task_that_cannot_publish_another_has_not_ended(new_box: NewBox) -> None:
-    """Whatever it does about it itself: what it should have published would be lost with it."""
+    """Even if it catches the error: the task that it should have published would be lost."""
     box = new_box(NOWHERE)
 
     def parent() -> None:
@@ -361,7 +361,7 @@ def test_an_entry_that_could_not_be_counted_in_its_chord_has_not_ended(
     assert box.client.hexists(box.outbox.key, "a")
 
 
-def test_a_task_that_is_replaced_goes_on_under_its_id(box: Box) -> None:
+def test_a_task_that_is_replaced_keeps_its_id(box: Box) -> None:
     def replace(self: Any) -> None:
         self.replace(box.apply.si())
 
@@ -390,7 +390,7 @@ def test_a_task_that_has_nothing_more_to_do_ends_its_entry(box: Box) -> None:
 # --- The numbers of its messages ---
 
 
-def test_a_message_whose_place_a_newer_one_took_neither_runs_nor_ends_the_entry(box: Box) -> None:
+def test_a_superseded_message_neither_runs_nor_ends_the_entry(box: Box) -> None:
     box.apply.apply_async(task_id="a")
     (old,) = box.take()
     box.make_old()
@@ -403,8 +403,8 @@ def test_a_message_whose_place_a_newer_one_took_neither_runs_nor_ends_the_entry(
     assert box.ran == ["a"]
 
 
-def test_a_predecessor_that_turns_up_after_the_end_does_not_run(box: Box) -> None:
-    """Of a worker that was frozen when it had taken it."""
+def test_an_older_message_that_arrives_after_the_end_does_not_run(box: Box) -> None:
+    """For example from a worker that was frozen after it had taken the message."""
     box.apply.apply_async(task_id="a")
     (old,) = box.take()
     box.make_old()
@@ -424,7 +424,7 @@ def test_an_entry_of_one_message_leaves_nothing_behind(box: Box) -> None:
     assert not box.client.keys(f"{box.outbox.key}*")
 
 
-def test_a_new_life_under_an_old_id_goes_on_counting(box: Box) -> None:
+def test_a_task_published_again_under_its_id_continues_the_numbering(box: Box) -> None:
     box.apply.apply_async(task_id="a")
     (old,) = box.take()
     box.make_old()
@@ -432,13 +432,15 @@ def test_a_new_life_under_an_old_id_goes_on_counting(box: Box) -> None:
     (new,) = box.take()
     run_task(box.apply, new)
     box.apply.apply_async(task_id="a")
-    assert [run_task(box.apply, old), run_task(box.apply, new)] == ["IGNORED", "IGNORED"], "they are of the first life"
+    assert [run_task(box.apply, old), run_task(box.apply, new)] == ["IGNORED", "IGNORED"], (
+        "they are older than the new entry"
+    )
     (second,) = box.take()
     assert run_task(box.apply, second) == "SUCCESS"
     assert box.ran == ["a", "a"]
 
 
-def test_a_retry_takes_the_place_of_what_it_repeats(box: Box) -> None:
+def test_a_retry_supersedes_the_message_that_it_repeats(box: Box) -> None:
     def again(self: Any) -> None:
         if not self.request.retries:
             raise self.retry(countdown=1)
@@ -455,8 +457,8 @@ def test_a_retry_takes_the_place_of_what_it_repeats(box: Box) -> None:
     assert run_task(task, first) == "IGNORED"
 
 
-def test_a_retry_has_a_life_of_its_own(box: Box) -> None:
-    """Its headers are those of the message that it repeats."""
+def test_a_retry_has_its_own_expiry_and_due_time(box: Box) -> None:
+    """Although it copies the headers of the message that it repeats."""
 
     def again(self: Any) -> None:
         raise self.retry(countdown=1)
@@ -474,7 +476,7 @@ def test_a_retry_has_a_life_of_its_own(box: Box) -> None:
 
 
 def test_an_app_without_the_library_stamps_nothing(box: Box, redis_server: RedisServer) -> None:
-    """Though it is in the same process."""
+    """Although it is in the same process."""
     stock = Celery("stock", broker=redis_server.url, set_as_current=False)
     stock.send_task("add")
     (message,) = box.take()
@@ -509,7 +511,7 @@ def test_a_lost_message_is_published_again_with_its_id_and_options(box: Box, ann
     assert said == {"task": "apply", "queue": QUEUE, "age": pytest.approx(LONG_AGO, abs=5)}
 
 
-def test_each_of_several_reconcilers_publishes_others(box: Box, new_box: NewBox) -> None:
+def test_several_reconcilers_publish_different_entries(box: Box, new_box: NewBox) -> None:
     number = 2 * BATCH + 7
     for each in range(number):
         box.apply.apply_async(task_id=f"{each}", later=True)
@@ -543,7 +545,7 @@ def test_an_entry_that_is_written_again_while_it_is_published_keeps_what_was_wri
 
 
 def test_a_publish_that_failed_after_its_task_was_written_again_changes_nothing(box: Box) -> None:
-    """It hung; its message had arrived, and was retried meanwhile."""
+    """Its connection hung, but its message had arrived, and its task was retried in the meantime."""
     box.apply.apply_async(task_id="a", retries=1)
     box.outbox.due_now(Entry(**{**box.entry(), "headers": {**box.entry()["headers"], "retries": 0}}), number=0)
     assert box.entry()["headers"]["retries"] == 1
@@ -555,7 +557,7 @@ def view(box: Box) -> BrokerView:
 
 
 @pytest.mark.parametrize("error", [OperationalError, RedisAwayError, OSError])
-def test_a_broker_that_goes_away_loses_no_entry(box: Box, error: type[Exception]) -> None:
+def test_an_unreachable_broker_loses_no_entry(box: Box, error: type[Exception]) -> None:
     box.apply.apply_async(task_id="a", later=True)
 
     def away(*_: Any) -> None:
@@ -576,7 +578,7 @@ def test_a_broker_that_does_not_answer_delays_no_entry(new_box: NewBox, box: Box
     assert box.due_in() < 1
 
 
-def test_an_entry_that_cannot_be_published_stands_in_nobodys_way(
+def test_an_entry_that_cannot_be_published_does_not_block_the_others(
     box: Box, caplog: pytest.LogCaptureFixture, announced: list[Any]
 ) -> None:
     for name in ("a", "b", "c"):
@@ -592,11 +594,13 @@ def test_an_entry_that_cannot_be_published_stands_in_nobodys_way(
     assert found == ["a", "c"]
     assert box.entry("b")["published"] == 0
     assert box.due_in("b") == pytest.approx(SHORT["republish_after"], abs=5), "it is tried again, later"
-    assert "apply[b] cannot be published; it is tried every 9 s" in caplog.text
+    assert "apply[b] cannot be published; retried every 9 s" in caplog.text
     assert [name for name, _ in announced].count("publish_failed") == 1
 
 
-def test_an_entry_whose_queue_is_gone_stands_in_nobodys_way(new_box: NewBox, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_entry_whose_queue_no_longer_exists_does_not_block_the_others(
+    new_box: NewBox, caplog: pytest.LogCaptureFixture
+) -> None:
     conf = {"task_queues": [Queue("one"), Queue("two")], "task_default_queue": "one"}
     before = new_box(conf)
     for name, queue in (("a", "two"), ("b", "one")):
@@ -610,17 +614,17 @@ def test_an_entry_whose_queue_is_gone_stands_in_nobodys_way(new_box: NewBox, cap
 
 
 @pytest.mark.parametrize("text", ["}{", "[]", '{"name": 1}', '{"headers": {}}'])
-def test_what_is_no_entry_stands_in_nobodys_way(box: Box, text: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_malformed_entry_does_not_block_the_others(box: Box, text: str, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a", "b"):
         box.apply.apply_async(task_id=name, later=True)
     box.client.hset(box.outbox.key, "a", text)
     assert box.republish() == {"published": 1, "waiting": 0}
-    assert box.client.hget(box.outbox.key, "a") == text, "whoever knows what it is may mend it"
+    assert box.client.hget(box.outbox.key, "a") == text, "it may be repaired by hand"
     assert f"outbox: a of {box.outbox.key} cannot be read and stays" in caplog.text
 
 
 @pytest.mark.parametrize("change", [{"of a later release": 1}, {"headers": {"id": "b"}}])
-def test_an_entry_that_is_another_one_stays(box: Box, change: dict[str, Any]) -> None:
+def test_an_entry_that_was_replaced_stays(box: Box, change: dict[str, Any]) -> None:
     box.apply.apply_async(task_id="a", later=True)
     box.client.hset(box.outbox.key, "a", json.dumps({**box.entry(), **change}))
     assert box.republish() == {"published": 0, "waiting": 0}
@@ -650,9 +654,9 @@ def test_what_waits_behind_an_older_message_is_not_lost(box: Box) -> None:
 
 
 @pytest.mark.parametrize("head", ["}{", "{}", "[]", "7", '{"headers": {}}', '{"headers": {"published_at": "now"}}'])
-@pytest.mark.parametrize("there", [True, False], ids=["there", "nobody knows where"])
+@pytest.mark.parametrize("there", [True, False], ids=["in the queue", "not in the queue"])
 def test_a_next_message_that_cannot_be_dated_means_that_all_wait(box: Box, head: str, there: bool) -> None:
-    """Of a publisher without the library. That it meant the opposite multiplied five messages to 26."""
+    """Such as one of a publisher without the library. The opposite had turned five messages into 26."""
     for number in range(5):
         box.apply.apply_async(task_id=f"{number}")
     box.make_old(*map(str, range(5)))
@@ -675,8 +679,8 @@ def test_a_next_message_that_was_given_back_means_that_all_wait(box: Box) -> Non
 
 @pytest.mark.parametrize("task_id", ["a", 'with "quotes" and \\', "with ümlauts \u2603 \U0001f600"])
 @pytest.mark.parametrize("where", ["at the end", "in the middle of 300", "of a worker"])
-def test_what_a_newer_message_hides_is_not_lost(box: Box, where: str, task_id: str) -> None:
-    """Rejected or put back, a message goes to the end of its queue; and a worker may hold it."""
+def test_a_message_behind_a_newer_one_is_not_lost(box: Box, where: str, task_id: str) -> None:
+    """A message that is rejected or put back goes to the end of its queue, and a worker may hold it."""
     box.apply.apply_async(task_id=task_id)
     (payload,) = box.client.lrange(QUEUE, 0, -1)
     box.client.delete(QUEUE)
@@ -700,7 +704,7 @@ def test_what_a_newer_message_hides_is_not_lost(box: Box, where: str, task_id: s
 
 @pytest.mark.parametrize("where", ["waits", "held"])
 def test_names_of_ones_own(new_box: NewBox, where: str) -> None:
-    """Prefix, separator, priorities and the key of what is held."""
+    """Prefix, separator, priorities and the key of the held messages."""
     options = {"global_keyprefix": "mine:", "sep": "|", "priority_steps": [0, 5, 9], "unacked_key": "taken"}
     box = new_box({"broker_transport_options": options})
     box.apply.apply_async(task_id="a", priority=7)
@@ -717,7 +721,7 @@ def test_names_of_ones_own(new_box: NewBox, where: str) -> None:
     assert box.client.llen("mine:celery|5") == 1
 
 
-def test_a_message_that_only_mentions_the_id_is_another_one(box: Box) -> None:
+def test_a_message_that_only_mentions_the_id_is_not_that_task(box: Box) -> None:
     box.apply.apply_async(task_id="a")
     box.take()
     box.make_old()
@@ -726,11 +730,11 @@ def test_a_message_that_only_mentions_the_id_is_another_one(box: Box) -> None:
     assert box.republish() == {"published": 1, "waiting": 0}
 
 
-# --- A Redis that takes connections and answers nothing ---
+# --- A Redis that accepts connections and does not answer ---
 
 
 def test_a_frozen_broker_holds_no_publisher_for_long(new_box: NewBox, other_redis: RedisServer) -> None:
-    """Three tries of two time-outs each; without them it would be 45 s a try."""
+    """Three attempts of two time-outs each; without time-outs one attempt would take 45 s."""
     box = new_box({"broker_url": other_redis.url})
     box.add.apply_async((1, 2))
     with other_redis.frozen():
@@ -774,11 +778,11 @@ ROUTED = {
     ],
     ids=str,
 )
-def test_a_lost_message_goes_the_way_of_the_first_one(
+def test_a_lost_message_is_routed_like_the_first_one(
     new_box: NewBox, options: dict[str, Any], queues: list[str]
 ) -> None:
     box = new_box(ROUTED)
-    with box.app.connection_for_write() as connection:  # as workers that have started do
+    with box.app.connection_for_write() as connection:  # as workers do when they start
         for queue in box.app.amqp.queues.values():
             queue(connection.default_channel).declare()
     box.apply.apply_async(task_id="a", **options)
@@ -832,7 +836,7 @@ def test_to_be_on_disk_is_confirmed_by_redis(seconds: float, redis_server: Redis
             client.config_set("appendfsync", "everysec")
 
 
-def test_the_log_of_a_quiet_outbox_is_quiet(box: Box, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unchanged_outbox_logs_nothing(box: Box, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         box.apply.apply_async(task_id="a")
         for message in box.take():

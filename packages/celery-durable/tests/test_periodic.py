@@ -1,4 +1,4 @@
-"""Of all messages of a due time, one runs."""
+"""Of all messages with the same due time, one runs."""
 
 import json
 import logging
@@ -34,20 +34,20 @@ def message(task_id: str, due: float = DUE, entry: str = "report") -> dict[str, 
     return {"id": task_id, "beat_entry": entry, "beat_due": due}
 
 
-def test_the_other_beats_message_is_ignored_and_says_so(tick: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_other_beats_message_is_ignored_and_logged(tick: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert run_task(tick, message("one")) == "SUCCESS"
     with caplog.at_level(logging.INFO):
         assert run_task(tick, message("two")) == "IGNORED"
-    assert f"tick ignored: another message of entry report for {DUE:.3f} is there (two beats?)" in caplog.text
+    assert f"tick ignored: entry report has another message for {DUE:.3f} (two beats?)" in caplog.text
     assert run_task(tick, message("one")) == "SUCCESS", "redelivered, or retried"
     assert run_task(tick, message("three", DUE + 60)) == "SUCCESS"
     assert run_task(tick, message("four", entry="other")) == "SUCCESS"
     assert tick.runs == ["one", "one", "three", "four"]
 
 
-def test_a_call_by_hand_always_runs(tick: Any, client: Any) -> None:
+def test_a_call_without_a_due_time_always_runs(tick: Any, client: Any) -> None:
     for _ in range(2):
-        assert run_task(tick, {"id": "by hand"}) == "SUCCESS"
+        assert run_task(tick, {"id": "without a due time"}) == "SUCCESS"
     tick.apply()
     assert client.keys() == []
 
@@ -81,7 +81,7 @@ def test_old_due_times_are_forgotten(app: Any, client: Any) -> None:
 
 
 def test_a_due_time_in_the_future_forgets_nothing(app: Any, client: Any) -> None:
-    """Of a beat whose clock is ahead."""
+    """Such as that of a beat whose clock is ahead."""
     ticks = app.durable.ticks
     ticks.claim("report", DUE, "one")
     ticks.claim("report", DUE + 3 * KEPT_FOR, "ahead")

@@ -1,4 +1,4 @@
-"""A revocation is remembered: by workers that start later, and whoever has revoked."""
+"""Revocations are stored, so that workers which start later know them, whichever process revoked."""
 
 import time
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ def clean_state() -> Iterator[None]:
 
 
 def known() -> tuple[set[str], dict[str, list[Any]]]:
-    """What this process' worker state has revoked."""
+    """The revoked ids and stamps in this process' worker state."""
     return set(state.revoked), dict(state.revoked_stamps)
 
 
-# --- What is remembered ---
+# --- Stored revocations ---
 
 
-def test_an_id_is_known_to_whoever_loads(app: Any) -> None:
+def test_an_id_is_loaded(app: Any) -> None:
     app.control.revoke("a")
     app.control.revoke(["b", "c"], terminate=True)
     app.AsyncResult("d").revoke()
@@ -43,7 +43,7 @@ def test_an_id_is_known_to_whoever_loads(app: Any) -> None:
 @pytest.mark.parametrize(
     "headers", [{"run": "7", "tenant": ["x", "y"]}, ["run=7", "tenant=x", "tenant=y"]], ids=["dict", "list"]
 )
-def test_a_stamp_is_known_to_whoever_loads(app: Any, headers: Any) -> None:
+def test_a_stamp_is_loaded(app: Any, headers: Any) -> None:
     app.control.revoke_by_stamped_headers(headers)
     for _ in range(2):
         app.durable.revocations.load()
@@ -59,12 +59,12 @@ def test_a_stamp_that_celery_knows_as_one_value_is_added_to(app: Any) -> None:
 
 
 @pytest.mark.parametrize("command", ["ping", "rate_limit", "shutdown"])
-def test_other_commands_are_not_for_here(app: Any, client: Any, command: str) -> None:
+def test_other_commands_are_not_recorded(app: Any, client: Any, command: str) -> None:
     app.control.broadcast(command, arguments={"task_id": "a", "headers": {"a": "b"}})
     assert not client.exists("celery-durable:revoked")
 
 
-def test_nothing_to_revoke_is_nothing_to_remember(app: Any, client: Any) -> None:
+def test_a_revocation_without_ids_records_nothing(app: Any, client: Any) -> None:
     app.control.revoke([])
     app.control.revoke_by_stamped_headers({})
     assert not client.exists("celery-durable:revoked")
@@ -75,7 +75,7 @@ def test_they_are_forgotten_after_a_while(new_app: NewApp, client: Any) -> None:
     app.control.revoke("old")
     client.zadd("celery-durable:revoked", {"id:old": time.time() - 1001})
     app.durable.revocations.load()
-    assert known()[0] == set(), "also before anybody removes it"
+    assert known()[0] == set(), "also before it is removed"
     app.control.revoke("new")
     assert client.zrange("celery-durable:revoked", 0, -1) == ["id:new"]
 
@@ -88,7 +88,7 @@ def test_of_too_many_the_oldest_are_forgotten(new_app: NewApp, client: Any) -> N
 
 
 def test_a_worker_remembers_for_as_long_and_as_many(new_app: NewApp) -> None:
-    """Celery's forgets after three hours what waits in a queue for four."""
+    """Celery forgets a revocation after three hours, even if its message waits for four."""
     app = new_app(revoked_for=50_000, max_revoked=60_000)
     app.durable.revocations.load()
     assert (state.revoked.expires, state.revoked.maxlen) == (50_000, 60_000)
@@ -100,7 +100,7 @@ def test_what_cannot_be_remembered_is_not_revoked(new_app: NewApp) -> None:
         app.control.revoke("a")
 
 
-def test_without_redis_a_worker_keeps_what_it_knows(
+def test_without_redis_a_worker_keeps_its_revocations(
     app: Any, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     state.revoked.add("a")
@@ -110,12 +110,12 @@ def test_without_redis_a_worker_keeps_what_it_knows(
     assert "revoked tasks not read: " in caplog.text
 
 
-def test_what_a_worker_is_told_it_remembers(app: Any, client: Any) -> None:
-    """By a sender without the library, by position or by name."""
-    told: list[Any] = []
+def test_a_worker_records_the_revocations_that_it_receives(app: Any, client: Any) -> None:
+    """From a sender without the library, with positional or keyword arguments."""
+    received: list[Any] = []
 
     def revoke(state: Any, *args: Any, **kwargs: Any) -> dict[str, int]:
-        told.append((args, kwargs))
+        received.append((args, kwargs))
         return {"ok": 1}
 
     control.Panel.data["revoke"] = control.Panel.data["revoke_by_stamped_headers"] = revoke
@@ -123,18 +123,18 @@ def test_what_a_worker_is_told_it_remembers(app: Any, client: Any) -> None:
     assert control.Panel.data["revoke"](None, "a", terminate=True) == {"ok": 1}
     control.Panel.data["revoke"](None, task_id=["b", "c"])
     control.Panel.data["revoke_by_stamped_headers"](None, headers={"run": ["7"]})
-    assert told == [(("a",), {"terminate": True}), ((), {"task_id": ["b", "c"]}), ((), {"headers": {"run": ["7"]}})]
+    assert received == [(("a",), {"terminate": True}), ((), {"task_id": ["b", "c"]}), ((), {"headers": {"run": ["7"]}})]
     assert set(client.zrange("celery-durable:revoked", 0, -1)) == {"id:a", "id:b", "id:c", 'stamp:["run", "7"]'}
 
 
-def test_what_a_worker_cannot_remember_it_still_revokes(
+def test_a_worker_revokes_even_if_it_cannot_record_it(
     app: Any, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     control.Panel.data["revoke"] = lambda state, *args, **kwargs: "revoked"
     Step(type("Worker", (), {"app": app}))
     with redis_server.stopped():
         assert control.Panel.data["revoke"](None, "a") == "revoked"
-    assert "revoke is forgotten when this worker stops" in caplog.text
+    assert "revoke not stored, it is lost when this worker stops" in caplog.text
 
 
 # --- Workers that start later ---
@@ -152,10 +152,10 @@ def in_outbox(self):
 
 
 def test_a_revoked_task_does_not_run_on_a_worker_that_starts_later(new_project: NewProject) -> None:
-    """Held by one worker, which then stops; revoked by ours, by a sender without the library, and while nobody ran."""
+    """One worker holds them and stops; revoked by ours, by a sender without the library, and while no worker ran."""
     project = new_project(TASKS)
     app, stock = project.app, project.stock_app
-    for task_id in ("ours", "stock's", "while nobody runs", "not revoked"):
+    for task_id in ("ours", "stock's", "while no worker runs", "not revoked"):
         stock.send_task("task", task_id=task_id, countdown=5)
     for task_id, run in (("stamped ours", "1"), ("stamped stock's", "2"), ("stamped, not revoked", "3")):
         app.tasks["task"].apply_async(task_id=task_id, countdown=5, run=run, stamped_headers=["run"])
@@ -169,11 +169,11 @@ def test_a_revoked_task_does_not_run_on_a_worker_that_starts_later(new_project: 
     stock.control.revoke_by_stamped_headers({"run": "2"})
     poll_until(lambda: int(project.client.zcard("celery-durable:revoked")) == 5, "all to be remembered")
     assert worker.stop() == 0
-    app.control.revoke("while nobody runs")
+    app.control.revoke("while no worker runs")
     second = project.worker("-c", "1", "--without-mingle", name="second")
     project.wait_noted("ran", 2)
     poll_until(lambda: not project.client.exists("celery", "unacked"), "all to be done")
     assert sorted(project.noted("ran")) == ["not revoked", "stamped, not revoked"]
     assert second.log.count("Discarding revoked task") == 6
     assert app.AsyncResult("ours").state == "REVOKED"
-    assert not project.client.exists("celery-durable:outbox"), "nobody publishes it again"
+    assert not project.client.exists("celery-durable:outbox"), "it is not published again"

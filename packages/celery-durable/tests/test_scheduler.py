@@ -1,4 +1,4 @@
-"""Beat: what is due is sent, whatever happens to the clock, to the broker or to beat itself."""
+"""Beat sends what is due, even if its clock is set, the broker is down, or beat is killed."""
 
 import json
 import logging
@@ -50,7 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Beat:
-    """One that is stepped through the time of its clock."""
+    """A beat whose clock the test advances."""
 
     def __init__(self, app: Any, clock: Clock, file: Path, entries: dict[str, Any]) -> None:
         self.app, self.clock = app, clock
@@ -60,7 +60,7 @@ class Beat:
         self.scheduler = Scheduler(app, schedule_filename=str(file))
 
     def run(self, seconds: float) -> None:
-        """As Celery's Service does, for so long on its clock."""
+        """Run it as Celery's Service does, for so long on its clock."""
         end = self.clock.steady + seconds
         while self.clock.steady < end:
             delay = max(0.0, self.scheduler.tick()) + 0.001
@@ -72,7 +72,7 @@ NewBeat = Callable[..., Beat]
 
 @pytest.fixture
 def new_beat(new_app: NewApp, clock: Clock, tmp_path: Path) -> Iterator[NewBeat]:
-    """Makes beats on the same clock and, unless it is said, with the same file: `new_beat(entries, file=…)`."""
+    """Makes beats with the same clock and, by default, the same file: `new_beat(entries, file=…)`."""
     made: list[Beat] = []
 
     def make(entries: dict[str, Any], file: str = "schedule", app: Any = None) -> Beat:
@@ -88,7 +88,7 @@ def new_beat(new_app: NewApp, clock: Clock, tmp_path: Path) -> Iterator[NewBeat]
 
 
 def take_messages(client: Any) -> list[dict[str, Any]]:
-    """The headers of what was sent, oldest first."""
+    """The headers of the sent messages, oldest first."""
     payloads, _ = client.lrange("celery", 0, -1), client.delete("celery")
     return [json.loads(payload)["headers"] for payload in reversed(payloads)]
 
@@ -97,7 +97,7 @@ def tick() -> None: ...
 
 
 def run_all(beat: Beat, messages: list[dict[str, Any]]) -> int:
-    """How many of them a PeriodicTask does not ignore."""
+    """The number of them that a PeriodicTask does not ignore."""
 
     task = beat.app.task(tick, base=PeriodicTask, name="tick", shared=False)
     return [run_task(task, headers) for headers in messages].count("SUCCESS")
@@ -110,7 +110,7 @@ ENTRIES = {
 }
 
 
-# --- What is sent ---
+# --- Messages that are sent ---
 
 
 def test_a_message_names_its_entry_and_its_due_time(new_beat: NewBeat, client: Any, clock: Clock) -> None:
@@ -136,7 +136,7 @@ def test_every_tick_of_an_entry_runs(name: str, new_beat: NewBeat, client: Any) 
 
 
 def test_two_beats_send_a_due_time_twice_and_it_runs_once(new_beat: NewBeat, client: Any, clock: Clock) -> None:
-    """The second started later; neither looks just when an entry is due."""
+    """The second started later; neither checks exactly when an entry is due."""
     first = new_beat(ENTRIES, file="one")
     first.run(3.3)
     second = new_beat(ENTRIES, file="two")
@@ -223,7 +223,7 @@ def test_a_clock_that_was_set_back_while_beat_was_down_stops_nothing(
     assert run_all(beat, messages) >= len(messages) - 1, "that of this second had run"
 
 
-def test_a_clock_that_is_set_back_is_said(new_beat: NewBeat, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_clock_that_is_set_back_is_logged(new_beat: NewBeat, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     beat = new_beat(ENTRIES)
     beat.run(30)
     clock.wall -= HOUR
@@ -239,7 +239,7 @@ def test_a_clock_that_is_set_back_is_said(new_beat: NewBeat, clock: Clock, caplo
 
 @pytest.fixture
 def announced() -> Iterator[dict[str, list[float]]]:
-    """What beat says of itself."""
+    """Beat's signals."""
     said: dict[str, list[float]] = {"lateness": [], "overdue": []}
 
     def sent(lateness: float, **_: Any) -> None:
@@ -266,7 +266,7 @@ def test_lateness_is_that_of_the_longest_missed_due_time(
     beat.scheduler.tick()
     assert announced["lateness"][-1] == pytest.approx(200 - 4.5, abs=1)
     assert announced["overdue"][-2] < 1
-    assert len(take_messages(client)) == 5, "what was missed is one message"
+    assert len(take_messages(client)) == 5, "all missed due times make one message"
 
 
 def test_overdue_is_what_is_due_and_not_sent(
@@ -283,7 +283,7 @@ def test_overdue_is_what_is_due_and_not_sent(
     assert announced["overdue"][-1] == 0
 
 
-def test_a_broker_that_is_away_makes_entries_late_and_loses_none(
+def test_an_unreachable_broker_makes_entries_late_and_loses_none(
     new_app: NewApp,
     new_beat: NewBeat,
     other_redis: RedisServer,
@@ -303,7 +303,7 @@ def test_a_broker_that_is_away_makes_entries_late_and_loses_none(
         beat.run(25)
         assert announced["lateness"] == []
         assert 4 < announced["overdue"][-1] < 6, "it was due 5 s ago"
-        assert heartbeat.exists(), "it is well until beat_overdue_after"
+        assert heartbeat.exists(), "it is healthy until beat_overdue_after"
         beat.run(12)
         heartbeat.unlink()
         beat.run(30)
@@ -319,7 +319,7 @@ def test_a_broker_that_is_away_makes_entries_late_and_loses_none(
     assert sorted(announced["lateness"]) == pytest.approx([8, 48], abs=2)
 
 
-def test_a_broker_that_goes_away_and_comes_back(
+def test_a_broker_that_is_unreachable_for_a_while(
     new_app: NewApp, new_beat: NewBeat, other_redis: RedisServer, announced: dict[str, list[float]]
 ) -> None:
     app = new_app({"broker_url": other_redis.url, "task_publish_retry": False}, outbox=False)
@@ -335,7 +335,7 @@ def test_a_broker_that_goes_away_and_comes_back(
     assert len(take_messages(other_redis.client)) == 2
 
 
-def test_an_entry_that_cannot_be_sent_keeps_the_others_from_nothing(
+def test_an_entry_that_cannot_be_sent_does_not_block_the_others(
     new_beat: NewBeat, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     beat = new_beat({"broken": {"schedule": every(5), "args": ({1, 2},)}, "a": {"schedule": every(5)}})
@@ -346,7 +346,7 @@ def test_an_entry_that_cannot_be_sent_keeps_the_others_from_nothing(
 
 
 class OnlyIsDue(BaseSchedule):
-    """A user's own that says no more than Celery asks for."""
+    """A user's schedule that has only the methods that Celery requires."""
 
     def __reduce__(self) -> tuple[Any, ...]:  # beat keeps its schedule in a file
         return type(self), ()
@@ -364,7 +364,7 @@ def test_a_schedule_that_names_no_due_time_is_sent_for_now(
     messages = take_messages(client)
     assert len(messages) >= 3
     assert run_all(beat, messages) == len(messages)
-    assert "entry a: its schedule tells no due time" in caplog.text
+    assert "entry a: its schedule gives no due time" in caplog.text
 
 
 def test_a_file_with_a_time_without_an_offset(new_beat: NewBeat, client: Any, clock: Clock) -> None:
@@ -386,7 +386,7 @@ def test_an_entry_that_is_removed_is_overdue_no_longer(new_beat: NewBeat, clock:
     assert beat.scheduler.overdue() == 0
 
 
-def test_beat_has_the_outbox_looked_through(new_app: NewApp, new_beat: NewBeat, client: Any, clock: Clock) -> None:
+def test_beat_runs_the_reconciler(new_app: NewApp, new_beat: NewBeat, client: Any, clock: Clock) -> None:
     beat = new_beat({}, app=new_app(reconcile_interval=7, reconcile_queue="quick", reconcile_priority=0))
     beat.run(15)
     payloads = [json.loads(payload) for payload in client.lrange("quick", 0, -1)]
@@ -395,7 +395,7 @@ def test_beat_has_the_outbox_looked_through(new_app: NewApp, new_beat: NewBeat, 
     assert run_task(beat.app.tasks["celery_durable.reconcile"], payloads[0]["headers"]) == "SUCCESS"
 
 
-def test_without_the_outbox_there_is_nothing_to_look_through(new_beat: NewBeat, client: Any) -> None:
+def test_without_the_outbox_beat_runs_no_reconciler(new_beat: NewBeat, client: Any) -> None:
     beat = new_beat({})
     beat.run(30)
     assert take_messages(client) == []

@@ -1,4 +1,4 @@
-"""Beat's schedules and their due times: the same for every beat, however late it looks, and none twice."""
+"""The due times of beat's schedules: the same for every beat, however late it checks, and none twice."""
 
 import math
 from collections.abc import Callable
@@ -33,7 +33,7 @@ APPS = {zone: app_in(zone) for zone in ("UTC", "Europe/Berlin", "America/New_Yor
 
 
 class Tide(BaseSchedule):
-    """A user's own: on the clock, at no whole second, and computed anew each time."""
+    """A user's schedule: fixed to the clock, not at whole seconds, and computed again each time."""
 
     PERIOD = 44_712.73
 
@@ -47,7 +47,7 @@ class Tide(BaseSchedule):
 
 
 class Twice(schedule):
-    """A user's own interval: due twice as often as it says."""
+    """A user's interval that is due twice as often as its `run_every`."""
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
         half = self.run_every.total_seconds() / 2
@@ -95,13 +95,13 @@ def repeated(seconds: float) -> bool:
 
 
 def look(entry: Any, last_run: float, now: float) -> Due | None:
-    """What a beat sends that looks now; None where nothing is due."""
+    """The due time that a beat sends now; None if nothing is due."""
     entry.nowfun = lambda: at(now).astimezone(entry.app.timezone)
     return due(entry, at(last_run), at(now)) if entry.is_due(at(last_run))[0] else None
 
 
 def sent(entry: Any, start: float, steps: list[float]) -> list[tuple[float, float, Due]]:
-    """Last run, time and due times of each message of a beat that starts then, and looks after each step."""
+    """Last run, time and due times of each message of a beat that starts then and checks after each step."""
     messages, last_run, now = [], start, start
     assume(not repeated(start))
     for step in steps:
@@ -136,7 +136,7 @@ def test_each_message_of_a_beat_is_for_another_due_time(
     later=st.floats(0.001, 2 * DAY),
 )
 @settings(deadline=None)
-def test_a_late_beat_and_a_second_one_name_a_due_time_alike(
+def test_a_late_beat_and_a_second_one_send_the_same_due_time(
     entry: Any, zone: str, offset: float, steps: list[float], head_start: float, later: float
 ) -> None:
     entry.app = APPS[zone]
@@ -147,8 +147,8 @@ def test_a_late_beat_and_a_second_one_name_a_due_time_alike(
         assert other.newest == times.newest, "whenever it ran last"
         late = look(entry, last_run, now + later)
         assert late is not None
-        assert late.newest == times.newest or late.newest > now - 0.5, "however late it looks"
-        assert late.first == pytest.approx(times.first, abs=0.001), "it is late by all that it was late"
+        assert late.newest == times.newest or late.newest > now - 0.5, "however late it checks"
+        assert late.first == pytest.approx(times.first, abs=0.001), "its lateness is the whole delay"
 
 
 @given(minute=st.sampled_from([0, 7, 30, 59]), hour=st.sampled_from([None, 0, 3, 23]), offset=OFFSETS)
@@ -183,7 +183,7 @@ def test_lateness_is_counted_from_the_first_due_time_that_was_missed() -> None:
         assert START + 200 - times.first in (195, 140)
 
 
-def test_hours_that_the_clock_repeats_or_leaves_out_move_no_due_time() -> None:
+def test_hours_that_the_clock_repeats_or_skips_move_no_due_time() -> None:
     """Three o'clock in Berlin, before and after the night in which summer time ends, seen from after it."""
     entry = zoned("Europe/Berlin", minute=0, hour=3)
     entry.app = APPS["Europe/Berlin"]
@@ -199,7 +199,7 @@ def test_a_time_of_the_last_run_without_an_offset_is_utc() -> None:
     assert due(entry, at(START).replace(tzinfo=None), at(START + 7)) == due(entry, at(START), at(START + 7))
 
 
-def test_solar_events_are_named_alike() -> None:
+def test_solar_events_have_the_same_due_time() -> None:
     pytest.importorskip("ephem")
     from celery.schedules import solar
 
@@ -221,7 +221,7 @@ def test_solar_events_are_named_alike() -> None:
 
 @given(period=st.integers(1, 3600), start=st.floats(0, 10_000), steps=st.lists(st.floats(0.01, 100), max_size=50))
 def test_each_due_time_is_seen_once(period: int, start: float, steps: list[float]) -> None:
-    """Whenever beat looks, an entry is due exactly when a multiple of its period lies between its last run and now."""
+    """An entry is due exactly if a multiple of its period lies between its last run and the check."""
     entry, last_run, now = every(period), START + start, START + start
     for step in steps:
         now = round(now + step, 3)
@@ -240,7 +240,7 @@ def test_sleeps_until_the_next_due_time(after: float) -> None:
     assert entry.is_due(at(START)) == (False, pytest.approx(30 - after))
 
 
-def test_a_timedelta_will_do() -> None:
+def test_a_timedelta_is_accepted() -> None:
     entry = every(timedelta(minutes=1))
     assert look(entry, START - 1, START + 1) == Due(START, START)
 
@@ -248,8 +248,8 @@ def test_a_timedelta_will_do() -> None:
 # --- zoned ---
 
 
-def test_a_zoned_crontab_goes_by_its_own_clock() -> None:
-    """9:00 in Tokyo is 0:00 UTC; Celery's crontab takes the app's time zone, whatever the entry's clock says."""
+def test_a_zoned_crontab_uses_its_own_time_zone() -> None:
+    """9:00 in Tokyo is 0:00 UTC; Celery's crontab always uses the app's time zone."""
     entry = zoned("Asia/Tokyo", hour=9, minute=0)
     midnight = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
     for app in APPS.values():

@@ -1,4 +1,4 @@
-"""What a task, its base class and its options say stays, whatever the library adds."""
+"""The settings of a task, its base class and its options override the library's defaults."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ from celery_durable.task import MAX_BACKOFF, MAX_RETRIES
 from .conftest import NewApp
 from .project import SHORT
 
-PASSING = [RedisAwayError, OutOfMemoryError, OperationalError, SoftTimeLimitExceeded]
+TRANSIENT = [RedisAwayError, OutOfMemoryError, OperationalError, SoftTimeLimitExceeded]
 
 
 class Base(celery.Task):
-    """Says what it is retried for, and how."""
+    """Sets the errors that it is retried for, and how."""
 
     abstract = True
     outbox = True
@@ -46,14 +46,14 @@ class Failing(Base):
 
 
 def retried(task: Any, error: type[Exception], retries: int = 0) -> float:
-    """Delay of the retry after an error. Raises what the task does when it is not retried."""
+    """The delay of the retry after an error. Raises the task's error if it is not retried."""
     with pytest.raises(Retry) as retry:
         task.apply((error,), retries=retries, throw=True)
     assert isinstance(retry.value.exc, error)
     return float(retry.value.when)
 
 
-# --- The outbox: nothing that is said is lost ---
+# --- The outbox: settings of the task are kept ---
 
 
 @pytest.mark.parametrize("how", ["base=", "app.Task", "class", "before install", "before install, finalized"])
@@ -72,7 +72,7 @@ def test_what_a_base_class_says_of_retries_is_kept(new_app: NewApp, how: str) ->
         install(app, config)
         app.finalize()
     assert (task.max_retries, task.outbox) == (2, True)
-    for error in (KeyError, *PASSING):
+    for error in (KeyError, *TRANSIENT):
         assert [retried(task, error, retries) for retries in (0, 1)] == [3, 6], "its own backoff"
         with pytest.raises(error):
             task.apply((error,), retries=2, throw=True)
@@ -127,10 +127,10 @@ def test_options_of_register_task_are_kept(app: Any) -> None:
     assert retried(task, KeyError) == retried(task, RedisAwayError) == 4
 
 
-def test_a_task_in_the_outbox_is_patient_where_nobody_says_how(new_app: NewApp) -> None:
+def test_a_task_in_the_outbox_is_retried_unless_it_sets_its_own_retries(new_app: NewApp) -> None:
     app = new_app(max_delay=60, visibility_timeout=70, republish_after=80)
     task = app.task(fail, shared=False, outbox=True)
-    for error in PASSING:
+    for error in TRANSIENT:
         assert 0 < retried(task, error) <= 1
     for retries in range(10, MAX_RETRIES):
         assert 0 < retried(task, RedisAwayError, retries) <= MAX_BACKOFF
@@ -140,13 +140,13 @@ def test_a_task_in_the_outbox_is_patient_where_nobody_says_how(new_app: NewApp) 
         task.apply((ZeroDivisionError,), throw=True)
 
 
-def test_its_patience_asks_for_no_longer_delay_than_may_be_published(app: Any) -> None:
+def test_its_default_retry_delay_is_within_the_longest_delay(app: Any) -> None:
     assert app.durable.config.max_delay == SHORT["max_delay"] < MAX_BACKOFF
     task = app.task(fail, shared=False, outbox=True)
     assert max(retried(task, RedisAwayError, retries) for retries in range(5, MAX_RETRIES)) <= SHORT["max_delay"]
 
 
-def test_a_task_without_the_outbox_has_only_what_it_says(app: Any) -> None:
+def test_a_task_without_the_outbox_gets_no_defaults(app: Any) -> None:
     task = app.task(fail, shared=False, max_retries=1)
     with pytest.raises(RedisAwayError):
         task.apply((RedisAwayError,), throw=True)
@@ -181,7 +181,7 @@ def test_a_retry_is_not_sooner_than_the_shortest_delay(app: Any, options: dict[s
     assert retry.value.when == delay
 
 
-def test_the_retry_delay_of_a_task_goes_before_that_of_the_library(app: Any) -> None:
+def test_the_retry_delay_of_a_task_overrides_that_of_the_library(app: Any) -> None:
     def again(self: Any) -> None:
         raise self.retry()
 

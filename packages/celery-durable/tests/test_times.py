@@ -1,4 +1,4 @@
-"""Times in messages are read as Celery's workers read them, wherever publisher, worker and library are."""
+"""Times in messages are read as Celery's workers read them, whatever the time zones of the processes are."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ NOON = datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()
 
 ZONES = ["UTC", "America/Los_Angeles", "Asia/Kolkata", "Pacific/Kiritimati"]
 
-# What Celery's worker makes of each text, and what the library makes of it.
+# How Celery's worker reads each text, and how the library does.
 COMPARE = """
 import json, sys
 from types import SimpleNamespace
@@ -55,7 +55,7 @@ for seconds in (30, 90):
 
 
 @pytest.mark.parametrize("zone", ZONES)
-def test_each_text_is_the_time_that_celery_takes_it_for(zone: str) -> None:
+def test_each_text_is_read_as_celery_reads_it(zone: str) -> None:
     texts = [
         "2026-07-01T12:00:00",
         "2026-01-01T12:00:00.250",
@@ -71,7 +71,7 @@ def test_each_text_is_the_time_that_celery_takes_it_for(zone: str) -> None:
 
 
 @pytest.mark.parametrize("zone", ZONES)
-def test_an_eta_without_an_offset_is_refused_for_what_is_left_of_it(zone: str) -> None:
+def test_an_eta_without_an_offset_is_refused_by_its_remaining_delay(zone: str) -> None:
     done = run_python(PUBLISH, TZ=zone)
     published, refused = done.stdout.splitlines()
     assert published == "OperationalError", "nothing listens there"

@@ -1,4 +1,4 @@
-"""The transport: what is taken from a queue goes back to it, is settled once, or becomes a dead letter as it came."""
+"""The transport: a message taken from a queue is returned to it, settled once, or dead-lettered unchanged."""
 
 import json
 import socket
@@ -27,7 +27,7 @@ QUEUES = [
 
 
 class Taker:
-    """Takes so many messages as a worker does, and no more until they are settled."""
+    """Takes as many messages as a worker does, and no more until they are settled."""
 
     def __init__(self, connection: Any, *queues: Queue, number: int = 1, no_ack: bool = False) -> None:
         self.connection, self.number = connection, number
@@ -74,7 +74,7 @@ def letters(app: Any) -> list[Letter]:
 
 
 def waiting(app: Any, client: Any) -> dict[str, int]:
-    """How many messages wait in each queue that has any."""
+    """The number of waiting messages of each queue that is not empty."""
     depths = {queue.name: sum(client.llen(name) for name in app.durable.priority_lists(queue.name)) for queue in QUEUES}
     return {name: depth for name, depth in depths.items() if depth}
 
@@ -87,7 +87,7 @@ def app(new_app: NewApp) -> Any:
 # --- Back to its queue ---
 
 
-def test_a_message_that_goes_back_says_since_when_it_waits(app: Any) -> None:
+def test_a_returned_message_has_the_time_since_when_it_waits(app: Any) -> None:
     publish(app, QUEUES[0])
     with taking(app, QUEUES[0]) as taker:
         message = taker.one()
@@ -113,7 +113,7 @@ def close(message: Any) -> None:
 
 
 def time_out(message: Any) -> None:
-    """The worker was killed, and another one looks for what it held."""
+    """The worker was killed, and another one restores the messages that it held."""
     channel = message.channel
     with channel.raw_client() as client:
         for tag, _ in client.zscan_iter(channel.unacked_index_key):
@@ -126,7 +126,7 @@ def time_out(message: Any) -> None:
 def test_it_goes_back_to_the_queue_that_it_came_from_and_to_no_other(
     app: Any, client: Any, queue: Queue, routing_key: str | None, back: Callable[[Any], None]
 ) -> None:
-    """Its routing key is not that queue's name, and led to another one as well."""
+    """Its routing key is not that queue's name, and also matches another queue."""
     publish(app, queue, routing_key, priority=6)
     assert waiting(app, client) == ({"one": 1, "two": 1} if queue.name == "one" else {queue.name: 1})
     with taking(app, queue) as taker:
@@ -141,7 +141,7 @@ def test_it_goes_back_to_the_queue_that_it_came_from_and_to_no_other(
 
 
 def test_the_copies_of_a_topic_are_settled_each(app: Any, client: Any) -> None:
-    """kombu gives both the same delivery tag: to settle one was to forget the other."""
+    """kombu gives both the same delivery tag, so settling one removed the other."""
     publish(app, QUEUES[2], "a.b")
     with taking(app, QUEUES[2], QUEUES[3], number=2) as taker:
         one, two = taker.take()
@@ -152,7 +152,7 @@ def test_the_copies_of_a_topic_are_settled_each(app: Any, client: Any) -> None:
         assert waiting(app, client) == {two.delivery_info["queue"]: 1}
 
 
-def test_a_late_worker_does_not_settle_what_another_one_has_now(app: Any, client: Any) -> None:
+def test_a_late_worker_does_not_settle_a_message_that_another_one_holds(app: Any, client: Any) -> None:
     publish(app, QUEUES[0])
     with taking(app, QUEUES[0]) as frozen, taking(app, QUEUES[0]) as other:
         first = frozen.one()
@@ -162,7 +162,7 @@ def test_a_late_worker_does_not_settle_what_another_one_has_now(app: Any, client
         assert client.hlen("unacked") == client.zcard("unacked_index") == 1
 
 
-def test_what_is_renewed_is_given_back_to_nobody(app: Any, client: Any) -> None:
+def test_a_renewed_message_is_not_returned_to_its_queue(app: Any, client: Any) -> None:
     publish(app, QUEUES[0])
     with taking(app, QUEUES[0]) as taker:
         message = taker.one()
@@ -174,7 +174,7 @@ def test_what_is_renewed_is_given_back_to_nobody(app: Any, client: Any) -> None:
         assert client.zscore("unacked_index", message.delivery_tag) == pytest.approx(time.time(), abs=10)
 
 
-def test_what_somebody_has_given_back_is_not_put_back_again(app: Any, client: Any) -> None:
+def test_a_message_returned_by_another_process_is_not_returned_again(app: Any, client: Any) -> None:
     publish(app, QUEUES[0])
     with taking(app, QUEUES[0]) as taker:
         message = taker.one()
@@ -183,7 +183,7 @@ def test_what_somebody_has_given_back_is_not_put_back_again(app: Any, client: An
         assert waiting(app, client) == {"plain": 1}
 
 
-def test_a_stock_worker_gives_back_what_ours_held(app: Any, client: Any, redis_server: RedisServer) -> None:
+def test_a_stock_worker_returns_what_ours_held(app: Any, client: Any, redis_server: RedisServer) -> None:
     publish(app, QUEUES[2], "a.b")
     with taking(app, QUEUES[2]) as taker:
         taker.one()
@@ -194,11 +194,11 @@ def test_a_stock_worker_gives_back_what_ours_held(app: Any, client: Any, redis_s
         assert waiting(app, client) == {"one": 1}
 
 
-# --- Connections that go away ---
+# --- Lost connections ---
 
 
-def test_a_channel_whose_connection_has_gone_gives_back_what_it_held(app: Any, client: Any) -> None:
-    """kombu's then asks nobody for the address of Redis: AttributeError 'hostname'."""
+def test_a_channel_whose_connection_is_lost_returns_what_it_held(app: Any, client: Any) -> None:
+    """kombu's channel then reads the address of a missing connection: AttributeError 'hostname'."""
     publish(app, QUEUES[0])
     connection = app.connection_for_read()
     taker = Taker(connection, QUEUES[0])
@@ -211,7 +211,7 @@ def test_a_channel_whose_connection_has_gone_gives_back_what_it_held(app: Any, c
     assert waiting(app, client) == {"plain": 1}
 
 
-def test_a_broker_that_is_away_when_a_connection_is_closed_is_no_error(
+def test_an_unreachable_broker_when_a_connection_is_closed_is_no_error(
     app: Any, client: Any, redis_server: RedisServer
 ) -> None:
     publish(app, QUEUES[0])
@@ -244,7 +244,7 @@ def test_what_cannot_be_read_becomes_a_dead_letter_byte_for_byte(
 
 
 def test_what_is_rejected_becomes_a_dead_letter_byte_for_byte(app: Any, client: Any) -> None:
-    """With the spaces, escapes and order of whoever has written it."""
+    """With the spaces, escapes and key order of its publisher."""
     publish(app, QUEUES[1])
     (text,) = client.lrange("bound", 0, -1)
     written = json.dumps({**json.loads(text), "z": "\u2603", "a": [1.0, 1e2]}, ensure_ascii=False, indent=3).encode()
@@ -289,7 +289,7 @@ def test_what_is_too_large_becomes_a_dead_letter(new_app: NewApp, client: Any) -
 
 
 class CallbackError(Exception):
-    """Of a consumer."""
+    """An error of a consumer."""
 
 
 @pytest.mark.parametrize("whose", ["stock", "ours"])
@@ -321,7 +321,7 @@ def test_without_dead_letters_what_cannot_be_read_is_thrown_away(
         taker.one().reject()
         assert not client.exists("unacked", "unacked_index")
     assert letters(app) == []
-    assert "a message of queue plain was thrown away: malformed" in caplog.text
+    assert "a message of queue plain was discarded: malformed" in caplog.text
 
 
 # --- Prefix, separator, steps ---
@@ -355,8 +355,8 @@ def test_names_of_ones_own(new_app: NewApp, client: Any, back: Callable[[Any], N
 NOWHERE = "redis://127.0.0.1:1/0"
 
 
-def test_what_kombu_does_not_know_is_its_own_trouble(app: Any) -> None:
-    """Its names and signatures that the library builds on."""
+def test_the_methods_of_kombu_that_the_library_overrides_exist(app: Any) -> None:
+    """Attributes and signatures of kombu that the library depends on."""
     for name in ("unacked_key", "unacked_index_key", "sep", "priority_steps", "global_keyprefix", "_brpop_read"):
         assert hasattr(Channel, name)
     assert SHORT["visibility_timeout"] == app.connection_for_read().default_channel.visibility_timeout

@@ -1,4 +1,4 @@
-"""However long a message waits in a worker, it runs once, and others go on meanwhile.
+"""However long a message waits in a worker, it runs once, and others run in the meantime.
 
 Each pool has a queue of its own. All waits last longer than the visibility timeout, and are under way at once.
 """
@@ -102,7 +102,7 @@ def send_all(project: Project) -> None:
 
 
 def kill_while_it_holds(project: Project, worker: Program) -> None:
-    """One message runs, one waits for its ETA, one for its rate limit."""
+    """Kill it while one message runs, one waits for its ETA, and one for its rate limit."""
     send(project, "killed", "limited", 2)
     send(project, "killed", "held")
     send(project, "killed", "delayed", countdown=3)
@@ -114,7 +114,7 @@ def kill_while_it_holds(project: Project, worker: Program) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_other_messages_of_the_queue_go_on(project: Project, pool: str) -> None:
+def test_other_messages_of_the_queue_run(project: Project, pool: str) -> None:
     project.client.delete(f"noted:quick:{pool}")
     assert project.noted("long") == []
     for _ in range(5):
@@ -146,7 +146,7 @@ def test_what_a_killed_worker_held_runs_elsewhere(project: Project, name: str) -
 
 
 def test_none_ran_twice(project: Project) -> None:
-    """Looked at when all is done, and nothing can come back any more."""
+    """Checked after all tasks are done, when no message can be redelivered."""
     client = project.client
     poll_until(lambda: not client.hlen("unacked") and not client.exists(*POOLS, "killed"), "all to be done", timeout=90)
     time.sleep(1)  # of a message that came back the worker would take hold now

@@ -1,4 +1,4 @@
-"""A worker that hangs or has gone deaf ends itself; one that is busy, slow or without Redis does not."""
+"""A worker that hangs or is deaf exits; one that is busy, slow or without Redis does not."""
 
 import logging
 import threading
@@ -26,10 +26,10 @@ INTERVAL = CONFIG.watchdog_interval
 
 @dataclass
 class Worker:
-    """What the watchdog sees of one."""
+    """The watchdog's view of a worker."""
 
     turns: int = 0
-    may_stand: bool = False
+    may_block: bool = False
     received: int = 0
     idle: bool = True
     waiting: bool = False
@@ -38,7 +38,7 @@ class Worker:
         return Diagnosis(
             CONFIG,
             lambda: self.turns,
-            lambda: self.may_stand,
+            lambda: self.may_block,
             lambda: self.received,
             lambda: self.idle,
             lambda: self.waiting,
@@ -49,7 +49,7 @@ def looks(seconds: float) -> range:
     return range(int(seconds / INTERVAL))
 
 
-def test_a_loop_that_turns_is_well() -> None:
+def test_a_loop_that_runs_is_healthy() -> None:
     worker = Worker()
     diagnosis = worker.diagnosis()
     for _ in looks(5 * CONFIG.hung_after):
@@ -57,13 +57,13 @@ def test_a_loop_that_turns_is_well() -> None:
         assert diagnosis.problem() == ""
 
 
-def test_a_loop_that_does_not_turn_is_hung_after_a_while() -> None:
+def test_a_loop_that_does_not_run_is_hung_after_a_while() -> None:
     diagnosis = Worker(turns=7).diagnosis()
     assert [diagnosis.problem() for _ in looks(CONFIG.hung_after)] == [""] * len(looks(CONFIG.hung_after))
-    assert diagnosis.problem() == f"its event loop has not turned for {CONFIG.hung_after:g} s"
+    assert diagnosis.problem() == f"its event loop has been blocked for {CONFIG.hung_after:g} s"
 
 
-def test_a_turn_in_between_starts_the_count_anew() -> None:
+def test_an_iteration_in_between_restarts_the_count() -> None:
     worker = Worker()
     diagnosis = worker.diagnosis()
     for _ in range(3):
@@ -72,10 +72,10 @@ def test_a_turn_in_between_starts_the_count_anew() -> None:
 
 
 def test_a_loop_that_waits_for_redis_has_its_time_from_when_redis_is_back() -> None:
-    worker = Worker(may_stand=True)
+    worker = Worker(may_block=True)
     diagnosis = worker.diagnosis()
     assert not any(diagnosis.problem() for _ in looks(3 * CONFIG.hung_after))
-    worker.may_stand = False
+    worker.may_block = False
     said = [diagnosis.problem() for _ in looks(CONFIG.hung_after)]
     assert not any(said[:-1])
     assert said[-1]
@@ -89,10 +89,10 @@ def test_idle_while_messages_wait_is_deaf_after_a_while() -> None:
         worker.turns += 1
         said.append(diagnosis.problem())
     assert not any(said[:-1])
-    assert said[-1] == f"messages have waited for {CONFIG.deaf_after:g} s while it was idle and took none"
+    assert said[-1] == f"it has been idle for {CONFIG.deaf_after:g} s and took none of the waiting messages"
 
 
-def test_who_is_busy_has_nothing_to_do_or_takes_messages_is_not_deaf() -> None:
+def test_a_worker_that_is_busy_or_idle_or_takes_messages_is_not_deaf() -> None:
     for worker in (Worker(idle=False, waiting=True), Worker(waiting=False)):
         diagnosis = worker.diagnosis()
         for _ in looks(3 * CONFIG.deaf_after):
@@ -109,8 +109,8 @@ def test_who_is_busy_has_nothing_to_do_or_takes_messages_is_not_deaf() -> None:
 # --- Threads ---
 
 
-def test_a_thread_goes_on_after_an_error_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    """One that looks and ends at its first error is a watchdog that nobody misses."""
+def test_a_thread_continues_after_an_error_and_logs_it(caplog: pytest.LogCaptureFixture) -> None:
+    """A thread that ended at its first error would leave the worker unwatched."""
     calls: list[int] = []
 
     def look() -> None:
@@ -120,7 +120,7 @@ def test_a_thread_goes_on_after_an_error_and_says_so(caplog: pytest.LogCaptureFi
 
     with caplog.at_level(logging.ERROR):
         thread = Background("looker", 0.01, look)
-        poll_until(lambda: len(calls) > 5, "it to go on", timeout=30)
+        poll_until(lambda: len(calls) > 5, "it to continue", timeout=30)
         thread.stop(timeout=10)
     assert [record.getMessage() for record in caplog.records] == ["looker failed; it is tried again in 0.01 s"] * 3
     assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == [
@@ -149,7 +149,7 @@ def test_a_stop_waits_for_a_call_that_is_under_way() -> None:
     thread = Background("slow", 3600, slow)
     assert began.wait(30)
     thread.stop()
-    assert "slow" in [each.name for each in threading.enumerate()], "without a time it does not wait"
+    assert "slow" in [each.name for each in threading.enumerate()], "without a time-out it does not wait"
     may_end.set()
     thread.stop(timeout=30)
     assert "slow" not in [each.name for each in threading.enumerate()]
@@ -206,7 +206,7 @@ class Watched(NamedTuple):
 
 @pytest.fixture(scope="module")
 def watched(module_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """Each consumes a queue of its name; the first four get what their name says as soon as all are ready."""
+    """Each consumes a queue of its name; the first four get the fault in their name once all are ready."""
     with (
         Project(tmp_path_factory.mktemp("watched"), module_redis.url, COMMANDS, **SOON).open() as project,
         Project(tmp_path_factory.mktemp("other"), module_redis.url, COMMANDS, watchdog=False, **SOON).open() as other,
@@ -234,23 +234,23 @@ def node_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["hung prefork", "hung threads"])
-def test_a_worker_whose_loop_stands_still_ends_itself(watched: Watched, name: str) -> None:
+def test_a_worker_whose_loop_does_not_run_exits(watched: Watched, name: str) -> None:
     assert watched.workers[name].process.wait(60) == EXIT_CODE
-    assert "watchdog: this worker ends itself: its event loop has not turned for " in watched.workers[name].log
+    assert "watchdog: this worker exits: its event loop has been blocked for " in watched.workers[name].log
 
 
-def test_a_worker_that_takes_no_message_ends_itself(watched: Watched) -> None:
+def test_a_worker_that_takes_no_message_exits(watched: Watched) -> None:
     assert watched.workers["deaf"].process.wait(60) == EXIT_CODE
-    assert "while it was idle and took none" in watched.workers["deaf"].log
+    assert "and took none of the waiting messages" in watched.workers["deaf"].log
 
 
-def test_a_worker_that_waits_for_redis_goes_on(watched: Watched, module_redis: RedisServer) -> None:
+def test_a_worker_that_waits_for_redis_keeps_running(watched: Watched, module_redis: RedisServer) -> None:
     with module_redis.frozen():
         time.sleep(2.5 * SOON["hung_after"])
     watched.send("well")
     watched.project.wait_noted("quick", 1)
     assert watched.workers["well"].alive
-    assert "REMAP_SIGTERM: is not SIGQUIT in the environment" in watched.workers["well"].log
+    assert "REMAP_SIGTERM is not SIGQUIT in the environment" in watched.workers["well"].log
 
 
 def test_a_watchdog_that_fails_is_tried_again_and_so_are_its_siblings(watched: Watched) -> None:
@@ -261,7 +261,7 @@ def test_a_watchdog_that_fails_is_tried_again_and_so_are_its_siblings(watched: W
     watched.project.wait_noted("quick", 2)
 
 
-def test_a_watchdog_that_is_switched_off_ends_nobody(watched: Watched) -> None:
-    """It has been deaf for as long as the tests before took."""
+def test_a_watchdog_that_is_switched_off_ends_no_worker(watched: Watched) -> None:
+    """It has been deaf since the tests before."""
     assert watched.workers["deaf and unwatched"].alive
     assert watched.project.client.llen("deaf and unwatched")

@@ -1,4 +1,4 @@
-"""A worker: how each task ends, what becomes of its message, and what the worker says of itself.
+"""A worker: the outcome of each task and its message, and the worker's own registration and heartbeat.
 
 One worker for all tests; each looks at what is its own.
 """
@@ -121,7 +121,7 @@ class Running(NamedTuple):
             return [letter for letter in durable.dead_letters.read(client) if task in (None, letter.task)]
 
     def letter(self, task: str) -> Letter:
-        """The one dead letter of a task, when it is there."""
+        """The one dead letter of a task; waits for it."""
         poll_until(lambda: self.letters(task), f"a dead letter of {task}")
         (letter,) = self.letters(task)
         return letter
@@ -151,7 +151,7 @@ def running(module_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory)
         yield running
 
 
-# What takes seconds to end: all at once, before the first test.
+# Tasks that take seconds: all are published before the first test.
 SLOW = ("deadly", "deadly_early", "too_slow", "slow")
 
 
@@ -284,7 +284,7 @@ def test_each_kind_of_malformed_message_is_a_dead_letter_or_runs(running: Runnin
 
 
 def test_a_malformed_message_with_the_id_of_an_outbox_entry_does_not_end_it(running: Running) -> None:
-    """Anybody may have written it."""
+    """Its publisher may be anyone."""
     running.project.app.tasks["retried"].apply_async(task_id="claimed", countdown=5)
     poll_until(lambda: running.in_outbox("claimed"), "the entry")
     before = len(running.letters())
@@ -305,15 +305,15 @@ def test_a_malformed_message_with_the_id_of_an_outbox_entry_does_not_end_it(runn
 
 
 def test_an_unknown_task_is_held_back_and_then_a_dead_letter(running: Running) -> None:
-    """Its time in the queue does not count: it was two minutes long."""
+    """Its time in the queue, two minutes, does not count."""
     letter = running.letter("of tomorrow")
     assert letter.reason == Reason.UNKNOWN_TASK
-    assert letter.error == "no worker has known it for 4 s"
+    assert letter.error == "unknown to the workers for 4 s"
     assert 4 <= json.loads(letter.payload)["headers"]["unknown_for"] < 6
     assert running.worker.log.count("unknown task 'of tomorrow'") == 8, "4 s, in steps of 0.5 s"
 
 
-# --- What the worker says of itself ---
+# --- Registration, connections, heartbeat ---
 
 
 def test_its_registration_names_its_queues(running: Running) -> None:
@@ -334,14 +334,14 @@ def test_its_heartbeat_is_touched(running: Running) -> None:
 
 
 def test_the_worker_is_the_one_that_was_started(running: Running) -> None:
-    """None of all that has ended it."""
+    """No earlier test has ended it."""
     assert running.worker.alive
     assert running.worker.log.count("ready.") == 1
     assert "Unrecoverable error" not in running.worker.log
     assert "REMAP_SIGTERM" not in running.worker.log, "it is set"
 
 
-def test_a_worker_that_stops_gives_back_what_it_held(running: Running) -> None:
+def test_a_worker_that_stops_returns_what_it_held(running: Running) -> None:
     project = running.project
     poll_until(lambda: not project.client.hlen("unacked"), "nothing to be held")
     project.client.delete("noted:long")

@@ -1,1 +1,1 @@
-"""What faults are measured by."""
+"""Tasks that measure the effect of faults."""

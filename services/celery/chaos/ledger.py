@@ -1,6 +1,6 @@
-"""Tasks whose runs and effects are counted one by one: what `make chaos` and the fault tests publish.
+"""Tasks whose runs and effects are recorded individually; `make chaos` and the fault tests publish them.
 
-ledger:runs         list of "name time": each run that was begun
+ledger:runs         list of "name time": each run that was started
 ledger:effects      list of "name time": each effect that was applied
 ledger:done:<name>  done marker
 """
@@ -16,7 +16,7 @@ from celery_app import Task, app, durable
 from tasks.arguments import Name, Seconds, checked
 
 RUNS, EFFECTS = "ledger:runs", "ledger:effects"
-KEPT_FOR = 3600  # s, a done marker
+KEPT_FOR = 3600  # s that a done marker is kept
 
 Megabytes = Annotated[int, Field(ge=0, le=2000)]
 
@@ -24,7 +24,7 @@ Megabytes = Annotated[int, Field(ge=0, le=2000)]
 @app.task(outbox=True, bind=True)
 @checked
 def apply(self: Task, name: Name, seconds: Seconds = 0, megabytes: Megabytes = 0) -> None:
-    """Take a while, and a lot of memory at the first run; then apply the effect, once."""
+    """Take some time, and memory at the first run; then apply the effect, once."""
     client = durable.store
     client.rpush(RUNS, f"{name} {time.time()}")
     if megabytes and not self.request.retries:
@@ -40,7 +40,7 @@ def apply(self: Task, name: Name, seconds: Seconds = 0, megabytes: Megabytes = 0
 @app.task(outbox=True, bind=True, max_retries=0)
 @checked
 def overrun(self: Task, name: Name, seconds: Seconds) -> None:
-    """Take longer than the limits of the call, and do not listen: its effect never comes."""
+    """Run longer than the time limits of the call and ignore the soft one: its effect is never applied."""
     client = durable.store
     client.rpush(RUNS, f"{name} {time.time()}")
     end = time.monotonic() + seconds
@@ -55,12 +55,12 @@ def overrun(self: Task, name: Name, seconds: Seconds) -> None:
 @app.task(outbox=True, rate_limit="3/m")
 @checked
 def limited(name: Name) -> None:
-    """Wait in the worker, if there are others before it; then apply the effect, once."""
+    """Wait in the worker for the rate limit; then apply the effect, once."""
     apply.run(name)
 
 
 @app.task(outbox=True)
 @checked
 def join(_results: list[None], name: Name) -> None:
-    """The callback of a chord; it has an effect, too."""
+    """The callback of a chord; it also has an effect."""
     apply.run(name)

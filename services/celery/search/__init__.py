@@ -1,1 +1,1 @@
-"""The document search of the demo: documents, words, the index. It knows no task."""
+"""The document search of the demo: documents, words, the index. Independent of Celery."""

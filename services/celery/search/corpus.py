@@ -1,4 +1,4 @@
-"""Which files of a folder are documents, and how one is read: the rules that indexing and the plain count share."""
+"""Which files of a folder are documents, and how one is read; shared by indexing and the tests' own count."""
 
 import errno
 import os
@@ -104,7 +104,7 @@ def _unfit(name: str, status: os.stat_result, max_bytes: int) -> Reason | None:
 
 
 def _open(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would make us wait for its writer
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # opening a pipe would block until it has a writer
 
 
 def read_document(folder: Path, name: str, max_bytes: int) -> str:

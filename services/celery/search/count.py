@@ -1,6 +1,6 @@
-"""The plain count that the index must equal: `python -m search.count [folder]` prints it as JSON.
+"""A simple count that the index must equal: `python -m search.count [folder]` prints it as JSON.
 
-One process, no Redis, no Celery. It shares with the index what a document and a word are, and nothing else.
+One process, no Redis, no Celery. It shares with the index only the definitions of a document and a word.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from search.words import count_words
 
 @dataclass(frozen=True)
 class Totals:
-    """What two counts of the same documents must agree on."""
+    """The figures that must be equal in two counts of the same documents."""
 
     documents: int
     words: int  # with repetitions
@@ -27,7 +27,7 @@ class Totals:
 
 
 def checksum(postings: Iterable[tuple[str, str, int]]) -> str:
-    """SHA-256 of (term, document name, count), which must come sorted."""
+    """SHA-256 of (term, document name, count), which must be sorted."""
     digest = hashlib.sha256()
     for posting in postings:
         digest.update(json.dumps(posting).encode())

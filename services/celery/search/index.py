@@ -1,9 +1,9 @@
-"""The inverted index in Redis, and the runs that build it. tasks/search.py distributes the work.
+"""The inverted index in Redis, and the runs that build it. tasks/search.py distributes a run over tasks.
 
-A document is a name with a content. Once counted it never changes, so every generation of the index shares its
-postings, and what did not change is not counted again. A generation is a list of documents. Readers follow
-`index:current` to one; completing a run moves that pointer in one step. A run lists the folder, cuts the listing into
-chunks and ends as the generation of the same id.
+A document is a name with a content. Its counts never change, so every generation of the index shares its postings, and
+unchanged documents are not counted again. A generation is a list of documents. Readers use the one that `index:current`
+names; completing a run sets that key in one step. A run lists the folder, splits the list into chunks and becomes the
+generation of the same id.
 
     index:current                  id of the current generation
     index:generations              set of the completed generations that may still have readers
@@ -13,11 +13,11 @@ chunks and ends as the generation of the same id.
     index:document:<sha256>        done marker of a document: its number and count of words
     index:documents                hash: document number -> sha256
     index:words:<number>           the distinct words of a document, separated by spaces
-    index:last_number              the last document number given; small numbers keep the sorted sets compact
+    index:last_number              the last document number used; small numbers keep the sorted sets compact
     run:active, run:last           ids of runs
     run:<run>                      hash: state, started, progress, sent (epoch s), chunks, unusable, report
     run:<run>:chunks               hash: chunk -> JSON list of file names
-    run:<run>:chunk:<chunk>        done marker of a chunk, with what came of it
+    run:<run>:chunk:<chunk>        done marker of a chunk, with its result
 """
 
 import hashlib
@@ -40,16 +40,16 @@ from search.words import MAX_WORD_LENGTH, count_words, words
 T = TypeVar("T")
 
 # A chunk must stay far below the soft time limit. Measured on one core: 0.5 s for 25 modules of the standard library,
-# 3 s for a MiB of distinct words, which is the worst there is.
+# 3 s for a MiB of distinct words, which is the worst case.
 CHUNK_FILES = 25
 CHUNK_BYTES = 1_048_576
 
-RUN_DEADLINE = 100  # s without progress before what is missing is sent again; the broker's own redelivery comes first
-RUN_ABANDONED_AFTER = 900  # s without progress, however often sent: then another run may start
+RUN_DEADLINE = 100  # s without progress before missing chunks are sent again; longer than the broker's redelivery
+RUN_ABANDONED_AFTER = 900  # s without progress, even if sent again: then another run may start
 RUN_TTL = 86_400
-READER_GRACE = 120  # s: whoever reads a generation when it is replaced has ended by then
-MAX_NAMED = 20  # of the files that cannot be indexed; the others are only counted
-BATCH = 500  # keys a round trip
+READER_GRACE = 120  # s that a replaced generation is kept for its readers
+MAX_NAMED = 20  # files that cannot be indexed and are named; the others are only counted
+BATCH = 500  # keys per round trip
 
 CURRENT, GENERATIONS = "index:current", "index:generations"
 DOCUMENTS, LAST_NUMBER = "index:documents", "index:last_number"
@@ -78,7 +78,7 @@ def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def summarise(unusable: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Names and reasons as a bounded report: counts by reason, and the first names."""
+    """A report of limited size: counts by reason, and the first names."""
     files = sorted(unusable)
     return {
         "count": len(files),
@@ -91,7 +91,7 @@ def summarise(unusable: Iterable[tuple[str, str]]) -> dict[str, Any]:
 
 
 def add_document(client: Redis, name: str, text: str) -> tuple[int, int, bool]:
-    """Count a document into the postings, once for all. Returns its number, its count of words, whether it is new."""
+    """Add a document to the postings, once. Returns its number, its count of words, whether it is new."""
     digest = hashlib.sha256(name.encode() + b"\0" + text.encode()).hexdigest()
 
     def effect(pipe: Pipeline) -> dict[str, int]:
@@ -110,7 +110,7 @@ def add_document(client: Redis, name: str, text: str) -> tuple[int, int, bool]:
 def remove_unused_documents(client: Redis, limit: int) -> int:
     """Remove the postings of at most `limit` documents that no generation lists. Returns how many were removed.
 
-    Nothing is removed while a run is active, or once another was completed: they may list a document again.
+    Nothing is removed while a run is active, or after another was completed: they may list a document again.
     """
     current, used = client.get(CURRENT), set[str]()
     for run in client.smembers(GENERATIONS):
@@ -187,7 +187,7 @@ def _abandoned(run: dict[str, str]) -> bool:
 
 
 def count_chunk(client: Redis, run: str, chunk: int, folder: Path, max_bytes: int) -> dict[str, Any]:
-    """Count one chunk of a run's documents and list them in its generation. A second time changes nothing.
+    """Count one chunk of a run's documents and list them in its generation. A second call changes nothing.
 
     Returns {"state": "counted", "documents", "new", "words", "unusable"}, or only the state of a run that is over.
     """
@@ -223,14 +223,14 @@ def count_chunk(client: Redis, run: str, chunk: int, folder: Path, max_bytes: in
 
 
 def missing_chunks(client: Redis, run: str) -> list[int]:
-    """The chunks of a run that are not in."""
+    """The chunks of a run that are not counted yet."""
     chunks = range(int(client.hget(f"run:{run}", "chunks") or 0))
     done = [marker for batch in _batches(chunks) for marker in client.mget([_done(run, chunk) for chunk in batch])]
     return [chunk for chunk, marker in zip(chunks, done, strict=True) if marker is None]
 
 
 def complete(client: Redis, run: str) -> dict[str, Any]:
-    """Make the run's generation the current one, if it is the active run and all chunks are in.
+    """Make the run's generation the current one, if it is the active run and all chunks are counted.
 
     Returns its report, the same at each call; without the totals while chunks are missing.
     """
@@ -294,7 +294,7 @@ def run_status(client: Redis, run: str) -> dict[str, Any]:
 
 
 def overdue(client: Redis, run: str) -> list[int]:
-    """The missing chunks of a run without progress for RUN_DEADLINE, nor sent since; they count as sent now."""
+    """The missing chunks of a run that made no progress and was not sent again for RUN_DEADLINE; marks them as sent."""
 
     def step(pipe: Pipeline) -> bool:
         fields = pipe.hgetall(f"run:{run}")
@@ -308,7 +308,7 @@ def overdue(client: Redis, run: str) -> list[int]:
 
 
 def abandon(client: Redis, run: str) -> bool:
-    """Give up a run without progress for RUN_ABANDONED_AFTER. Returns whether it was given up."""
+    """Abort a run without progress for RUN_ABANDONED_AFTER. Returns whether it was aborted."""
 
     def step(pipe: Pipeline) -> bool:
         if pipe.get(ACTIVE) != run or not _abandoned(pipe.hgetall(f"run:{run}")):
@@ -326,7 +326,7 @@ def abandon(client: Redis, run: str) -> bool:
 
 
 def one_word(term: object) -> str:
-    """The word that a search term means. Raises ValueError or TypeError with a message for who asked."""
+    """The word of a search term. Raises ValueError or TypeError with a message for the caller."""
     if not isinstance(term, str):
         raise TypeError(f"term: a search takes one word, got {type(term).__name__}")
     if len(term) > MAX_WORD_LENGTH:
@@ -373,7 +373,7 @@ def stats(client: Redis) -> dict[str, Any]:
 
 
 def audit(client: Redis) -> Totals:
-    """The totals of the current index, added up from its postings: every one is read."""
+    """The totals of the current index, computed from all of its postings."""
     run = client.get(CURRENT)
     names = client.hgetall(_names(run)) if run else {}
     terms = _terms(client, list(names))

@@ -1,10 +1,10 @@
-"""What a word is: the one definition that indexing, searching and the plain count share."""
+"""The definition of a word, shared by indexing, searching and the simple count."""
 
 import re
 import unicodedata
 from collections import Counter
 
-MAX_WORD_LENGTH = 64  # longer ones are encoded data, not words; they would only fill the index
+MAX_WORD_LENGTH = 64  # longer ones are encoded data, and would only fill the index
 
 _WORD = re.compile(r"\w+")  # Unicode letters, digits and underscores
 
@@ -12,7 +12,7 @@ _WORD = re.compile(r"\w+")  # Unicode letters, digits and underscores
 def words(text: str) -> list[str]:
     """The words of a text in order: runs of Unicode word characters, casefolded, composed (NFC), at most 64 long.
 
-    Longer runs are left out. A word is its own only word: words(w) == [w] for each w in words(text).
+    Longer runs are left out. words(w) == [w] for each w in words(text).
     """
     folded = unicodedata.normalize("NFC", text.casefold())
     return [word for word in _WORD.findall(folded) if len(word) <= MAX_WORD_LENGTH]

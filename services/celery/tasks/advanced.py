@@ -1,4 +1,4 @@
-"""Failures, retries, limits, acknowledgement: what a task can do beyond returning."""
+"""Failures, retries, time limits and acknowledgement."""
 
 import os
 import signal
@@ -15,17 +15,17 @@ from tasks.notes import note
 
 
 def die() -> None:
-    """End this child process as the out-of-memory killer does."""
+    """Kill this child process, as the out-of-memory killer does."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-# --- A state of one's own ---
+# --- A custom state ---
 
 
 @app.task(bind=True, ignore_result=False)
 @checked
 def progress(self: Task, steps: Annotated[int, Field(ge=1, le=100)] = 10, seconds: Seconds = 5) -> dict[str, Any]:
-    """Work in steps, `seconds` in all; the state is PROGRESS with {"done", "steps"} meanwhile."""
+    """Run in steps, `seconds` in total; meanwhile the state is PROGRESS with {"done", "steps"}."""
     for done in range(steps):
         self.update_state(state="PROGRESS", meta={"done": done, "steps": steps})
         time.sleep(seconds / steps)
@@ -36,11 +36,11 @@ def progress(self: Task, steps: Annotated[int, Field(ge=1, le=100)] = 10, second
 
 
 class AwayError(Exception):
-    """Somebody else's service does not answer."""
+    """An external service does not answer."""
 
 
 class GoneError(AwayError):
-    """It never will: trying again is in vain."""
+    """The service was removed: a retry cannot succeed."""
 
 
 @app.task(
@@ -54,7 +54,7 @@ class GoneError(AwayError):
 )
 @checked
 def ask(name: Name, failures: Annotated[int, Field(ge=0, le=5)] = 0, gone: bool = False) -> str:
-    """Ask a service that is away for the first `failures` times, or gone for good."""
+    """Call a service that fails the first `failures` times, or was removed."""
     if gone:
         raise GoneError(f"{name} has moved")
     if note(name, "asked") <= failures:
@@ -65,7 +65,7 @@ def ask(name: Name, failures: Annotated[int, Field(ge=0, le=5)] = 0, gone: bool 
 @app.task(ignore_result=False, autoretry_for=(AwayError,), max_retries=1, retry_backoff=4, retry_jitter=True)
 @checked
 def ask_with_jitter(name: Name) -> str:
-    """Away at the first try; the second comes at a random moment of the next 4 s."""
+    """Fails at the first try; the second is at a random time in the next 4 s."""
     if note(name, "asked") == 1:
         raise AwayError(f"{name} does not answer")
     return "an answer"
@@ -74,7 +74,7 @@ def ask_with_jitter(name: Name) -> str:
 @app.task(bind=True, ignore_result=False, max_retries=1)
 @checked
 def ask_by_hand(self: Task, name: Name) -> str:
-    """Decides by itself when to try again: here once, after a second."""
+    """Calls retry itself: here once, after a second."""
     try:
         note(name, "asked")
         raise AwayError(f"{name} does not answer")
@@ -85,7 +85,7 @@ def ask_by_hand(self: Task, name: Name) -> str:
 @app.task(bind=True, ignore_result=False)
 @checked
 def skip(self: Task) -> None:
-    """Leave the state as this task has set it: Ignore makes the worker store nothing."""
+    """Keep the state that this task has set: after Ignore the worker stores nothing."""
     self.update_state(state="SKIPPED", meta={"why": "nothing to do today"})
     raise Ignore
 
@@ -93,12 +93,12 @@ def skip(self: Task) -> None:
 @app.task(ignore_result=False)
 @checked
 def refuse() -> None:
-    """Reject the message itself: nobody shall try it again."""
+    """Reject the message: it is not retried."""
     raise Reject("not for me", requeue=False)
 
 
 class HookedTask(Task):
-    """A base class with hooks: Celery calls them around each run, in the process that runs the task."""
+    """A base class with hooks: Celery calls them before and after each run, in the process that runs the task."""
 
     abstract = True
 
@@ -118,17 +118,17 @@ class HookedTask(Task):
 @app.task(base=HookedTask, ignore_result=False)
 @checked
 def divide(name: Name, x: Number, y: Number) -> float:
-    """x / y; what its hooks saw is noted."""
+    """x / y; the hooks write notes."""
     return x / y
 
 
-# --- Acknowledgement: what becomes of a task whose process dies ---
+# --- Acknowledgement: a task whose process is killed ---
 
 
 @app.task(ignore_result=False, acks_late=False, retry_on_worker_lost=False)
 @checked
 def die_acked_early(name: Name) -> str:
-    """Killed at its first run; its message is gone by then."""
+    """Killed at its first run; its message is acknowledged already."""
     if note(name, "run") == 1:
         die()
     return "done"
@@ -137,7 +137,7 @@ def die_acked_early(name: Name) -> str:
 @app.task(ignore_result=False, acks_late=True, retry_on_worker_lost=True, default_retry_delay=1)
 @checked
 def die_acked_late(name: Name) -> str:
-    """Killed at its first run; its message is still there."""
+    """Killed at its first run; its message is not acknowledged yet."""
     if note(name, "run") == 1:
         die()
     return "done"
@@ -154,7 +154,7 @@ def poison(name: Name) -> None:
 @app.task(ignore_result=False)
 @checked
 def take_long(name: Name, seconds: Seconds) -> str:
-    """Note each start, then take a while."""
+    """Note each start, then sleep."""
     runs = note(name, "run")
     time.sleep(seconds)
     return f"run {runs}"
@@ -166,7 +166,7 @@ def take_long(name: Name, seconds: Seconds) -> str:
 @app.task(ignore_result=False, soft_time_limit=1, time_limit=3)
 @checked
 def stop_in_time(name: Name, seconds: Seconds) -> str:
-    """Takes longer than it may, notices, and cleans up."""
+    """Exceeds its soft time limit, catches the exception, and cleans up."""
     try:
         time.sleep(seconds)
     except SoftTimeLimitExceeded:
@@ -178,19 +178,19 @@ def stop_in_time(name: Name, seconds: Seconds) -> str:
 @app.task(ignore_result=False, soft_time_limit=1, time_limit=2)
 @checked
 def stop_never(name: Name, seconds: Seconds) -> str:
-    """Takes longer than it may, does not listen, and is killed."""
+    """Exceeds its time limits, ignores the soft one, and is killed."""
     for _ in range(2):
         try:
             time.sleep(seconds)
         except SoftTimeLimitExceeded:
-            note(name, "did not listen")
+            note(name, "ignored")
     return "done"
 
 
 @app.task(ignore_result=False, rate_limit="2/s")
 @checked
 def slow_lane() -> None:
-    """At most two a second, for each worker."""
+    """At most two per second and worker."""
 
 
 # --- Beat ---
@@ -199,5 +199,5 @@ def slow_lane() -> None:
 @app.task(base=PeriodicTask, bind=True, ignore_result=False)
 @checked
 def tick(self: PeriodicTask, name: Name) -> None:
-    """What a lesson's beat sends: notes the due time that it stands for."""
+    """Sent by a lesson's beat: notes its due time."""
     note(name, str((self.request.headers or {}).get("beat_due")))

@@ -1,4 +1,4 @@
-"""Arguments are checked before a task does anything: a wrong one fails at once, readably, and is not retried."""
+"""Checks arguments before a task runs: a wrong one fails at once, with a clear error, and is not retried."""
 
 import functools
 import inspect
@@ -16,7 +16,7 @@ Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@-]+$")]
 
 
 class ArgumentError(ValueError):
-    """A task was called with arguments that it does not take; trying again would not mend that."""
+    """A task was called with invalid arguments; a retry would fail, too."""
 
 
 def checked(run: Callable[P, R]) -> Callable[P, R]:

@@ -1,4 +1,4 @@
-"""The smallest tasks: a result, a failure, a retry, a pause, a load; and what a task may know of itself."""
+"""Small tasks: a result, a failure, a retry, a pause, CPU load; and the attributes of a running task."""
 
 import os
 import time
@@ -26,7 +26,7 @@ def add(x: Number, y: Number) -> Number:
 @app.task(ignore_result=True)
 @checked
 def note(text: Annotated[str, Field(max_length=1000)]) -> str:
-    """Write a line to the worker's log; nobody needs its result."""
+    """Write a line to the worker's log; its result is ignored."""
     logger.info("noted: %s", text)
     return text
 
@@ -34,7 +34,7 @@ def note(text: Annotated[str, Field(max_length=1000)]) -> str:
 @app.task(bind=True, ignore_result=False)
 @checked
 def whoami(self: Task) -> dict[str, Any]:
-    """What a running task knows of itself: `bind` gives it as its first argument, its message as `self.request`."""
+    """The attributes of a running task: `bind` passes the task as first argument, `self.request` is its message."""
     request = self.request
     return {
         "name": self.name,
@@ -50,12 +50,12 @@ def whoami(self: Task) -> dict[str, Any]:
 @app.task(name="greetings.hello", ignore_result=False)
 @checked
 def hello(name: Name) -> str:
-    """A task with a name of its own: callers do not notice when its code moves to another module."""
+    """A task with an explicit name: callers need no change when its code moves to another module."""
     return f"hello {name}"
 
 
 class Order(BaseModel):
-    """What is bought, as it travels in a message."""
+    """An order, as it is sent in a message."""
 
     item: str
     quantity: int = Field(gt=0, le=1000)
@@ -63,7 +63,7 @@ class Order(BaseModel):
 
 
 class Receipt(BaseModel):
-    """What it costs."""
+    """The cost of an order."""
 
     item: str
     total: float
@@ -71,25 +71,25 @@ class Receipt(BaseModel):
 
 @app.task(pydantic=True, ignore_result=False)
 def buy(order: Order) -> Receipt:
-    """Celery turns the message's JSON into an Order, and the Receipt back into JSON."""
+    """Celery converts the message's JSON to an Order, and the Receipt to JSON."""
     return Receipt(item=order.item, total=order.quantity * order.price)
 
 
 @app.task(ignore_result=False)
 @checked
 def buy_checked(order: Annotated[Order, Field(strict=False)]) -> dict[str, Any]:
-    """The same, with an error that names what is wrong: pydantic's own does not survive the way through JSON."""
+    """The same, with an error that names what is wrong: pydantic's own error cannot be stored as JSON."""
     return Receipt(item=order.item, total=order.quantity * order.price).model_dump()
 
 
 @app.task(ignore_result=False)
 def echo(value: Any) -> dict[str, Any]:
-    """What arrived of a value, and what kind of thing it was on arrival."""
+    """A value as received, and its type."""
     return {"value": value, "kind": type(value).__name__}
 
 
 class FlakyError(Exception):
-    """A failure that goes away when tried again."""
+    """A temporary failure, which a retry may resolve."""
 
 
 @app.task(
@@ -99,7 +99,7 @@ class FlakyError(Exception):
     max_retries=MAX_FAILURES,
     retry_backoff=1,  # s: 1, 2, 4 …
     retry_backoff_max=DELIVERY.max_delay,
-    retry_jitter=True,  # a random part of it, so that tasks that failed together do not come back together
+    retry_jitter=True,  # a random part of it, so that tasks that failed together are not retried together
 )
 @checked
 def flaky(self: Task, failures: Annotated[int, Field(ge=0, le=MAX_FAILURES)] = 1) -> int:
@@ -119,7 +119,7 @@ def failing(reason: Annotated[str, Field(max_length=200)] = "on purpose") -> Non
 @app.task(ignore_result=False)
 @checked
 def sleep(seconds: Seconds) -> float:
-    """Wait, as a task does that waits for someone else's answer."""
+    """Sleep, like a task that waits for an external service."""
     time.sleep(seconds)
     return seconds
 
@@ -127,7 +127,7 @@ def sleep(seconds: Seconds) -> float:
 @app.task(ignore_result=False)
 @checked
 def spin(milliseconds: Annotated[int | float, Field(ge=0, le=45_000)]) -> int:
-    """Use a CPU for so long. Returns the number of rounds."""
+    """Use a CPU for `milliseconds`. Returns the number of iterations."""
     end, rounds = time.thread_time() + milliseconds / 1000, 0
     while time.thread_time() < end:
         rounds += 1

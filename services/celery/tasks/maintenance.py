@@ -1,6 +1,6 @@
-"""What beat runs for the stack itself (beat_schedule.py): canaries and a report.
+"""Periodic tasks that check the stack itself (beat_schedule.py): canaries and a report.
 
-Each is safe to call by hand, and to be sent twice for one due time (celery_durable.PeriodicTask).
+Each can be called manually, and be sent twice for one due time (celery_durable.PeriodicTask).
 """
 
 import json
@@ -13,13 +13,13 @@ from queues import QUEUES
 from search import index  # demo
 from settings import DELIVERY
 
-KEPT_FOR = 3600  # s, a canary or a report: what is older says nothing of today
-DOCUMENTS_A_CALL = 500  # removed, some 10 ms each; demo
+KEPT_FOR = 3600  # s that a canary's record or a report is kept
+DOCUMENTS_A_CALL = 500  # removed per call, about 10 ms each; demo
 
 
 @app.task(base=PeriodicTask, bind=True)
 def canary(self: PeriodicTask) -> None:
-    """Leave a sign of life in `canary:<queue>`: when it ran, how long it waited (s), and where."""
+    """Write to `canary:<queue>` when it ran, how long it waited (s), and on which worker."""
     now = time.time()
     published = (self.request.headers or {}).get("published_at", now)
     queue = (self.request.delivery_info or {}).get("routing_key", "")
@@ -29,9 +29,9 @@ def canary(self: PeriodicTask) -> None:
 
 @app.task(base=PeriodicTask, ignore_result=False)
 def report() -> dict[str, Any]:
-    """The state of the stack in short, kept under `report:last`.
+    """A summary of the stack's state, kept under `report:last`.
 
-    {"at" (epoch s), "canaries": {queue: sign or None}, "workers": {"alive", "gone"}}.
+    {"at" (epoch s), "canaries": {queue: record or None}, "workers": {"alive", "gone"}}.
     """
     store, now = durable.store, time.time()
     canaries = {queue.name: store.get(f"canary:{queue.name}") for queue in QUEUES}
@@ -50,7 +50,7 @@ def report() -> dict[str, Any]:
 # >>> demo
 @app.task(base=PeriodicTask, ignore_result=False)
 def expire() -> dict[str, Any]:
-    """Remove postings of documents that are in no index."""
+    """Remove postings of documents that are in no generation of the index."""
     return {"documents": index.remove_unused_documents(durable.store, DOCUMENTS_A_CALL)}
 
 

@@ -1,4 +1,4 @@
-"""Where tasks leave what they saw and what they did: under `tour:<name>` in redis-results, for whoever called them."""
+"""Notes of tasks for their callers: lists under `tour:<name>` in redis-results."""
 
 from celery_app import durable
 

@@ -1,9 +1,9 @@
 """The demo's main job: low-priority workers index a folder of documents, high-priority workers answer queries on it.
 
-A run is a chord: `index_corpus` cuts the folder into chunks, `count_chunk` counts one, `complete` merges them and makes
-the new index the current one. Messages carry a run's id and a chunk's number; file names and counts stay in Redis.
-Each step may run twice, at the same time or again later, without changing the result (search/index.py), so a lost
-callback is mended by doing the step again: see `repair`.
+A run is a chord: `index_corpus` splits the folder into chunks, `count_chunk` counts one, `complete` merges them and
+makes the new index the current one. Messages contain a run's id and a chunk's number; file names and counts stay in
+Redis. Each step may run twice, concurrently or later, without changing the result (search/index.py), so `repair` can
+replace a lost callback by running the step again.
 """
 
 from dataclasses import asdict
@@ -29,7 +29,7 @@ MAX_BEST = 100
 
 
 class IndexTask(Task):
-    """Base of tasks that work on the index: while Redis is away or full they wait, for about a minute in all."""
+    """Base class of index tasks: while Redis is unavailable or full they are retried, for about a minute in total."""
 
     abstract = True
     autoretry_for = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError)
@@ -41,10 +41,10 @@ class IndexTask(Task):
 
 @app.task(base=PeriodicTask, bind=True, ignore_result=False)
 def index_corpus(self: PeriodicTask) -> dict[str, Any]:
-    """Start indexing what changed in CORPUS_DIR; the run has this task's id.
+    """Start indexing the changes in CORPUS_DIR; the run has this task's id.
 
-    Returns {"run", "state": "counting", "chunks"}, or another run's id and "active already". `stats` tells when it is
-    complete. Raises NotADirectoryError when there is no such folder.
+    Returns {"run", "state": "counting", "chunks"}, or another run's id and "active already". `stats` shows when it is
+    complete. Raises NotADirectoryError if there is no such folder.
     """
     store = durable.store
     files, unusable = list_files(settings.corpus_dir, settings.max_document_bytes)
@@ -70,11 +70,11 @@ def count_chunk(run: Name, chunk: Annotated[int, Field(ge=0)]) -> dict[str, Any]
 @app.task(base=IndexTask)
 @checked
 def complete(run: Name) -> dict[str, Any]:
-    """Make a run's index the current one, once all chunks are in. Returns the run's report."""
+    """Make a run's index the current one, once all chunks are counted. Returns the run's report."""
     return index.complete(durable.store, run)
 
 
-@app.task(base=IndexTask, throws=(ValueError,))  # who asks is told; no traceback in the worker's log
+@app.task(base=IndexTask, throws=(ValueError,))  # the caller gets the error; no traceback in the worker's log
 @checked
 def search(term: str, limit: Annotated[int, Field(ge=1, le=MAX_BEST)] = 10) -> dict[str, Any]:
     """The documents with most occurrences of one word; see index.search.
@@ -92,22 +92,22 @@ def stats() -> dict[str, Any]:
 
 @app.task(base=IndexTask)
 def audit() -> dict[str, Any]:
-    """The totals that the postings really add up to; `python -m search.count` must print the same."""
+    """The totals computed from the postings; `python -m search.count` must print the same."""
     return asdict(index.audit(durable.store))
 
 
 @app.task(base=PeriodicTask, ignore_result=False)
 def repair() -> dict[str, Any]:
-    """Mend the active run: complete it if all chunks are in, send again what is overdue, give up what is stuck.
+    """Repair the active run: complete it if all chunks are counted, send overdue chunks again, or abandon it.
 
-    A chord's callback never comes when a chunk failed for good, or its message was lost with a killed worker.
+    A chord's callback is never sent if a chunk failed for good, or its message was lost with a killed worker.
     """
     store = durable.store
     run = store.get(index.ACTIVE)
     if not run:
         return {"run": None}
     if index.abandon(store, run):
-        logger.error("run %s given up: no chunk came in for %d s", run, index.RUN_ABANDONED_AFTER)
+        logger.error("run %s abandoned: no chunk was counted for %d s", run, index.RUN_ABANDONED_AFTER)
         return {"run": run, "state": "abandoned"}
     status = index.complete(store, run)
     overdue = index.overdue(store, run) if status["missing"] else []

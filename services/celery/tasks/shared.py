@@ -1,6 +1,6 @@
-"""A task that knows no app: `shared_task` belongs to whichever app is there, so a library can bring tasks along.
+"""A task without an app: `shared_task` registers it with every app, so that a library can define tasks.
 
-`app.autodiscover_tasks` finds this module by its name (celery_app.py); it stands in no list of imports.
+`app.autodiscover_tasks` finds this module by its name (celery_app.py); it is not in the list of imports.
 """
 
 from celery import shared_task

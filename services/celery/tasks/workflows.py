@@ -12,7 +12,7 @@ from tasks.arguments import Name, Number, checked
 from tasks.basic import add
 from tasks.notes import note
 
-MAX_MEMBERS = 100  # every member is in one message: larger work goes in chunks, as in tasks/search.py
+MAX_MEMBERS = 100  # every member is in one message: more must be split into chunks, as in tasks/search.py
 
 
 @app.task(ignore_result=False)
@@ -54,7 +54,7 @@ def times(x: Number, y: Number) -> Number:
 
 @app.task
 def note_failure(request: Any, error: Exception, traceback: Any, name: Name) -> None:
-    """An error callback: notes which task failed and how. The worker calls it where it is."""
+    """An error callback: notes which task failed and how. It runs in the worker of the failed task."""
     note(name, f"{request.task}: {error}")
 
 
@@ -64,19 +64,19 @@ def add_then_square(x: float, y: float) -> Any:
 
 
 def squares(numbers: Sequence[float]) -> Any:
-    """A group: the squares of numbers, side by side."""
+    """A group: the squares of numbers, in parallel."""
     if not 1 <= len(numbers) <= MAX_MEMBERS:
         raise ValueError(f"numbers: 1 to {MAX_MEMBERS} of them, got {len(numbers)}")
     return group(square.s(number) for number in numbers)
 
 
 def sum_of_squares(numbers: Sequence[float]) -> Any:
-    """A chord: squares side by side, then their sum once all are there."""
+    """A chord: squares in parallel, then their sum."""
     return chord(squares(numbers), total.s())
 
 
 class OrderStamp(StampingVisitor):
-    """Stamps every task of a workflow with the order that it is for."""
+    """Stamps every task of a workflow with the id of its order."""
 
     def __init__(self, order: str) -> None:
         self.order = order

@@ -1,1 +1,1 @@
-"""The guided tour: every Celery concept as a lesson that runs on the live stack and checks itself (client.py)."""
+"""The guided tour: every Celery concept as a lesson that runs on the live stack and checks its own results."""

@@ -21,22 +21,22 @@ WIDTH = 120  # where there is no terminal
 
 
 def chosen(names: list[str]) -> list[str]:
-    """The lessons that are named, by their own name or by that of their page; all when none is.
+    """The lessons of the given names, each of a lesson or of a page; all lessons if there are no names.
 
-    Raises SystemExit for a name that is neither.
+    Raises SystemExit for an unknown name.
     """
     pages = {concept.page: [lesson.name for lesson in concept.lessons] for concept in CONCEPTS}
     lessons = [lesson for name in names for lesson in pages.get(name, [name])] or list(LESSONS)
     for name in lessons:
         if name not in LESSONS:
-            print(f"LESSON: no lesson {name!r}; choose of: {', '.join(LESSONS)}", file=sys.stderr)
+            print(f"LESSON: no lesson {name!r}; choose from: {', '.join(LESSONS)}", file=sys.stderr)
             print(f"or a page of lessons: {', '.join(pages)}", file=sys.stderr)
             raise SystemExit(2)
     return lessons
 
 
 def as_json(done: list[Result]) -> list[dict[str, Any]]:
-    """What came of each step, for tests and for the pages in docs/lessons/."""
+    """The outcome of each step, for tests and for the pages in docs/lessons/."""
     return [
         {
             "lesson": lesson.name,
@@ -57,7 +57,7 @@ def stop(*_: object) -> None:
 
 
 def tour(lessons: list[str], screen: Screen, record: TextIO | None) -> int:
-    """Take the tour. Returns its exit code: 1 when a check failed, 130 when it was interrupted."""
+    """Run the tour. Returns its exit code: 1 if a check failed, 130 if it was interrupted."""
     tour, done, code = Tour(screen.progress), list[Result](), 0
     signal.signal(signal.SIGTERM, stop)
     try:
@@ -76,18 +76,18 @@ def tour(lessons: list[str], screen: Screen, record: TextIO | None) -> int:
         code = 130
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the clean-up
         try:
             tour.clean()
         except (RedisError, OperationalError) as error:
-            print(f"tour: could not remove its queues, Redis is away: {error}", file=sys.stderr)
+            print(f"tour: could not remove its queues: {error}", file=sys.stderr)
     if record:
         json.dump(as_json(done), record, default=str)
     return code
 
 
 def main(arguments: list[str]) -> int:
-    """Run the lessons that the arguments name. Returns the exit code."""
+    """Run the lessons named in the arguments. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="tour", description=__doc__)
     parser.add_argument("lessons", nargs="*", metavar="LESSON", help="a lesson, or a page of lessons (default: all)")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON, and the tour on stderr")

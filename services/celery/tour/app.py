@@ -1,7 +1,7 @@
-"""The app of the processes that a lesson starts for itself: the stack's, on a private queue, in nobody's statistics.
+"""The app of the processes that a lesson starts: the stack's app on a private queue, without metrics and registration.
 
-`celery -A tour.app worker|beat …` is started by tour/processes.py with TOUR_PROCESS, a JSON object: `queue`, and if
-there are any `settings` (Celery's), `schedule` (a function of tour/schedules.py). Its DELIVERY is in the environment.
+tour/processes.py starts `celery -A tour.app worker|beat …` with TOUR_PROCESS, a JSON object: `queue`, and optionally
+`settings` (Celery's) and `schedule` (a function of tour/schedules.py). DELIVERY is set in the environment.
 """
 
 import json
@@ -18,23 +18,23 @@ PREFIX = "low-tour-"  # the Redis user `celery` may use keys that begin like the
 
 
 def private_queue(name: str) -> Queue:
-    """A queue beside the stack's."""
+    """A queue of a lesson."""
     return Queue(name, Exchange(name), routing_key=name)
 
 
 def unacked_keys(queue: str) -> dict[str, str]:
-    """The transport's options that keep unacknowledged messages apart from the stack's: a worker gives back whatever is
-    unacknowledged past its own visibility timeout, be it another's."""
+    """Transport options that separate unacknowledged messages from the stack's: a worker restores all messages that are
+    unacknowledged for longer than its own visibility timeout, also those of other workers."""
     return {f"unacked{kind}_key": f"{queue}-unacked{kind}" for kind in ("", "_index", "_mutex")}
 
 
 def dead_letters_of(queue: str) -> DeadLetters:
-    """Dead letters of a private queue: they must not fire the stack's alert."""
+    """Dead letters of a private queue: they must not trigger the stack's alert."""
     return DeadLetters(durable.config, f"{queue}-dead-letters")
 
 
 def configure(process: dict[str, Any]) -> None:
-    """Make of the stack's app that of a private process."""
+    """Configure the stack's app for a private process."""
     queue = process["queue"]
     app.conf.task_queues = [*app.conf.task_queues, private_queue(queue)]
     transport = {**app.conf.broker_transport_options, **unacked_keys(queue)}
@@ -42,7 +42,7 @@ def configure(process: dict[str, Any]) -> None:
     durable.dead_letters = dead_letters_of(queue)
     if "schedule" in process:
         app.conf.beat_schedule = getattr(schedules, process["schedule"])(queue)
-    # No place in the registry of workers, no metrics port; and a lesson may show what is refused elsewhere.
+    # No registration, no metrics port, and no checks: a lesson may use settings that are refused elsewhere.
     app.steps["worker"].clear()
 
 

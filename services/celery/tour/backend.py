@@ -16,29 +16,29 @@ def id_of(task: AsyncResult | str) -> str:
 
 
 class Backend:
-    """What the result backend has of a task."""
+    """What the result backend stores about a task."""
 
     def meta(self, task: AsyncResult | str, field: str) -> Seen[Any]:
-        """One field of it, once the task has ended: status, name, worker, queue, retries, traceback …"""
+        """One field, once the task has ended: status, name, worker, queue, retries, traceback …"""
         until(lambda: self.now(task)["status"] in states.READY_STATES, f"task {id_of(task)} to end")
         return Seen(self.now(task).get(field), "backend")
 
     def result(self, task: AsyncResult | str) -> Seen[Any]:
-        """What it returned, or its exception as text, once it has ended."""
+        """Its result, or its exception as text, once it has ended."""
         result = self.meta(task, "result")
         return result.map(describe) if isinstance(result.value, BaseException) else result
 
     def state(self, task: AsyncResult | str) -> Seen[str]:
-        """Its state at this moment."""
+        """Its current state."""
         return Seen(self.now(task)["status"], "backend")
 
     def reaches(self, task: AsyncResult | str, state: str) -> Seen[str]:
-        """Its state, once it is this one."""
+        """Its state, once it is `state`."""
         until(lambda: self.now(task)["status"] == state, f"task {id_of(task)} in state {state}", interval=0.005)
         return Seen(state, "backend")
 
     def states(self, task: AsyncResult | str) -> Seen[list[str]]:
-        """Each state that it is in from now until it has ended."""
+        """Each state from now until it has ended."""
         seen: list[str] = []
 
         def ended() -> bool:
@@ -51,10 +51,10 @@ class Backend:
         return Seen(seen, "backend")
 
     def stored(self, task: AsyncResult | str) -> Seen[bool]:
-        """Whether the backend has anything of it."""
+        """Whether the backend stores anything about it."""
         return Seen(bool(durable.store.exists(f"celery-task-meta-{id_of(task)}")), "backend")
 
     @staticmethod
     def now(task: AsyncResult | str) -> dict[str, Any]:
-        """All that the backend has of it at this moment."""
+        """All that the backend currently stores about it."""
         return dict(app.backend.get_task_meta(id_of(task), cache=False))

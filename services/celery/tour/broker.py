@@ -12,7 +12,7 @@ from tour.waiting import until
 
 @dataclass(frozen=True)
 class Message:
-    """A message as it lay in its queue."""
+    """A message as it was in its queue."""
 
     headers: dict[str, Any]
     args: list[Any]
@@ -22,15 +22,15 @@ class Message:
 
 
 class Broker:
-    """What Redis holds of a queue."""
+    """What Redis stores about a queue."""
 
     def by_priority(self, queue: str) -> Seen[dict[int, int]]:
-        """Messages that wait, by priority; without those priorities that have none."""
+        """Number of waiting messages by priority; priorities without messages are left out."""
         lengths = [int(durable.broker.llen(name)) for name in durable.priority_lists(queue)]
         return Seen({step: length for step, length in enumerate(lengths) if length}, "broker")
 
     def waiting(self, queue: str, least: int = 0) -> Seen[int]:
-        """Messages that wait, once they are `least`."""
+        """Number of waiting messages, once there are `least`."""
 
         def length() -> int:
             return sum(self.by_priority(queue).value.values())
@@ -39,7 +39,7 @@ class Broker:
         return Seen(length(), "broker")
 
     def unacknowledged(self, queue: str, count: int) -> Seen[int]:
-        """Messages of a private queue that a worker has taken and not acknowledged, once they are `count`."""
+        """Number of unacknowledged messages of a private queue, once there are `count`."""
 
         def taken() -> int:
             return int(durable.broker.hlen(f"{queue}-unacked"))
@@ -48,7 +48,7 @@ class Broker:
         return Seen(taken(), "broker")
 
     def take(self, queue: str, least: int = 1) -> Seen[list[Message]]:
-        """Take all messages out of a private queue, most urgent first, once they are `least`."""
+        """Remove and return all messages of a private queue, most urgent first, once there are `least`."""
         self.waiting(queue, least)
         taken = []
         for priority, name in enumerate(durable.priority_lists(queue)):

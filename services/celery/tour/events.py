@@ -1,4 +1,4 @@
-"""Evidence from the event stream, as far as it tells of what the tour does."""
+"""Evidence from the event stream: the events of the tour's own tasks."""
 
 import threading
 import time
@@ -19,13 +19,13 @@ ENDED = ("succeeded", "failed", "revoked", "rejected")
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a worker or a publisher said of a task."""
+    """An event of a task, sent by a worker or a publisher."""
 
     type: str  # sent, received, started, succeeded, failed, retried, revoked, rejected
     at: float  # epoch s
     task: str
     name: str
-    worker: str  # node name; of `sent` the publisher's
+    worker: str  # node name; for `sent` the publisher's
     fields: dict[str, Any] = field(repr=False)
 
 
@@ -35,11 +35,11 @@ def elapsed(first: Event, last: Event) -> float:
 
 
 class Events:
-    """Listens in a thread, from `start` to `stop`."""
+    """Receives events in a thread, from `start` to `stop`."""
 
     def __init__(self) -> None:
-        self.ours: set[str] = set()  # ids of what the tour has published, and what came of it
-        self.queues: set[str] = set()  # private queues: whoever publishes there does so for the tour
+        self.ours: set[str] = set()  # ids of the tasks that the tour has published, and of their descendants
+        self.queues: set[str] = set()  # private queues: all of their tasks belong to the tour
         self._published_at: dict[str, float] = {}
         self._names: dict[str, str] = {}
         self._all: list[Event] = []
@@ -50,19 +50,19 @@ class Events:
         self._receiver = app.events.Receiver(app.connection_for_read(), handlers={"*": self._received})
 
     def start(self) -> None:
-        """Listen; returns once whatever is said is heard."""
+        """Start receiving; returns once events arrive."""
         signals.before_task_publish.connect(self._publishing)
         threading.Thread(target=self._receiver.run, kwargs={"wakeup": False}, daemon=True).start()
         with app.events.default_dispatcher() as dispatcher:
             until(lambda: dispatcher.send("tour-begins") or self._listening.wait(0.1), "the event stream")
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop receiving."""
         signals.before_task_publish.disconnect(self._publishing)
         self._receiver.should_stop = True
 
     def begin(self, listener: Callable[[Event], None]) -> None:
-        """A new step: `wait` tells of what happens from now on, and so is `listener` told."""
+        """Begin a step: `wait` returns only events from now on, and `listener` is called for them."""
         with self._changed:
             self._begun, self._listener = len(self._all), listener
 
@@ -74,8 +74,8 @@ class Events:
         count: int = 1,
         timeout: float = PATIENCE,
     ) -> Seen[list[Event]]:
-        """The events of this step that are of these types (of these tasks, of tasks with this name), in the order in
-        which they happened, once there are `count`."""
+        """The events of this step with these types (of these tasks, of tasks with this name) by time, once there are
+        `count`."""
         tasks = None if of is None else {id_of(task) for task in of}
 
         def matching() -> list[Event]:
@@ -90,20 +90,20 @@ class Events:
         with self._changed:
             if not self._changed.wait_for(lambda: len(matching()) >= count, timeout):
                 raise TookTooLongError(
-                    f"waited {timeout:g} s for {count} events {'/'.join(types)}; there were {len(matching())}"
+                    f"timed out after {timeout:g} s: {count} events {'/'.join(types)} expected, {len(matching())} came"
                 )
             return Seen(sorted(matching(), key=lambda event: event.at), "events")
 
     def path(self, task: AsyncResult | str) -> Seen[list[str]]:
-        """All that happened to a task, in order, once it has ended."""
+        """The types of all events of a task by time, once it has ended."""
         self.wait(*ENDED, of=[task])
-        self.wait("sent", of=[task])  # said after the publish: a fast worker may be done by then
+        self.wait("sent", of=[task])  # sent after the publish: a fast worker may have ended the task by then
         with self._changed:
             found = [event for event in self._all if event.task == id_of(task)]
         return Seen([event.type for event in sorted(found, key=lambda event: event.at)], "events")
 
     def settle(self, timeout: float) -> None:
-        """Wait a while for the end of all that is still under way."""
+        """Wait up to `timeout` for the end of all running tasks."""
         with self._changed:
             self._changed.wait_for(lambda: not (self.ours - self._ended()), timeout)
 

@@ -1,7 +1,7 @@
-"""What a lesson is: steps that make something happen on the live stack and return evidence of what happened.
+"""Lessons: steps that run something on the live stack and return evidence of what happened.
 
-A step says what must be seen; who saw it is never the lesson itself, but the backend, the broker, the events …: a value
-of evidence is a `Seen`, which only tour/sources.py and tour/processes.py make.
+A step lists what must be seen. The evidence comes from an independent source (the backend, the broker, events …), never
+from the lesson: a value is a `Seen`, created only by the modules of those sources, such as tour/sources.py.
 """
 
 import inspect
@@ -24,13 +24,13 @@ LIBRARY = "celery_durable"
 
 @dataclass(frozen=True)
 class Seen(Generic[T]):
-    """A value, and who vouches for it."""
+    """A value and its source."""
 
     value: T
     source: str
 
     def map(self, function: Callable[[T], U]) -> "Seen[U]":
-        """What follows from the value alone."""
+        """The result of a function of the value, with the same source."""
         return Seen(function(self.value), self.source)
 
 
@@ -48,7 +48,7 @@ Evidence = Mapping[str, Seen[Any]]
 
 @dataclass(frozen=True)
 class Check:
-    """A condition on a value, in words and as a function. `exact` when the words are the one value that holds."""
+    """A condition on a value, in words and as a function. `exact`: the words are the only value for which it holds."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -56,7 +56,7 @@ class Check:
 
 
 def equal(value: object) -> Check:
-    """Exactly this value. `Step` puts it around plain values."""
+    """Exactly this value. `Lesson.step` applies it to plain values."""
     return Check(repr(value), lambda seen: type(seen) is type(value) and bool(seen == value), exact=True)
 
 
@@ -76,7 +76,7 @@ def at_most(high: float, unit: str = "") -> Check:
 
 
 def containing(*parts: object) -> Check:
-    """Each of the parts is in it."""
+    """It contains each of the parts."""
     words = ", ".join(part if isinstance(part, str) else repr(part) for part in parts)
     return Check(f"has {words}", lambda seen: all(part in seen for part in parts))
 
@@ -96,24 +96,24 @@ def matching(pattern: str) -> Check:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to see: the function that makes it happen, and what must be seen then."""
+    """A step: a function that runs something, and what must be seen then."""
 
     title: str
     run: Callable[["Tour"], Evidence]
     expect: Mapping[str, Check]
-    learn: str  # one sentence to take away
+    learn: str  # one sentence: what the step teaches
     covers: tuple[str, ...]  # topics of the table in tests/unit/test_tour.py
-    shows: tuple[Any, ...]  # tasks, functions and classes whose source belongs to it
+    shows: tuple[Any, ...]  # tasks, functions and classes whose source is shown
 
     @property
     def code(self) -> list[tuple[str, str]]:
-        """(file in the project, source) of what is shown; the step's own body comes last."""
+        """(file in the project, source) of all that is shown; the step's own body is the last."""
         return [*(source_of(shown) for shown in self.shows), body_of(self.run)]
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """Some steps under one name, which `make tour LESSON=name` runs."""
+    """Steps under one name, which `make tour LESSON=name` runs."""
 
     name: str
     title: str
@@ -156,7 +156,7 @@ class Concept:
 
 
 def _in_project(shown: Any) -> str:
-    """The file of something in the project: the library is installed from it."""
+    """The path in the project of an object's source; the library is installed from packages/celery-durable."""
     file = Path(inspect.getfile(shown)).resolve()
     if LIBRARY in file.parts:
         return "packages/celery-durable/src/" + "/".join(file.parts[file.parts.index(LIBRARY) :])
@@ -173,7 +173,7 @@ def source_of(shown: Any) -> tuple[str, str]:
 
 
 def body_of(function: Any) -> tuple[str, str]:
-    """File and source of what a step does: its body, without decorator and signature."""
+    """File and source of a step's body, without decorator and signature."""
     lines = inspect.getsource(function).splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("def "))
     return _in_project(function), textwrap.dedent("\n".join(lines[start + 1 :])).strip()

@@ -1,4 +1,4 @@
-"""Links out of the terminal."""
+"""Links to web pages, shown in the terminal."""
 
 import json
 import os
@@ -13,7 +13,7 @@ DATASOURCE = "prometheus"  # its uid (grafana/provisioning/datasources)
 def explore(task: str) -> Seen[str]:
     """The address of Grafana's Explore with one task's outcomes and run time.
 
-    `make tour` says in GRAFANA_ADDRESS where Grafana is published. Raises UnavailableError when it is nowhere.
+    `make tour` sets GRAFANA_ADDRESS. Raises UnavailableError if Grafana is not running.
     """
     grafana = os.environ.get("GRAFANA_ADDRESS")
     if not grafana:

@@ -1,4 +1,4 @@
-"""docs/lessons/: the lessons as pages, with their source, the evidence of a run and what to take away.
+"""Writes docs/lessons/: the lessons as pages, with their source and the evidence of a run.
 
 `make lessons` runs the tour, then `python -m tour.page RECORD FOLDER`; RECORD is what `python -m tour --json` printed.
 """
@@ -14,7 +14,7 @@ from tour.lessons import CONCEPTS
 from tour.show import value
 
 NOTICE = "<!-- Written by `make lessons` from services/celery/tour/: edit the lessons, not this page. -->\n"
-Record = dict[tuple[str, str], dict[str, Any]]  # (lesson, step) -> what the tour's --json says of it
+Record = dict[tuple[str, str], dict[str, Any]]  # (lesson, step) -> its entry in the tour's --json output
 
 
 def read(text: str) -> Record:
@@ -32,7 +32,7 @@ def pages(record: Record) -> dict[str, str]:
 
 
 def without_record(page: str) -> str:
-    """A page without what differs from run to run: what was seen, and by whom."""
+    """A page without the columns that differ between runs: what was seen, and its source."""
     return re.sub(r"^(\| .+ \| .+ \|).+\|.+\|$", r"\1", page, flags=re.MULTILINE)
 
 
@@ -45,9 +45,9 @@ def _contents() -> str:
         [
             NOTICE,
             "# Lessons\n",
-            "Each lesson runs on the live stack, shows what happens and checks what was seen. `make tour` takes all,",
-            "`make tour LESSON=chords` one, `make tour LESSON=canvas` those of a page; `PAUSE=1` goes by steps.",
-            "A page has the code as it is in the source, what must be seen, and what was seen when it was written.\n",
+            "Each lesson runs on the live stack, shows what happens and checks it. `make tour` runs all,",
+            "`make tour LESSON=chords` one, `make tour LESSON=canvas` those of a page; `PAUSE=1` waits for Enter.",
+            "A page shows the source code, what must be seen, and what was seen when the page was written.\n",
             "| Concept | Lessons |",
             "|---|---|",
             *rows,
@@ -73,7 +73,7 @@ def _step(lesson: Lesson, step: Step, recorded: dict[str, Any]) -> list[str]:
     for name, check in step.expect.items():
         finding = recorded["findings"].get(name)
         seen = f"`{_cell(value(finding['value']))}`" if finding and not check.exact else ""
-        by = finding["source"] if finding else "not run: a service was not there"
+        by = finding["source"] if finding else "not run: a service was not available"
         words = f"`{_cell(check.words)}`" if check.exact else _cell(check.words)
         parts.append(f"| {_cell(name)} | {words} | {seen} | {by} |")
     return [*parts, f"\n> {step.learn}\n"]

@@ -1,4 +1,4 @@
-"""Workers and beats that a lesson starts for itself, on a private queue: it may stop, kill and overload them."""
+"""Workers and beats that a lesson starts on a private queue: it may stop, kill and overload them."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import Any
 from tour.lesson import Seen
 from tour.waiting import TookTooLongError, until
 
-# Fields of celery_durable.Config of a worker whose messages come back after 5 s, and what must be shorter then.
+# Fields of celery_durable.Config for a visibility timeout of 5 s, and the values that must be shorter.
 SOON = {
     "visibility_timeout": 5,
     "renew_interval": 1,
@@ -26,15 +26,15 @@ SOON = {
     "publish_connect_timeout": 0.5,
     "publish_socket_timeout": 0.5,
 }
-STARTS_WITHIN = 30  # s; about 0.6 alone
+STARTS_WITHIN = 30  # s; about 0.6 on an idle machine
 STOPS_WITHIN = 8
 
 
 class Process:
-    """A `celery` command of a lesson's own; `more` is what tour/app.py takes, `delivery` are fields of
-    celery_durable.Config that are not the stack's."""
+    """A `celery` command of a lesson; `more`: fields of TOUR_PROCESS (tour/app.py); `delivery`: fields of
+    celery_durable.Config that differ from the stack's."""
 
-    ready = ""  # what its log says when it is
+    ready = ""  # text in its log once it is ready
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Process:
         self.queue = queue
         self._log = log
         variables = {
-            "REMAP_SIGTERM": "",  # SIGTERM is Celery's own, a warm stop, and not the stack's soft one, which takes 6 s
+            "REMAP_SIGTERM": "",  # SIGTERM is a warm shutdown, not the stack's soft one, which takes 6 s
             **(environment or {}),
             "TOUR_PROCESS": json.dumps({"queue": queue, **more}),
             "DELIVERY": json.dumps({"metrics_port": None, "heartbeat_file": None, **(delivery or {})}),
@@ -60,14 +60,14 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the tour, which then stops its processes in order
+                start_new_session=True,  # Ctrl-C reaches only the tour, which then stops its processes in order
             )
 
     def __str__(self) -> str:
         return f"{type(self).__name__.lower()} of {self.queue}"
 
     def wait_ready(self) -> None:
-        """Wait until it works. Raises TookTooLongError with its last lines when it has ended instead."""
+        """Wait until it is ready. Raises TookTooLongError with its last log lines if it has ended instead."""
 
         def ready() -> bool:
             if self._process.poll() is not None:
@@ -78,7 +78,7 @@ class Process:
         until(ready, f"{self} to be ready", STARTS_WITHIN)
 
     def log(self, pattern: str) -> Seen[list[str]]:
-        """The lines of its log that match, once there is one."""
+        """The log lines that match, once there is one."""
 
         def matching() -> list[str]:
             return [line for line in self._log.read_text(errors="replace").splitlines() if re.search(pattern, line)]
@@ -105,25 +105,25 @@ class Process:
         return Seen(self._process.wait(), "operating system")
 
     def stop(self) -> None:
-        """Ask it to end; nobody waits for it."""
+        """Ask it to end, without waiting."""
         if self._process.poll() is None:
             self._process.terminate()
 
     def kill(self) -> None:
-        """End it and its children at once, as a machine that loses its power does."""
+        """Kill it and its children at once, as in a power failure."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def reap(self) -> None:
-        """See to it that nothing is left of a stopped one."""
+        """Wait for a stopped process; kill it if it does not end."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(STOPS_WITHIN)
         self.kill()
 
 
 class Worker(Process):
-    """A worker of a private queue."""
+    """A worker on a private queue."""
 
     ready = " ready."
 
@@ -141,5 +141,5 @@ class Beat(Process):
     def __init__(self, queue: str, log: Path, state: Path, **more: Any) -> None:
         self.name = f"celerybeat@{os.uname().nodename}"
         command = ["beat", "--loglevel=INFO", "--pidfile=", f"--schedule={state}"]
-        # Not the stack's reconciler: a lesson's beat sends what the lesson says.
+        # Without the reconciler: a lesson's beat sends only the lesson's entries.
         super().__init__(command, queue, log, delivery={"outbox": False}, **more)

@@ -1,4 +1,4 @@
-"""What came of a step: each piece of evidence beside what must be seen."""
+"""The outcome of a step: each piece of evidence with its check."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,29 +17,29 @@ class Finding:
 
     @property
     def holds(self) -> bool:
-        """Whether it is what must be seen."""
+        """Whether the check holds."""
         try:
             return self.check.holds(self.value)
-        except (TypeError, ValueError):  # not even of the right kind
+        except (TypeError, ValueError):  # a value of the wrong type
             return False
 
 
 @dataclass
 class Outcome:
-    """Of one step."""
+    """The outcome of one step."""
 
     findings: list[Finding] = field(default_factory=list)
     error: str = ""
-    unavailable: str = ""  # a service that is not there, and what to do
+    unavailable: str = ""  # a service that is not available, and what to do
 
     @property
     def failed(self) -> bool:
-        """Whether something was not as it must be."""
+        """Whether there was an error, or a check does not hold."""
         return bool(self.error) or any(not finding.holds for finding in self.findings)
 
 
 def findings(step: Step, evidence: Evidence) -> list[Finding]:
-    """The evidence of a step beside its expectations. Raises LookupError when they are not of the same things."""
+    """The evidence of a step with its checks. Raises LookupError if their names differ."""
     if evidence.keys() != step.expect.keys():
         raise LookupError(f"evidence of {list(evidence)} for expectations of {list(step.expect)}")
     return [Finding(name, check, evidence[name].value, evidence[name].source) for name, check in step.expect.items()]

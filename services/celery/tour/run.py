@@ -18,7 +18,7 @@ Result = tuple[Lesson, list[Outcome], float]
 
 
 def what_is_missing() -> str:
-    """The first service that every lesson needs and that is not there, with what to do; empty when all are."""
+    """The first missing service of those that every lesson needs, and what to do; empty if none is missing."""
     for name, client in (("redis", durable.broker), ("redis-results", durable.store)):
         try:
             client.ping()
@@ -34,7 +34,7 @@ def what_is_missing() -> str:
 
 
 def run_step(tour: Tour, step: Step, screen: Screen) -> Outcome:
-    """One step, with whatever goes wrong as part of its outcome."""
+    """Run one step; an error becomes part of its outcome."""
     outcome = Outcome()
     tour.events.begin(screen.event)
     try:
@@ -49,7 +49,7 @@ def run_step(tour: Tour, step: Step, screen: Screen) -> Outcome:
 
 
 def run(lessons: Sequence[Lesson], tour: Tour, screen: Screen) -> Iterator[Result]:
-    """Run lessons, and give each with its outcomes and its seconds when it is over. A failed step ends its lesson."""
+    """Run lessons; yields each with its outcomes and duration. A failed step ends its lesson."""
     for lesson in lessons:
         begun = time.monotonic()
         outcomes: list[Outcome] = []

@@ -1,4 +1,4 @@
-"""Schedules of the beats that lessons start: functions of the queue that the messages are for (tour/app.py)."""
+"""Schedules of the beats that lessons start: functions of the queue to send to (tour/app.py)."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,7 +13,7 @@ LONG_AGO = datetime.now(UTC) - timedelta(days=3)
 
 
 def kinds(queue: str) -> Schedule:
-    """Each kind of schedule. `last_run_at`: as if beat had been away since then; else a new entry counts from now."""
+    """Each kind of schedule. `last_run_at`: as if beat had been off since then; else a new entry counts from now."""
     to = {"options": {"queue": queue}, "last_run_at": LONG_AGO}
     return {
         "every hour": {"task": "tasks.basic.add", "args": (1, 1), "schedule": schedule(3600), **to},
@@ -34,7 +34,7 @@ def kinds(queue: str) -> Schedule:
 
 
 def options(queue: str) -> Schedule:
-    """An entry with arguments and whatever a call can have."""
+    """An entry with arguments and options."""
     return {
         "report": {
             "task": "tasks.basic.hello",
@@ -46,7 +46,7 @@ def options(queue: str) -> Schedule:
 
 
 def daily_and_ticks(queue: str) -> Schedule:
-    """One entry that was due long ago, and one that shows that beat is awake."""
+    """One entry that was due long ago, and one that shows that beat is running."""
     options = {"queue": queue}
     return {
         "daily": {"task": "daily", "schedule": crontab(hour=3, minute=0), "options": options, "last_run_at": LONG_AGO},

@@ -1,4 +1,4 @@
-"""The tour in the terminal: code, what happens as it happens, evidence. Plain text where there is no terminal."""
+"""The tour in the terminal: code, live events, evidence. Plain text if there is no terminal."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from tour.events import Event
 from tour.lesson import Concept, Lesson, Step
 from tour.record import Finding, Outcome
 
-MAX_LINES = 20  # of what happens in one step
+MAX_LINES = 20  # of events in one step
 MAX_VALUE = 110  # characters
 ORDERED_WITHIN = 0.15  # s: events come from several processes, and are put in order before they are shown
 
@@ -33,7 +33,7 @@ STATES = {
 
 
 class Screen:
-    """Prints the tour. Events come from a thread of theirs, and are printed by one of ours."""
+    """Prints the tour. Events are received in another thread, and printed in a thread of this class."""
 
     def __init__(self, console: Console, pause: bool) -> None:
         self._console = console
@@ -63,12 +63,12 @@ class Screen:
             self._events, self._shown, self._since = [], 0, time.time()
 
     def event(self, event: Event) -> None:
-        """One thing that happened to a task."""
+        """Add an event of a task."""
         with self._lock:
             self._events.append(event)
 
     def progress(self, done: int, of: int) -> None:
-        """A bar that grows in place; without a terminal a line for each step."""
+        """A progress bar; without a terminal one line for each step."""
         bar = "█" * (done * 30 // of) + "░" * (30 - done * 30 // of)
         if self._console.is_terminal:
             self._console.print(f"           {bar} {done} of {of}", end="\n" if done == of else "\r", highlight=False)
@@ -76,13 +76,13 @@ class Screen:
             self._console.print(f"           {bar} {done} of {of}", highlight=False)
 
     def result(self, step: Step, outcome: Outcome) -> None:
-        """What was seen, against what must be seen."""
+        """Print what was seen and what must be seen."""
         time.sleep(ORDERED_WITHIN)  # for the last events
         self._show(older_than=0)
         with self._lock:
             if self._shown > MAX_LINES:
                 self._print(f"           [dim]… and {self._shown - MAX_LINES} events more[/]")
-            self._shown = MAX_LINES + 1  # what comes now belongs to no step
+            self._shown = MAX_LINES + 1  # later events belong to no step
         self._console.print()
         for finding in outcome.findings:
             self._print(f"  {line(finding)}")
@@ -93,7 +93,7 @@ class Screen:
         self._console.print(f"\n  [bold]→[/] [italic]{escape(step.learn)}[/]", highlight=False)
 
     def summary(self, outcomes: Iterable[tuple[Lesson, list[Outcome], float]]) -> None:
-        """The table at the end, and what was skipped and why."""
+        """The table at the end, and what was skipped, with the reason."""
         table = Table(box=None, pad_edge=False)
         for column in ("Lesson", "Concept", "Steps", "Outcome"):
             table.add_column(column)
@@ -106,7 +106,7 @@ class Screen:
         self._console.print()
         self._console.rule(align="left")
         self._console.print(table)
-        self._console.print(f"\n{total:.0f} s in all.", highlight=False)
+        self._console.print(f"\n{total:.0f} s in total.", highlight=False)
         for why, name in skipped.items():
             self._print(f"{name}, in part: {escape(why)}")
 
@@ -130,7 +130,7 @@ class Screen:
 
 
 def timeline(event: Event, since: float) -> str:
-    """One line of what happened: when, to which task, in which state it is now, where, with what."""
+    """An event as one line: time, task, state, worker, details."""
     state, colour = STATES.get(event.type, (event.type.upper(), "white"))
     where = f"→ {event.fields.get('queue')}" if event.type == "sent" else event.worker
     columns = [
@@ -144,7 +144,7 @@ def timeline(event: Event, since: float) -> str:
 
 
 def detail(event: Event) -> str:
-    """What an event says besides."""
+    """The details of an event."""
     fields = event.fields
     match event.type:
         case "succeeded":
@@ -159,13 +159,13 @@ def detail(event: Event) -> str:
 
 
 def shorten(text: str, length: int = MAX_VALUE) -> str:
-    """The text in one line, cut at a length."""
+    """The text in one line, truncated to a length."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def value(seen: Any) -> str:
-    """A seen value, to read."""
+    """A value as text."""
     if isinstance(seen, float):
         return f"{seen:.3g}"
     return shorten(seen if isinstance(seen, str) else repr(seen))

@@ -1,4 +1,4 @@
-"""Evidence from elsewhere: remote control, what tasks have noted, metrics, Flower, Celery's own API."""
+"""Evidence from other sources: remote control, notes of tasks, metrics, Flower, Celery's API."""
 
 import base64
 import json
@@ -24,15 +24,15 @@ from tour.waiting import UnavailableError, describe, until
 
 T = TypeVar("T")
 
-# What lessons revoke that is no task's id.
+# What lessons revoke besides ids of their tasks.
 REVOKED, REVOKED_STAMP = "an-id-that-is-revoked", 'stamp:["order", "tour-'
 
 
-# --- What Celery says ---
+# --- Celery's API ---
 
 
 def returned(call: Callable[[], T]) -> Seen[T]:
-    """What a call of Celery's API returns."""
+    """The return value of a call of Celery's API."""
     return Seen(call(), "Celery's API")
 
 
@@ -56,7 +56,7 @@ def seconds_until(text: str) -> float:
     return datetime.fromisoformat(text).timestamp() - time.time()
 
 
-# --- What tasks leave in redis-results ---
+# --- What tasks store in redis-results ---
 
 
 def noted(name: str, count: int = 0) -> Seen[list[str]]:
@@ -70,7 +70,7 @@ def noted(name: str, count: int = 0) -> Seen[list[str]]:
 
 
 def redis(*command: Any) -> Seen[Any]:
-    """What a Redis command on redis-results returns."""
+    """The reply of redis-results to a command."""
     return Seen(durable.store.execute_command(*command), "redis-results")
 
 
@@ -78,7 +78,7 @@ def redis(*command: Any) -> Seen[Any]:
 
 
 def inspect(what: str, node: str) -> Seen[Any]:
-    """What one worker (or beat) answers to `celery inspect …`; asked again while it does not."""
+    """The answer of one worker (or beat) to `celery inspect …`; repeated until it answers."""
 
     def ask() -> dict[str, Any]:
         return dict(getattr(app.control.inspect([node], timeout=1, limit=1), what)() or {})
@@ -87,7 +87,7 @@ def inspect(what: str, node: str) -> Seen[Any]:
 
 
 def pool_size(node: str, least: int) -> Seen[int]:
-    """How many processes a worker's pool has, once they are `least`."""
+    """The number of processes in a worker's pool, once there are `least`."""
 
     def size() -> int:
         return len(inspect("stats", node).value["pool"]["processes"])
@@ -97,7 +97,7 @@ def pool_size(node: str, least: int) -> Seen[int]:
 
 
 def replied(replies: list[dict[str, Any]]) -> Seen[dict[str, Any]]:
-    """What workers replied to a command of `app.control`, by node."""
+    """The workers' replies to a command of `app.control`, by node."""
     return Seen({node: answer for reply in replies for node, answer in reply.items()}, "remote control")
 
 
@@ -113,7 +113,7 @@ def _get(url: str, login: tuple[str, str] | None = None) -> str:
 
 
 def counted(task: str) -> Seen[float]:
-    """Successes of a task as the containers of worker-low count them, added up."""
+    """The successes of a task, summed over the containers of worker-low."""
     line = re.compile(rf'^celery_tasks_total{{(?=.*outcome="success").*task="{task}".*}} (\S+)$', re.MULTILINE)
     addresses = {info[4][0] for info in socket.getaddrinfo("worker-low", settings.metrics_port)}
     texts = [_get(f"http://{address}:{settings.metrics_port}/metrics") for address in addresses]
@@ -121,12 +121,12 @@ def counted(task: str) -> Seen[float]:
 
 
 class Flower:
-    """Flower's API, as its user."""
+    """Flower's API."""
 
     PASSWORD = Path("/run/secrets/flower_password")
 
     def get(self, path: str, login: bool = True) -> Seen[Any]:
-        """The JSON at a path. Raises HTTPError when it is refused, UnavailableError when there is no Flower."""
+        """The JSON at a path. Raises HTTPError if it is refused, UnavailableError if Flower does not answer."""
         try:
             credentials = ("admin", self.PASSWORD.read_text().strip()) if login else None
             return Seen(json.loads(_get(f"http://flower:5555{path}", credentials)), "Flower")
@@ -138,12 +138,12 @@ class Flower:
             ) from error
 
     def task(self, task: AsyncResult) -> Seen[dict[str, Any]]:
-        """What it knows of a task, once it has heard of its end."""
+        """Its data about a task, once it has received the task's end."""
 
         def known() -> list[Seen[dict[str, Any]]]:
             try:
                 found = self.get(f"/api/task/info/{task.id}")
-            except HTTPError:  # 404: not heard of yet
+            except HTTPError:  # 404: no event received yet
                 return []
             return [found] if found.value["state"] in states.READY_STATES else []
 

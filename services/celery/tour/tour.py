@@ -1,4 +1,4 @@
-"""What a step is given: the sources of its evidence, processes of its own, and names that nobody else uses."""
+"""What a step gets: the sources of its evidence, processes, and unique names."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,11 +20,11 @@ from tour.events import Events
 from tour.lesson import Seen
 from tour.processes import Beat, Process, Worker
 
-SETTLES_WITHIN = 5  # s for what is under way when a tour ends; a result that comes later expires by itself
+SETTLES_WITHIN = 5  # s for running tasks when a tour ends; later results expire
 
 
 class Tour:
-    """One tour. Whatever it makes carries its name, and `clean` removes it."""
+    """One tour. All that it creates has its name, and `clean` removes it."""
 
     elapsed = staticmethod(events.elapsed)
     until = staticmethod(waiting.until)
@@ -51,7 +51,7 @@ class Tour:
 
     @property
     def folder(self) -> Path:
-        """For files of the tour."""
+        """The folder for files of the tour."""
         return Path(self._folder.name)
 
     # --- More evidence from the backend ---
@@ -61,7 +61,7 @@ class Tour:
         return Seen([self.backend.result(member).value for member in group.results], "backend")
 
     def progress(self, task: AsyncResult) -> Seen[list[int]]:
-        """The steps that tasks.advanced.progress reports on its way; the screen shows them."""
+        """The steps that tasks.advanced.progress reports while it runs; the screen shows them."""
         seen: list[int] = []
 
         def ended() -> bool:
@@ -75,16 +75,16 @@ class Tour:
         self._show_progress(steps := self.backend.now(task)["result"]["steps"], steps)
         return Seen(seen, "backend")
 
-    # --- What is the tour's own ---
+    # --- Names, queues and processes of the tour ---
 
     def name(self, what: str) -> str:
-        """A name for something that tasks note or keep (tasks/notes.py)."""
+        """A unique name for notes and keys of tasks (tasks/notes.py)."""
         name = f"{self._run}-{len(self._names)}-{what}"
         self._names.add(name)
         return name
 
     def queue(self) -> str:
-        """A new queue, private to the tour, that nobody consumes."""
+        """A new private queue of the tour, without consumers."""
         name = f"{PREFIX}{self._run}-{len(self.events.queues)}"
         app.amqp.queues.add(private_queue(name))
         self.events.queues.add(name)
@@ -92,9 +92,9 @@ class Tour:
         return name
 
     def worker(self, *options: str, queue: str = "", again: bool = False, **more: Any) -> Worker:
-        """A worker with these options of `celery worker`, on a private queue, ready to work.
+        """A ready worker with these options of `celery worker`, on a private queue.
 
-        The same options give the same worker as long as the lesson lasts, unless `again`. For more see tour/processes.
+        Within a lesson the same options return the same worker, unless `again`. For `more` see tour/processes.py.
         """
         kind = repr((options, queue, more))
         if again or kind not in self._workers:
@@ -107,7 +107,7 @@ class Tour:
         return self._workers[kind]
 
     def beat(self, schedule: str, queue: str, state: str, **more: Any) -> Beat:
-        """A beat that sends what a function of tour/schedules.py says, and keeps its state in a file of this name."""
+        """A beat with the schedule of a function of tour/schedules.py and its state in a file of this name."""
         number = len(self._running) + len(self._stopped)
         beat = Beat(queue, self.folder / f"beat-{number}.log", self.folder / state, schedule=schedule, **more)
         self._running.append(beat)
@@ -117,13 +117,13 @@ class Tour:
     # --- The end ---
 
     def end_lesson(self) -> None:
-        """Stop the lesson's processes, and take its dead letters away before they become an alert."""
+        """Stop the lesson's processes, and remove its dead letters before they trigger an alert."""
         self._stop_processes()
         with suppress(RedisError):  # `clean` tries again
             self._drop_dead_letters()
 
     def _stop_processes(self) -> None:
-        """Nobody waits for them."""
+        """Ask them to end, without waiting."""
         for process in self._running:
             process.stop()
         self._stopped += self._running
@@ -136,7 +136,7 @@ class Tour:
                     durable.dead_letters.take(client, letter)
 
     def clean(self) -> None:
-        """Remove all that the tour has made. Raises RedisError where Redis is away; its processes end all the same."""
+        """End the tour's processes and remove all that it has created. Raises RedisError if Redis is unavailable."""
         try:
             self._stop_processes()
             for process in self._stopped:

@@ -1,4 +1,4 @@
-"""Waiting for what has yet to come, and what is raised when it does not."""
+"""Waiting for a condition, and the errors of steps."""
 
 import time
 from collections.abc import Callable
@@ -6,15 +6,15 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 30  # s that a step waits for anything; the stack may be busy
+PATIENCE = 30  # s that a step waits for a condition; the stack may be busy
 
 
 class TookTooLongError(Exception):
-    """What a step waited for did not come; the message names it."""
+    """A step timed out; the message says what it waited for."""
 
 
 class UnavailableError(Exception):
-    """A service that a step needs is not there; the message says what to do."""
+    """A service that a step needs is not available; the message says what to do."""
 
 
 def until(condition: Callable[[], T], what: str, timeout: float = PATIENCE, interval: float = 0.02) -> T:
@@ -22,7 +22,7 @@ def until(condition: Callable[[], T], what: str, timeout: float = PATIENCE, inte
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise TookTooLongError(f"waited {timeout:g} s for {what}")
+            raise TookTooLongError(f"timed out after {timeout:g} s waiting for {what}")
         time.sleep(interval)
     return value
 

@@ -1,4 +1,4 @@
-"""`python -m queue_exporter`: serves until SIGTERM or SIGINT. Exit codes: 0 stopped, 2 a setting is bad."""
+"""`python -m queue_exporter`: serves until SIGTERM or SIGINT. Exit codes: 0 stopped, 2 invalid setting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("queue_exporter")
 
 def main() -> int:
     """Run the exporter; returns the exit code."""
-    # Before any thread starts, so that all inherit it and sigwait() below is the only one to take them.
+    # Before any thread starts, so that all inherit the mask and only sigwait() below receives the signals.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:

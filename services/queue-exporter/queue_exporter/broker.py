@@ -1,4 +1,4 @@
-"""Reads the broker: every figure of a scrape in one pipelined round trip, at a cost independent of depth."""
+"""Reads the broker: all values of a scrape in one pipelined round trip, at a cost independent of queue depth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .settings import SettingError, Settings
 # Seconds to connect, to wait for a reply, and for a whole read; a scrape's answer may not take longer.
 BROKER_TIMEOUT = 2.0
 # A line of CLIENT LIST that belongs to a worker: celery-worker:<nodename>:<queue>[,<queue>], in some database.
-# Redis allows no spaces in a connection's name, so a name cannot imitate another field.
+# Redis allows no spaces in a connection's name, so a name cannot contain another field.
 WORKER_CONNECTION = re.compile(rb" name=celery-worker:([^: ]+):(\S+) .* db=(\d+) ")
 
 # A queue and one of its priority steps: one Redis list.
@@ -30,7 +30,7 @@ PriorityList = tuple[str, int]
 
 @dataclass(frozen=True)
 class Reading:
-    """What Redis said in one read. What it refused to say is absent or None and named in `problems`."""
+    """The values of one read. A value that Redis refused is absent or None, and named in `problems`."""
 
     waiting: Mapping[PriorityList, int]
     oldest_age: Mapping[str, float]  # queue → seconds
@@ -45,7 +45,7 @@ class Broker:
     """The broker's Redis. Safe to read from several threads: simultaneous reads share one."""
 
     def __init__(self, settings: Settings) -> None:
-        """Connect nothing yet; raise SettingError if the URL's options cannot make a connection."""
+        """Does not connect yet. Raises SettingError if the URL's options are not valid."""
         self._settings = settings
         self._lists: dict[PriorityList, str] = {
             (queue, step): settings.list_key(queue, step)
@@ -57,7 +57,7 @@ class Broker:
             ("HLEN", settings.unacked_key),
             ("XLEN", settings.dead_letters_key),
             ("HGETALL", settings.registry_key),
-            # As two words it escapes redis-py's parser, which would build a dict of thirty fields for each connection.
+            # As two words it is not parsed by redis-py, which would build a dict of thirty fields for each connection.
             ("CLIENT", "LIST"),
         ]
         self._ages: HeadAges[PriorityList] = HeadAges()
@@ -68,22 +68,22 @@ class Broker:
                 settings.broker_url,
                 username=settings.username,
                 password=settings.password,
-                # RESP2 needs no HELLO, so neither the right to it nor Redis 6.
+                # RESP2 needs no HELLO: no right to it, and no Redis 6.
                 protocol=2,
                 client_name="queue-exporter",
                 socket_connect_timeout=BROKER_TIMEOUT,
                 socket_timeout=BROKER_TIMEOUT,
-                # The next scrape is the retry; redis-py's own retries would add up to several timeouts.
+                # No retries: the next scrape tries again, and redis-py's own retries would take several timeouts.
                 retry=Retry(NoBackoff(), 0),
             )
-            self._redis.connection_pool.make_connection()  # checks the options, connects nothing
+            self._redis.connection_pool.make_connection()  # checks the options without connecting
         except (TypeError, ValueError, redis.RedisError) as error:
             raise SettingError("BROKER_URL", str(error)) from None
         self._db = str(self._redis.connection_pool.connection_kwargs.get("db", 0)).encode()
 
     def read(self) -> Reading:
         """Read now. Raises redis.RedisError, OSError or TimeoutError within BROKER_TIMEOUT if Redis does not answer."""
-        # In a thread, because socket timeouts do not bound all of it: name resolution alone can block for many seconds.
+        # In a thread, because socket timeouts do not limit everything: name resolution can block for many seconds.
         with self._lock:
             if self._read_under_way is None or self._read_under_way.done():
                 self._read_under_way = Future()
@@ -97,7 +97,7 @@ class Broker:
     def _run(self, future: Future[Reading]) -> None:
         try:
             future.set_result(self._read())
-        except BaseException as error:  # it belongs to whoever waits for the future
+        except BaseException as error:  # raised in the thread that waits for the future
             future.set_exception(error)
 
     def _read(self) -> Reading:
@@ -107,7 +107,7 @@ class Broker:
         replies: list[Any] = pipe.execute(raise_on_error=False)
         now = time.time()
 
-        if all(_is_error(reply) for reply in replies):  # such as a replica without its master, or no right to anything
+        if all(_is_error(reply) for reply in replies):  # e.g. a replica without its master, or no rights
             raise replies[0]
         waiting = _answered(zip(self._lists, replies[0:-4:2], strict=True))
         heads = _answered(zip(self._lists, replies[1:-4:2], strict=True))
@@ -127,7 +127,7 @@ class Broker:
         )
 
     def _oldest(self, ages: Mapping[PriorityList, float]) -> dict[str, float]:
-        """Age of each queue's oldest message: the greatest of its lists', if all of them are known."""
+        """Age of each queue's oldest message: the maximum of its lists, if all of them are known."""
         oldest = {}
         for queue in self._settings.queues:
             of_queue = [ages[key] for key in self._lists if key[0] == queue and key in ages]
@@ -136,7 +136,7 @@ class Broker:
         return oldest
 
     def _consumers(self, clients: bytes) -> dict[str, int]:
-        """Workers by queue: distinct node names, for a worker has about ten connections of one name."""
+        """Workers by queue: distinct node names, because a worker has about ten connections of one name."""
         workers: dict[str, set[bytes]] = {queue: set() for queue in self._settings.queues}
         for nodename, queues, db in WORKER_CONNECTION.findall(clients):
             if db != self._db:  # a worker of another application on the same Redis
@@ -156,7 +156,7 @@ def _answered(replies: Iterable[tuple[PriorityList, Any]]) -> dict[PriorityList,
 
 
 def _heartbeats(registry: Mapping[bytes, bytes]) -> tuple[dict[str, float], set[str]]:
-    """Heartbeats by node name, and a complaint for each registration that cannot be read."""
+    """Heartbeats by node name, and a problem for each registration that cannot be read."""
     heartbeats, problems = {}, set()
     for field, value in registry.items():
         nodename = field.decode(errors="replace")

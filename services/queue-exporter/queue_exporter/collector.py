@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class QueueCollector(Collector):
-    """Reads the broker at each scrape. A figure that could not be read is left out: no sample is better than a zero."""
+    """Reads the broker at each scrape. A value that could not be read has no sample, rather than a zero."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -39,7 +39,7 @@ class QueueCollector(Collector):
         try:
             reading = self._broker.read()
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
-            self._log_change((type(error).__name__,), logging.ERROR, f"broker away: {error}")
+            self._log_change((type(error).__name__,), logging.ERROR, f"broker unavailable: {error}")
             return None
         problems = sorted(reading.problems)
         level = logging.WARNING if problems else logging.INFO
@@ -47,7 +47,7 @@ class QueueCollector(Collector):
         return reading
 
     def _log_change(self, state: tuple[str, ...], level: int, message: str) -> None:
-        """Log the first of a row of equal states: one line an event, not one a scrape."""
+        """Log only changes of the state: one line per event, not per scrape."""
         with self._lock:
             if state != self._state:
                 self._state = state
@@ -67,7 +67,7 @@ def _metrics(reading: Reading) -> Iterator[Metric]:
     ages = GaugeMetricFamily(
         "celery_queue_oldest_message_age_seconds",
         "Seconds that the oldest waiting message has been due, 0 if none waits; "
-        "without a publish stamp, since it was first seen at the head.",
+        "without a publish time, since it was first seen at the head.",
         labels=["queue"],
     )
     for queue, age in reading.oldest_age.items():
@@ -80,9 +80,7 @@ def _metrics(reading: Reading) -> Iterator[Metric]:
         )
 
     if reading.dead_letters is not None:
-        yield GaugeMetricFamily(
-            "celery_dead_letters", "Messages that were rejected for good and are kept.", reading.dead_letters
-        )
+        yield GaugeMetricFamily("celery_dead_letters", "Messages in the stream of dead letters.", reading.dead_letters)
 
     if reading.consumers is not None:
         consumers = GaugeMetricFamily(

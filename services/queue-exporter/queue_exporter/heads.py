@@ -1,7 +1,7 @@
 """How long the message at the head of a queue has been due.
 
-kombu pushes at the left and pops at the right, so the head of each priority list (index -1) is its oldest message, and
-the oldest of a queue is among its few heads: one look at each tells the age, whatever the depth.
+kombu pushes at the left and pops at the right, so the head of each priority list (index -1) is its oldest message. The
+oldest message of a queue is one of these heads, so only they are read, whatever the depth.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class Stamps:
-    """When a message was published and from when it may run, in epoch seconds; None where it does not say."""
+    """When a message was published and its ETA, in epoch seconds; None if it is not in the headers."""
 
     published_at: float | None = None
     eta: float | None = None
 
 
 def read_stamps(raw: bytes) -> Stamps:
-    """The stamps in the headers of a kombu message; none if it cannot be decoded, which is for its worker to judge."""
+    """The times in the headers of a kombu message; none if it cannot be decoded: its worker will report that."""
     try:
         headers = json.loads(raw)["headers"]
         return Stamps(_number(headers.get("published_at")), _epoch(headers.get("eta")))
@@ -42,7 +42,7 @@ def _epoch(value: object) -> float | None:
         return None
     try:
         eta = datetime.fromisoformat(value)
-        # Celery writes its ETA with an offset; one without is UTC, as Celery itself reads it.
+        # Celery writes its ETA with an offset; one without is UTC, as in Celery.
         return (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
@@ -55,7 +55,7 @@ class _Seen:
 
 
 class HeadAges(Generic[K]):
-    """Age of each list's head; remembers since when it has seen each, for messages without a stamp."""
+    """Age of each list's head; stores when each was first seen, for messages without a publish time."""
 
     def __init__(self) -> None:
         self._seen: dict[K, _Seen] = {}
@@ -63,8 +63,8 @@ class HeadAges(Generic[K]):
     def ages(self, heads: Mapping[K, bytes | None], now: float) -> dict[K, float]:
         """Seconds that the head of each list has been due at `now` (epoch seconds); 0 for an empty list.
 
-        Counted from the `published_at` stamp, or from `eta` if that is later. Without a stamp, or with one from the
-        future (a wrong clock or unit), from when this head was first seen: a lower bound.
+        Counted from `published_at`, or from `eta` if that is later. If `published_at` is missing or in the future (a
+        wrong clock or unit), from when this head was first seen: a lower bound.
         """
         ages = {}
         for key, raw in heads.items():

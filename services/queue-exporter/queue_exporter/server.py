@@ -1,4 +1,4 @@
-"""Answers /metrics and /healthz over HTTP, each request in a thread of its own."""
+"""Answers /metrics and /healthz over HTTP, each request in its own thread."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """A thread a request, so that a scrape that waits for Redis does not hold up /healthz."""
+    """One thread per request, so that a scrape that waits for Redis does not delay /healthz."""
 
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Trace what is our fault; a client that went away or never asked is not."""
+        """Log errors of the exporter, but not of a client that disconnected or sent nothing."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class QuietHandler(WSGIRequestHandler):
-    """Logs no requests, and drops a client that sends nothing."""
+    """Logs no requests, and disconnects a client that sends nothing."""
 
     timeout = 5  # seconds
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it
-        """One line an event, not one a scrape."""
+        """No line per scrape."""
 
 
 def make_server(port: int, registry: CollectorRegistry) -> Server:
     """A server that listens on `port` of every interface; raises OSError if it cannot."""
-    server = Server(("0.0.0.0", port), QuietHandler)  # noqa: S104 - the container's network decides who reaches it
+    server = Server(("0.0.0.0", port), QuietHandler)  # noqa: S104 - access is limited by the container's networks
     server.set_app(_app(registry))
     return server
 
@@ -48,7 +48,7 @@ def _app(registry: CollectorRegistry) -> WSGIApplication:
         match environ["PATH_INFO"]:
             case "/metrics":
                 return metrics(environ, start_response)
-            case "/healthz":  # the process serves; Redis is celery_broker_up's matter
+            case "/healthz":  # independent of Redis, whose state is celery_broker_up
                 status, body = "200 OK", b"ok\n"
             case _:
                 status, body = "404 Not Found", b"see /metrics and /healthz\n"

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-# kombu's own defaults (kombu.transport.redis: Channel.priority_steps, Channel.sep), so that an exporter told nothing
-# counts right beside a Celery told nothing.
+# kombu's own defaults (kombu.transport.redis: Channel.priority_steps, Channel.sep).
 KOMBU_PRIORITY_STEPS = "0,3,6,9"
 KOMBU_PRIORITY_SEPARATOR = "\x06\x16"
 CELERY_DURABLE_PREFIX = "celery-durable:"  # celery_durable.Config.key_prefix
 
 
 class SettingError(Exception):
-    """A setting that cannot be used; its text names the setting, what is wrong and what to do."""
+    """An invalid setting; the text names the setting, what is wrong and what to do."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"{name}: {problem}")
@@ -24,7 +23,7 @@ class SettingError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What to read, where, and where to answer."""
+    """What to read, from which Redis, and the port to serve on."""
 
     broker_url: str  # without user and password
     username: str | None
@@ -38,7 +37,7 @@ class Settings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Read and check every setting; raise SettingError at the first bad one."""
+        """Read and check every setting. Raises SettingError for the first invalid one."""
         broker_url, url_username = _broker_url(environ.get("BROKER_URL", ""))
         return cls(
             broker_url=broker_url,
@@ -59,7 +58,7 @@ class Settings:
 
     @property
     def dead_letters_key(self) -> str:
-        """The stream of messages that were rejected for good (celery_durable.dead_letters)."""
+        """The stream of dead letters (celery_durable.dead_letters)."""
         return f"{self.global_keyprefix}{self.key_prefix}dead-letters"
 
     @property
@@ -69,7 +68,7 @@ class Settings:
 
     @property
     def unacked_key(self) -> str:
-        """The hash in which kombu keeps what was delivered and not yet acknowledged (Channel.unacked_key)."""
+        """The hash in which kombu stores unacknowledged messages (Channel.unacked_key)."""
         return f"{self.global_keyprefix}unacked"
 
 
@@ -84,11 +83,11 @@ def _broker_url(url: str) -> tuple[str, str | None]:
         raise SettingError("BROKER_URL", f"not a URL ({error}); for example redis://exporter@redis:6379/0") from None
     if parts.scheme not in ("redis", "rediss"):
         raise SettingError("BROKER_URL", f"scheme {parts.scheme!r} is not supported; use redis:// or rediss:// (TLS)")
-    if password is not None:  # not shown: whoever reads the log should not learn it
+    if password is not None:  # not shown: it must not be in the log
         raise SettingError("BROKER_URL", "holds a password; put it in a file and name the file in REDIS_PASSWORD_FILE")
     if not host:
         raise SettingError("BROKER_URL", "names no host; for example redis://exporter@redis:6379/0")
-    if not re.fullmatch(r"(/\d*)?", parts.path):  # redis-py would take database 0 without a word
+    if not re.fullmatch(r"(/\d*)?", parts.path):  # redis-py would silently use database 0
         raise SettingError("BROKER_URL", f"database {parts.path[1:]!r} is not a number; for example …:6379/0")
     address = parts.netloc.rpartition("@")[2]
     return parts._replace(netloc=address).geturl(), unquote(parts.username) if parts.username else None
@@ -110,7 +109,7 @@ def _password(path: str) -> str | None:
 def _queues(text: str) -> tuple[str, ...]:
     queues = tuple(name.strip() for name in text.split(",") if name.strip())
     if not queues:
-        raise SettingError("QUEUES", "not set; name the queues to watch, separated by commas, for example high,low")
+        raise SettingError("QUEUES", "not set; name the queues to monitor, separated by commas, for example high,low")
     if len(set(queues)) < len(queues):
         raise SettingError("QUEUES", f"names a queue twice: {text}")
     return queues

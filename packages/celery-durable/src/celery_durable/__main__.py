@@ -1,4 +1,4 @@
-"""`python -m celery_durable -A APP COMMAND …`: what an operator does with an app's delivery."""
+"""`python -m celery_durable -A APP COMMAND …`: commands for operators."""
 
 import argparse
 import os
@@ -20,14 +20,14 @@ def main(arguments: list[str]) -> int:
     dlq.add_arguments(dead_letters)
     options = parser.parse_args(arguments)
     if not options.app:
-        parser.error("which app? -A module, or CELERY_APP")
+        parser.error("no app given: use -A MODULE, or set CELERY_APP")
     sys.path.insert(0, os.getcwd())
     try:
         app = find_app(options.app)
     except (ImportError, AttributeError) as error:
         parser.error(f"-A {options.app}: {error}")
     if not hasattr(app, "durable"):
-        parser.error(f"-A {options.app}: install was not called for it")
+        parser.error(f"-A {options.app}: celery_durable.install was not called for this app")
     app.loader.import_default_modules()
     return dlq.run(app, options)
 

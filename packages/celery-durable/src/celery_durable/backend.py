@@ -1,6 +1,6 @@
-"""The result backend: Celery's for Redis, which never stands in the way of delivery.
+"""The result backend: Celery's for Redis, whose failures do not affect delivery.
 
-`install` puts it in the place of Celery's for redis:// and rediss://.
+`install` uses it instead of Celery's for redis:// and rediss://.
 """
 
 import logging
@@ -18,15 +18,15 @@ from celery_durable.errors import ResultTooLargeError
 
 logger = logging.getLogger(__name__)
 
-MEMORY_LOOK_INTERVAL = 5  # s between two looks at Redis' memory
-OF_ARGUMENTS = 10  # part of the limit that arguments may take of an error that is kept
+MEMORY_CHECK_INTERVAL = 5  # s between two checks of Redis' memory
+OF_ARGUMENTS = 10  # arguments may take a tenth of the limit of a stored error
 
 
 class RedisBackend(redis.RedisBackend):
-    """Celery's, with bounds on what is kept, and without effects on who publishes."""
+    """Celery's, with limits on what is stored, and without effects on publishers."""
 
-    connparams: dict[str, Any]  # of Celery's, for redis-py
-    _looked_at, _has_room = 0.0, True
+    connparams: dict[str, Any]  # Celery's, for redis-py
+    _checked_at, _has_room = 0.0, True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,20 +37,20 @@ class RedisBackend(redis.RedisBackend):
 
     @property
     def durable(self) -> Any:
-        """Of the backend's app."""
+        """The `Durable` of the backend's app."""
         return self.app.durable
 
     # --- Publishing ---
 
     def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:
-        """Publishing leaves the results' Redis alone; whoever waits for a result subscribes then.
+        """Publishing does not use the Redis of the results; a caller that waits for a result subscribes then.
 
-        Celery subscribes here, and without that Redis a publish hangs for 20 s and fails.
+        Celery subscribes here, and if that Redis is unavailable a publish hangs for 20 s and fails.
         """
         return {}
 
     def remove_pending_result(self, result: Any) -> Any:
-        """Called when an AsyncResult goes. At the end of a program Redis' client may be gone before it."""
+        """Called when an AsyncResult is deleted. At the end of a program the Redis client may be deleted before it."""
         if sys.is_finalizing():
             return None
         try:
@@ -65,11 +65,11 @@ class RedisBackend(redis.RedisBackend):
         try:
             self.durable.chords.begun(group_id)
         except RedisError as error:
-            logger.warning("chord %s is not watched: %s", group_id, error)
+            logger.warning("chord %s is not monitored: %s", group_id, error)
         super().set_chord_size(group_id, chord_size)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
-        """A task that could not be counted as a part of its chord has not ended: the chord would wait for ever."""
+        """A task that could not be counted for its chord must run again: else the chord would wait for ever."""
         try:
             return super().on_chord_part_return(request, state, result, **kwargs)
         except RedisError:
@@ -86,12 +86,12 @@ class RedisBackend(redis.RedisBackend):
         wanted = (store_result and not self._ignored(request)) or getattr(request, "chord", None)
         if wanted and (size := self._size(self.prepare_value(result))) > limit:
             raise ResultTooLargeError(
-                f"a result of {size} bytes; max_result_bytes is {limit}. Keep it elsewhere, and return its name."
+                f"a result of {size} bytes; max_result_bytes is {limit}. Store it elsewhere, and return its key."
             )
         return super().mark_as_done(task_id, result, request, store_result, *args, **kwargs)
 
     def prepare_exception(self, exc: Any, serializer: Any = None) -> Any:
-        """What is stored of an error, or told its chord: Celery's, with the start of its text where that is long."""
+        """What is stored of an error, or passed to its chord: Celery's, with a long text truncated."""
         prepared, limit = super().prepare_exception(exc, serializer), self.durable.config.max_result_bytes // 4
         if self._size(prepared) <= limit:
             return prepared
@@ -118,13 +118,13 @@ class RedisBackend(redis.RedisBackend):
         return meta
 
     def _ignored(self, request: Any) -> bool:
-        """Whether nobody wants the task's result."""
-        ignored = getattr(request, "__dict__", {}).get("ignore_result")  # its class says False for what is not said
+        """Whether the task's result is ignored."""
+        ignored = getattr(request, "__dict__", {}).get("ignore_result")  # the class attribute is False if it is not set
         task = self.app.tasks.get(getattr(request, "task", None))
         return bool(getattr(task, "ignore_result", False) if ignored is None else ignored)
 
     def _shrink(self, meta: dict[str, Any], limit: int) -> None:
-        """Cut arguments to what they look like, the middle out of a traceback, and an error's text to its start."""
+        """Truncate the repr of arguments, the middle of a traceback, and the text of an error."""
         for name in ("args", "kwargs"):
             if name in meta and self._size(meta[name]) > limit // OF_ARGUMENTS:
                 meta[name] = _cut(repr(meta[name]), limit // OF_ARGUMENTS)
@@ -137,31 +137,31 @@ class RedisBackend(redis.RedisBackend):
     def _size(self, value: Any) -> int:
         try:
             return len(self.encode(value))
-        except Exception:  # not for this to judge: storing it raises
+        except Exception:  # storing it will raise the same
             return 0
 
     def _room(self) -> bool:
-        """Whether results may still be stored; Redis is asked now and then."""
+        """Whether results may still be stored; checked every MEMORY_CHECK_INTERVAL seconds."""
         share, now = self.durable.config.result_memory_share, time.monotonic()
-        if share < 1 and now - self._looked_at > MEMORY_LOOK_INTERVAL:
-            self._looked_at = now
+        if share < 1 and now - self._checked_at > MEMORY_CHECK_INTERVAL:
+            self._checked_at = now
             try:
                 info = self.client.info("memory")
                 limit = int(info.get("maxmemory") or 0)
                 self._has_room = not limit or int(info["used_memory"]) < share * limit
-            except RedisError:  # storing the result will tell
+            except RedisError:  # storing the result will raise it
                 self._has_room = True
         return self._has_room
 
 
 def _text(error: dict[str, Any]) -> str:
-    """Of an error as Celery stores it."""
+    """The text of an error as stored by Celery."""
     message = error["exc_message"]
     return str(message[0]) if isinstance(message, list | tuple) and len(message) == 1 else str(message)
 
 
 def _cut(text: str, size: int, middle: bool = False) -> str:
-    """A text of so many bytes at most, its start or its two ends, with a sign where it was cut."""
+    """A text truncated to a size in bytes: its start or its two ends, with "…" at the cut."""
     data = text.encode(errors="backslashreplace")
     if len(data) <= size:
         return text

@@ -1,4 +1,4 @@
-"""Threads that do something again and again."""
+"""Threads that call a function periodically."""
 
 import logging
 import threading
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 class Background:
     """Calls a function at once and then every `interval` seconds, from a daemon thread, until it is stopped.
 
-    What the function raises is logged, and does not end the thread.
+    An exception of the function is logged, and does not end the thread.
     """
 
     def __init__(self, name: str, interval: float, function: Callable[[], None]) -> None:
@@ -29,7 +29,7 @@ class Background:
                 return
 
     def stop(self, timeout: float = 0) -> None:
-        """No more calls; wait so many seconds for one that is under way."""
+        """Make no more calls; wait up to `timeout` seconds for a running one."""
         self._stopped.set()
         if timeout:
             self._thread.join(timeout)

@@ -1,6 +1,6 @@
-"""Settings that would lose or repeat work are refused when a worker or beat starts, each with its reason.
+"""Settings that would lose or repeat tasks are refused when a worker or beat starts, each with its reason.
 
-What depends on one another in `Config` is checked when it is made; here it is what the app and Redis are really set to.
+`Config` checks itself when it is created; here the actual settings of the app and of Redis are checked.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ CONSUMER = "celery_durable.consumer:Consumer"
 
 
 def refuse_dangerous_settings(app: Any) -> None:
-    """Raises DangerousSettingsError. What Redis is set to is only looked at where it answers: it may start later."""
+    """Raises DangerousSettingsError. Settings of a Redis that does not answer are skipped: it may start later."""
     scheme = urlsplit(app.durable.broker_url).scheme
     if scheme not in ("redis", "rediss"):
         raise DangerousSettingsError(
-            [f"broker_url: is {scheme}://; celery_durable works with redis:// and rediss://, a single Redis each"]
+            [f"broker_url: is {scheme}://; celery_durable supports redis:// and rediss://, a single Redis each"]
         )
     wrong = [*_of_the_app(app)]
     for name, client in (("broker", app.durable.broker), ("store", app.durable.store)):
@@ -45,20 +45,20 @@ def _of_the_app(app: Any) -> Iterator[str]:
     if options.get("socket_timeout"):
         yield (
             f"broker_transport_options.socket_timeout: {options['socket_timeout']}; a worker waits for messages on "
-            "that connection, and each time-out leaks a prefetch slot until it is deaf; publishers have "
+            "that connection, and each time-out leaks a prefetch slot until it takes no more; for publishers use "
             "Config.publish_socket_timeout"
         )
     if conf.worker_soft_shutdown_timeout >= config.stop_grace_period:
         yield (
             f"worker_soft_shutdown_timeout: {conf.worker_soft_shutdown_timeout}; it must be less than "
-            f"Config.stop_grace_period ({config.stop_grace_period:g} s), or the worker is killed in the middle of it"
+            f"Config.stop_grace_period ({config.stop_grace_period:g} s), or the worker is killed during it"
         )
     if config.acks_late and not conf.task_acks_late:
-        yield "task_acks_late: off; a killed worker takes its running tasks with it"
+        yield "task_acks_late: off; the running tasks of a killed worker are lost"
     if config.consumer and conf.worker_consumer != CONSUMER:
         yield (
-            f"worker_consumer: {conf.worker_consumer}; messages are only safe with the library's own, "
-            f"remove the setting or make yours a subclass of {CONSUMER} and set Config(consumer=False)"
+            f"worker_consumer: {conf.worker_consumer}; messages are only safe with the library's consumer: "
+            f"remove the setting, or use a subclass of {CONSUMER} and set Config(consumer=False)"
         )
 
 
@@ -66,10 +66,10 @@ def _of_redis(name: str, info: dict[str, Any], memory_limit: int | None) -> Iter
     if int(info.get("cluster_enabled", 0)):
         yield f"{name}: is a Redis Cluster, where kombu's keys are on different nodes; use a single Redis"
     if not int(info.get("aof_enabled", 0)):
-        yield f"{name}: appendonly is off; a restart loses all that came after its last snapshot"
+        yield f"{name}: appendonly is off; a restart loses all writes since the last snapshot"
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
-        yield f"{name}: maxmemory-policy is {policy}; a full Redis throws messages away, set noeviction"
+        yield f"{name}: maxmemory-policy is {policy}; a full Redis evicts messages, set noeviction"
     maxmemory = int(info.get("maxmemory", 0))
     if memory_limit and not 0 < 2 * maxmemory <= memory_limit:
         yield (

@@ -1,4 +1,4 @@
-"""Clients of Redis, made from `Config`: one for each address and process."""
+"""Redis clients, created from `Config`: one per URL and process."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from celery_durable.config import Config
 
 
 class PasswordFile(CredentialProvider):
-    """Reads the password at each connect: who replaces the file needs to restart nobody."""
+    """Reads the password at each connect: after a change of the file no restart is needed."""
 
     def __init__(self, path: Path, username: str | None) -> None:
         self._path, self._username = path, username
@@ -27,7 +27,7 @@ class PasswordFile(CredentialProvider):
 
 
 def credentials(config: Config, username: str | None, password: object) -> PasswordFile | None:
-    """The password file for a connection, where Config names one and the address has no password of its own."""
+    """The password file for a connection, if Config names one and the URL has no password."""
     return PasswordFile(config.password_file, username) if config.password_file and not password else None
 
 
@@ -40,11 +40,11 @@ class Clients:
         self._clients: dict[str, Any] = {}
 
     def get(self, url: str, **options: Any) -> Any:
-        """This process's client of the Redis at `url`; its replies are text. Connects when it is used.
+        """This process's client of the Redis at `url`; its replies are text. It connects at first use.
 
-        Any: redis-py types each reply bytes | str, whatever decode_responses says.
+        Typed Any because redis-py types each reply bytes | str, whatever decode_responses is.
         """
-        if self._pid != os.getpid():  # a socket that is shared over a fork mixes replies up
+        if self._pid != os.getpid():  # after a fork two processes would read from one socket
             self._clients, self._pid = {}, os.getpid()
         if url not in self._clients:
             self._clients[url] = connect(url, self._config, **options)
@@ -52,7 +52,7 @@ class Clients:
 
 
 def connect(url: str, config: Config, make: Callable[..., Any] = Redis.from_url, **options: Any) -> Any:
-    """A client, or what else `make` makes of an address and redis-py's options."""
+    """A client, or what `make` creates from a URL and redis-py's options."""
     parts = urlsplit(url)
     username = unquote(parts.username) if parts.username else None
     if provider := credentials(config, username, parts.password):

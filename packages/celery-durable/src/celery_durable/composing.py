@@ -1,4 +1,4 @@
-"""Classes with the library's behaviour in front of whatever the user has."""
+"""Classes that put the library's behaviour before the user's own class."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ _made: dict[tuple[Any, Any], Any] = {}
 
 
 def in_front(mixin: Any, base: Any) -> Any:
-    """A class that is `base` with `mixin` before it, the same one each time; `base` where it has the mixin already."""
+    """A cached subclass of `mixin` and `base`; `base` itself if it already has the mixin."""
     if issubclass(base, mixin):
         return base
     if (mixin, base) not in _made:

@@ -1,4 +1,4 @@
-"""`Config`: every choice of the library in one typed object, checked when it is made."""
+"""`Config`: every option of the library in one typed object, checked when it is created."""
 
 import math
 from collections.abc import Iterator
@@ -9,42 +9,43 @@ from urllib.parse import urlsplit
 from celery_durable.errors import ConfigError
 
 MIB = 1024 * 1024
-EXIT_TAKES = 3  # s that a worker needs to leave after its soft shutdown (measured: under 2)
+EXIT_TAKES = 3  # s that a worker needs to exit after its soft shutdown (measured: under 2)
 PUBLISH_TRIES = 3  # see `settings.DEFAULTS`, task_publish_retry_policy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What `install` makes of an app. Times are in seconds, sizes in bytes. Raises ConfigError.
+    """The options of `install`. Times are in seconds, sizes in bytes. Raises ConfigError.
 
-    The time constants depend on one another; `_rules` has the inequalities, each with its reason.
+    The time constants depend on each other; `_rules` lists the inequalities, each with its reason.
     """
 
     #: Redis (redis:// or rediss://) of the outbox and the done markers. It must keep its data: appendonly yes.
     store: str
-    #: Before every key of the library, in the store and in the broker. Two apps that share a store need two prefixes,
-    #: or each publishes the other's outbox.
+    #: Prefix of every key of the library, in the store and in the broker. Two apps that share a store need different
+    #: prefixes, or each publishes the other's outbox.
     key_prefix: str = "celery-durable:"
-    #: File with the password of every Redis URL (broker, results, store) that has none. Read at each connect, so a
-    #: replaced password is followed.
+    #: File with the password for every Redis URL (broker, results, store) that has none. It is read at each connect,
+    #: so a changed password needs no restart.
     password_file: Path | None = None
 
-    # --- A message that a worker holds ---
+    # --- A message that a worker holds: delivered, not yet acknowledged ---
 
-    #: A held message that nobody renews goes back to its queue after this. kombu's default is an hour.
+    #: A held message that is not renewed returns to its queue after this time. kombu's default is an hour.
     visibility_timeout: float = 90
-    #: How often a worker renews what it holds: running, waiting for an ETA, or for a rate limit. Without it whatever
-    #: waits longer than visibility_timeout runs a second time.
+    #: How often a worker renews the messages it holds: running, or waiting for an ETA or a rate limit. Without
+    #: renewal a message that is held longer than visibility_timeout is run a second time.
     renew_interval: float = 25
     #: How often workers look for messages past visibility_timeout. kombu's default is about 100 s.
     restore_interval: float = 1
-    #: A worker that dies while it looks keeps the others from looking for so long. kombu's default is 300 s.
+    #: Lifetime of the lock that a worker takes to look for them. If the worker dies, the others wait for it to expire.
+    #: kombu's default is 300 s.
     restore_mutex_expire: float = 3
-    #: The largest countdown, ETA or retry delay that is published. A worker holds such a message until it is due.
+    #: The longest countdown, ETA or retry delay that is published. A worker holds such a message until it is due.
     max_delay: float = 60
-    #: The shortest retry delay. A retry at once can end before this try has stored RETRY, which then hides its SUCCESS.
+    #: The shortest retry delay. An immediate retry can end before this try stores RETRY, which then overwrites SUCCESS.
     min_retry_delay: float = 1
-    #: Messages with an ETA or behind a rate limit that one worker holds at most, about 8 kB each.
+    #: The most messages waiting for an ETA or a rate limit that one worker holds, about 8 kB each.
     max_held: int = 1000
 
     # --- A task ---
@@ -53,106 +54,106 @@ class Config:
     soft_time_limit: float = 50
     #: Default of task_time_limit: its process is killed.
     time_limit: float = 60
-    #: Retry delay where a task says nothing. Celery's is 180 s, longer than visibility_timeout.
+    #: Retry delay of a task that sets none. Celery's is 180 s, longer than visibility_timeout.
     default_retry_delay: float = 5
-    #: A stopping worker gives running tasks so long; then they go back to their queue. Its environment must say
-    #: REMAP_SIGTERM=SIGQUIT, or SIGTERM waits for them up to their time limit.
+    #: How long a stopping worker waits for running tasks; then their messages return to the queue. The environment
+    #: must set REMAP_SIGTERM=SIGQUIT, or the worker waits up to their time limit after SIGTERM.
     soft_shutdown: float = 6
-    #: What whoever runs the worker waits before SIGKILL (compose's stop_grace_period, Kubernetes'
-    #: terminationGracePeriodSeconds). Only checked.
+    #: How long the container runtime waits before SIGKILL (compose's stop_grace_period, Kubernetes'
+    #: terminationGracePeriodSeconds). Only used for checks.
     stop_grace_period: float = 20
 
     # --- Connections ---
 
     #: How often idle connections to Redis are checked.
     health_check_interval: float = 10
-    #: A publisher waits so long for a connection. Without time-outs a frozen Redis holds it for over 45 s.
+    #: How long a publisher waits for a connection. Without time-outs a frozen Redis blocks it for over 45 s.
     publish_connect_timeout: float = 2
-    #: And so long for an answer.
+    #: How long a publisher waits for a reply.
     publish_socket_timeout: float = 3
 
     # --- The outbox ---
 
-    #: An entry that has not ended so long after its publish or its last start is published again. Longer than a killed
-    #: worker's message takes to come back.
+    #: An entry that has not ended this long after its publish or its last start is published again. Must be longer
+    #: than the redelivery of a killed worker's message takes.
     republish_after: float = 95
-    #: How soon an entry whose message waits in its queue is looked at again.
+    #: After how long an entry whose message still waits in its queue is checked again.
     recheck_after: float = 15
-    #: How often beat publishes the message that has the outbox looked at.
+    #: How often beat sends the task that checks the outbox.
     reconcile_interval: float = 10
-    #: The queue of that message; it should not wait behind what takes long. None: the default queue.
+    #: The queue of that task; it should not wait behind long tasks. None: the default queue.
     reconcile_queue: str | None = None
     #: Its priority in that queue.
     reconcile_priority: int = 1
 
     # --- Messages that cannot be run ---
 
-    #: A message of a task that no worker knows is held back so long in all (a deploy may be under way); waiting in its
-    #: queue does not count. Then it is a dead letter.
+    #: How long a message of a task that no worker knows is delayed in total (a deployment may be in progress); time in
+    #: the queue does not count. After that it becomes a dead letter.
     unknown_task_patience: float = 120
-    #: It is held back in steps of so long, each followed by a turn in its queue.
+    #: Length of each such delay; after it the message returns to its queue.
     unknown_task_delay: float = 5
-    #: A larger message is not published, and one that is in a queue all the same becomes a dead letter.
+    #: A larger message is not published, and one that is already in a queue becomes a dead letter.
     max_message_bytes: int = MIB
-    #: So many dead letters are kept. If there are more the oldest are removed, counted and logged.
+    #: The most dead letters that are kept. Beyond it the oldest are removed, counted and logged.
     max_dead_letters: int = 10_000
-    #: And so many bytes of them.
+    #: The same in bytes.
     max_dead_letter_bytes: int = 64 * MIB
 
     # --- Results ---
 
-    #: A task that returns more has failed (ResultTooLargeError). Arguments, errors and tracebacks are cut to it.
+    #: A task that returns more fails (ResultTooLargeError). Arguments, errors and tracebacks are truncated to it.
     max_result_bytes: int = MIB
-    #: An error of a task whose result is ignored is kept for so many bytes at most; nobody waits for it.
+    #: The same for the error of a task whose result is ignored: no caller waits for it.
     max_ignored_error_bytes: int = 10_000
-    #: Results and errors are not stored while Redis uses more than this share of its maxmemory: the rest is for the
-    #: outbox. 1: no such limit.
+    #: Results and errors are not stored while Redis uses more than this share of its maxmemory: the rest is reserved
+    #: for the outbox. 1: no limit.
     result_memory_share: float = 0.9
 
     # --- Redis ---
 
-    #: Memory that the container of each Redis may use, where it is known. Only checked.
+    #: Memory limit of each Redis container, if known. Only used for checks.
     redis_memory_limit: int | None = None
 
     # --- Revocations ---
 
-    #: A revoked task id is remembered so long, over restarts and by new workers.
+    #: How long a revoked task id is remembered, across restarts and by new workers.
     revoked_for: float = 86_400
-    #: And so many of them; the oldest go first.
+    #: The most that are remembered; the oldest are removed first.
     max_revoked: int = 50_000
 
     # --- Chords ---
 
-    #: A chord whose callback was not sent so long after it was published counts as overdue.
+    #: A chord whose callback was not sent this long after the chord was published counts as overdue.
     chord_overdue_after: float = 600
 
     # --- Liveness ---
 
-    #: File that a worker's event loop touches, and beat as long as it sends what is due. None: no file.
+    #: File touched by a worker's event loop, and by beat while it sends due entries in time. None: no file.
     heartbeat_file: Path | None = None
     #: How often a worker touches it.
     heartbeat_interval: float = 2
     #: How often a worker renews its registration in the broker.
     registration_interval: float = 5
-    #: The registration of a worker that was killed is kept so long.
+    #: How long the registration of a killed worker is kept.
     registration_kept: float = 86_400
-    #: How often the watchdog looks.
+    #: How often the watchdog checks.
     watchdog_interval: float = 2
-    #: A worker whose event loop stands still for so long ends itself, although Redis answers.
+    #: A worker exits when its event loop is blocked for this long although Redis answers.
     hung_after: float = 60
-    #: So does one that is idle and takes none of the messages that wait for it.
+    #: A worker exits when it is idle and takes none of the waiting messages for this long.
     deaf_after: float = 30
     #: Default of beat_max_loop_interval.
     beat_max_loop: float = 5
-    #: Beat is unwell when an entry has been due and unsent for longer.
+    #: Beat is unhealthy when an entry has been due and unsent for longer.
     beat_overdue_after: float = 15
 
     # --- Metrics ---
 
-    #: Port of /metrics of a worker and of beat. None: none is opened. Needs the extra `metrics`.
+    #: Port of /metrics of a worker and of beat. None: no port. Needs the extra `metrics`.
     metrics_port: int | None = None
 
-    # --- Protections: each can be switched off, so that a test can show what it protects from ---
+    # --- Protections: each can be turned off, so that a test can show what fails without it ---
 
     #: A task with outbox=True is written to the store before it is published, and published again until it has ended.
     outbox: bool = True
@@ -160,22 +161,22 @@ class Config:
     done_markers: bool = True
     #: A message is acknowledged when its task is done.
     acks_late: bool = True
-    #: A task whose process was killed is retried, or its message given back.
+    #: A task whose process was killed is retried, or its message is requeued.
     worker_lost: bool = True
     #: Held messages are renewed.
     renewal: bool = True
     #: Publishers' connections have time-outs.
     publish_timeout: bool = True
-    #: A worker that hangs ends itself.
+    #: A worker that hangs exits, so that its supervisor restarts it.
     watchdog: bool = True
-    #: A message that cannot be read becomes a dead letter instead of ending the worker.
+    #: A message that cannot be read becomes a dead letter instead of crashing the worker.
     consumer: bool = True
-    #: A message that cannot be run becomes a dead letter instead of being thrown away.
+    #: A message that cannot be run becomes a dead letter instead of being discarded.
     dead_letters: bool = True
 
     def __post_init__(self) -> None:
         if wrong := [*self._types(), *self._rules()]:
-            raise ConfigError("\n".join(["Config cannot work:", *(f"  {line}" for line in wrong)]))
+            raise ConfigError("\n".join(["Config is not valid:", *(f"  {line}" for line in wrong)]))
 
     def _types(self) -> Iterator[str]:
         for field in fields(self):
@@ -199,7 +200,7 @@ class Config:
         if not isinstance(self.store, str) or urlsplit(self.store).scheme not in ("redis", "rediss"):
             yield "store: must be the address of a Redis, redis://host:6379/0 or rediss://…"
         if not isinstance(self.key_prefix, str) or not self.key_prefix:
-            yield f"key_prefix: {self.key_prefix!r}; it must be a text that is not empty, like 'shop:'"
+            yield f"key_prefix: {self.key_prefix!r}; it must be a string that is not empty, like 'shop:'"
 
     def _rules(self) -> Iterator[str]:
         if any(self._types()):
@@ -211,14 +212,14 @@ class Config:
             ("soft_time_limit", self.time_limit, "time_limit", "the soft limit comes before the hard one"),
             ("time_limit", self.visibility_timeout, "visibility_timeout", "or a solo worker's task runs twice"),
             ("max_delay", self.visibility_timeout, "visibility_timeout", "or a stock worker runs a delayed task twice"),
-            ("renew_interval", self.visibility_timeout / 3, "visibility_timeout / 3", "two renewals may fail"),
+            ("renew_interval", self.visibility_timeout / 3, "visibility_timeout / 3", "two renewals may fail in a row"),
             ("min_retry_delay", self.max_delay, "max_delay", "or no retry can be published"),
             ("default_retry_delay", self.max_delay, "max_delay", "or a retry is refused"),
-            ("unknown_task_delay", self.visibility_timeout, "visibility_timeout", "or the message comes back before"),
+            ("unknown_task_delay", self.visibility_timeout, "visibility_timeout", "or it is redelivered before"),
             ("recheck_after", self.republish_after, "republish_after", "it is the shorter of the two"),
-            ("heartbeat_interval", self.hung_after, "hung_after", "the loop must turn in between"),
+            ("heartbeat_interval", self.hung_after, "hung_after", "the loop must run in between"),
             ("soft_shutdown", self.stop_grace_period - leaving, "stop_grace_period, less 3 s and the publish time-outs",
-             "or the worker is killed in the middle of it"),
+             "or the worker is killed during it"),
         ):  # fmt: skip
             value = getattr(self, name)
             if not value < bound:
@@ -234,12 +235,12 @@ class Config:
             yield (
                 f"republish_after: {self.republish_after:g}; it must be more than visibility_timeout + "
                 f"restore_mutex_expire + restore_interval ({sweep:g}): or a killed worker's tasks are published again "
-                "besides being given back"
+                "although they are redelivered"
             )
         if not tries < self.soft_time_limit:
             yield (
                 f"soft_time_limit: {self.soft_time_limit:g}; it must be more than {PUBLISH_TRIES} times "
-                f"(publish_connect_timeout + publish_socket_timeout) ({tries:g}): or it cuts a publish of the task off"
+                f"(publish_connect_timeout + publish_socket_timeout) ({tries:g}): or it interrupts a publish"
             )
         if not self.soft_shutdown < self.hung_after:
             yield (

@@ -1,8 +1,8 @@
-"""The worker's consumer: whatever a message is, the worker goes on, and what it holds stays its own.
+"""The worker's consumer: no message can crash the worker, and no other worker runs the messages that it holds.
 
-Celery rejects what it cannot read, or falls over it; here each such message becomes a dead letter with its reason. A
-task that no worker knows may belong to a deploy that is under way: its message goes back to the queue for a while
-first. What the worker holds is renewed, so that nobody else runs it, however long it waits.
+Celery rejects a message that it cannot read, or crashes on it; here each such message becomes a dead letter with a
+reason. An unknown task may belong to a deployment in progress: its message returns to the queue for a while first. Held
+messages are renewed, so that no other worker runs them, however long they wait.
 """
 
 import logging
@@ -18,15 +18,15 @@ from celery_durable.dead_letters import Reason
 
 logger = logging.getLogger(__name__)
 
-# The broker's trouble, not the message's. kombu's own list has KeyError in it, which an odd message can raise: it would
-# reconnect, get the same message again, and so on for ever.
+# Errors of the broker, not of a message. kombu's own list contains KeyError, which a malformed message can raise: the
+# worker would reconnect and get the same message again, for ever.
 CONNECTION_ERRORS = (OSError, RedisError, OperationalError)
 
-PATIENCE = "unknown_for"  # header: s that workers have held back a message whose task they do not know
+PATIENCE = "unknown_for"  # header: s that workers have delayed a message of an unknown task
 
 NUMBER = (int, float, type(None))
 TEXT = (str, type(None))
-# What Celery takes for granted, and falls over only later, in its pool or its timer.
+# Types that Celery assumes; a wrong one crashes it only later, in its pool or its timer.
 HEADERS: dict[str, tuple[type, ...]] = {
     "task": (str,),
     "id": (str,),
@@ -44,7 +44,7 @@ HEADERS: dict[str, tuple[type, ...]] = {
 
 
 def check_message(message: Any) -> None:
-    """Raises TypeError for what is of another kind than Celery takes for granted."""
+    """Raises TypeError if a part has another type than Celery assumes."""
     key = message.delivery_info.get("routing_key")
     if not isinstance(key, str):
         raise TypeError(f"routing_key: {key!r:.80}")
@@ -52,9 +52,9 @@ def check_message(message: Any) -> None:
 
 
 def check_headers(headers: Any) -> None:
-    """Raises TypeError for a header that is of another kind than Celery takes for granted."""
+    """Raises TypeError if a header has another type than Celery assumes."""
     if "task" not in headers:
-        return  # an old protocol, or none: Celery looks for it in the body
+        return  # an old protocol, or none: Celery reads the task from the body
     for name, kinds in HEADERS.items():
         if not isinstance(headers.get(name), kinds):
             raise TypeError(f"header {name}: {headers.get(name)!r:.80}")
@@ -64,10 +64,11 @@ def check_headers(headers: Any) -> None:
 
 
 class PrefetchCount(QoS):
-    """kombu's count of messages that may be held, with a limit that gives back what it took.
+    """kombu's prefetch count, with a limit that does not lower the count over time.
 
-    Each waiting message adds a place and takes it away when it goes on. kombu forgets the places beyond the limit and
-    takes them away all the same, until one is left. And the limit is not for the places of the pool.
+    Each message that waits for its ETA or rate limit raises the count, and lowers it when it runs. kombu ignores a
+    raise beyond the limit but still applies the matching decrease, until one slot is left. Here both are ignored. The
+    limit is never below the pool's own slots.
     """
 
     _beyond = 0
@@ -93,10 +94,10 @@ class PrefetchCount(QoS):
 
 
 class Consumer(consumer.Consumer):
-    """Celery's consumer with an answer to each message."""
+    """Celery's consumer, which handles every message."""
 
-    received = 0  # messages; the watchdog looks at it
-    _renewal: Any = None  # an entry of the timer
+    received = 0  # messages, for the watchdog
+    _renewal: Any = None  # a timer entry
 
     def __init__(self, on_task_request: Callable[[Any], Any], *args: Any, **kwargs: Any) -> None:
         self._give_to_pool = on_task_request
@@ -106,12 +107,12 @@ class Consumer(consumer.Consumer):
 
     @property
     def durable(self) -> Any:
-        """Of the worker's app."""
+        """The `Durable` of the worker's app."""
         return self.app.durable
 
     @property
     def qos(self) -> Any:
-        """How many messages may be held; Celery makes one for each connection."""
+        """The prefetch count; Celery creates one for each connection."""
         return self._qos
 
     @qos.setter
@@ -121,10 +122,10 @@ class Consumer(consumer.Consumer):
     # --- A connection ---
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
-        """Called for each connection, before the first message comes."""
+        """Called for each connection, before the first message."""
         self.durable.revocations.load()
         if self.durable.config.renewal:
-            if self._renewal:  # that of an earlier connection
+            if self._renewal:  # of the previous connection
                 self._renewal.cancel()
             self._renewal = self.timer.call_repeatedly(self.durable.config.renew_interval, self._renew)
         handle = super().create_task_handler(*args, **kwargs)
@@ -140,7 +141,7 @@ class Consumer(consumer.Consumer):
             except Exception as error:
                 self._taken.pop(message.delivery_tag, None)
                 if message.acknowledged:
-                    logger.exception("after message %s was settled", message.delivery_tag)
+                    logger.exception("error after message %s was acknowledged or rejected", message.delivery_tag)
                 else:
                     self._dead_letter(message, Reason.MALFORMED, error)
 
@@ -159,8 +160,8 @@ class Consumer(consumer.Consumer):
         return self._give_to_pool(request)
 
     def held(self) -> dict[str, Any]:
-        """The messages that this worker has and has not settled, by delivery tag: of tasks that run or wait for a slot,
-        an ETA or a rate limit, and of unknown ones."""
+        """The unacknowledged messages of this worker by delivery tag: of tasks that run or wait for a slot, an ETA or a
+        rate limit, and of unknown tasks."""
         return {
             tag: message
             for tag, (message, request) in list(self._taken.items())
@@ -174,17 +175,17 @@ class Consumer(consumer.Consumer):
             return
         try:
             self.task_consumer.channel.qos.renew(list(held))
-        except CONNECTION_ERRORS as error:  # the loop finds out by itself, and reconnects
+        except CONNECTION_ERRORS as error:  # the event loop notices it too, and reconnects
             logger.warning("held messages not renewed: %s", error)
 
     def _limit_task(self, request: Any, bucket: Any, tokens: int) -> Any:
-        """A message that waits for its rate limit takes no place: others of its queue can go on."""
+        """A message that waits for its rate limit uses no prefetch slot: other messages of its queue can run."""
         self.qos.increment_eventually()
         self._rate_limited.add(request)
         return super()._limit_task(request, bucket, tokens)
 
     def _limit_post_eta(self, request: Any, bucket: Any, tokens: int) -> Any:
-        """Its place as a message with an ETA is now that of one behind a rate limit."""
+        """The message keeps the prefetch slot it got for its ETA, now for its rate limit."""
         self._rate_limited.add(request)
         bucket.add((request, tokens))
         return self._schedule_bucket_request(bucket)
@@ -201,8 +202,8 @@ class Consumer(consumer.Consumer):
         message.dead = (reason, f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error))
         try:
             message.reject_log_error(logger, CONNECTION_ERRORS)
-        except Exception:  # a worker that falls over it would fall over it again
-            logger.exception("message %s did not become a dead letter; it comes back", message.delivery_tag)
+        except Exception:  # otherwise the worker would crash on it again after a restart
+            logger.exception("message %s was not dead-lettered; it is redelivered", message.delivery_tag)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         self._dead_letter(message, Reason.MALFORMED, exc)
@@ -212,29 +213,29 @@ class Consumer(consumer.Consumer):
         super().on_invalid_task(body, message, exc)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        message.dead = (Reason.MALFORMED, "names no task")
+        message.dead = (Reason.MALFORMED, "it has no task name")
         super().on_unknown_message(body, message)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         config = self.durable.config
         waited = message.headers.get(PATIENCE)
-        waited = waited if isinstance(waited, int | float) else 0  # a stranger's may be anything
+        waited = waited if isinstance(waited, int | float) else 0  # set by another program it may be anything
         if waited < config.unknown_task_patience:
             delay = config.unknown_task_delay
-            logger.warning("unknown task %s: its message goes back in %g s; is a deploy under way?", exc, delay)
-            qos = self.qos  # a reconnect brings another
-            qos.increment_eventually()  # it takes nobody's place meanwhile
+            logger.warning("unknown task %s: requeued in %g s; is a deployment in progress?", exc, delay)
+            qos = self.qos  # a reconnect creates another
+            qos.increment_eventually()  # meanwhile it uses no prefetch slot
             self.timer.call_after(delay, self._put_back, (qos, message, waited + delay))
         else:
-            message.dead = (Reason.UNKNOWN_TASK, f"no worker has known it for {config.unknown_task_patience:g} s")
+            message.dead = (Reason.UNKNOWN_TASK, f"unknown to the workers for {config.unknown_task_patience:g} s")
             super().on_unknown_task(body, message, exc)
 
     def _put_back(self, qos: Any, message: Any, waited: float) -> None:
         qos.decrement_eventually()
         self._taken.pop(message.delivery_tag, None)
         if message.channel is None or message.channel.connection is None:
-            return  # a lost connection: the visibility timeout gives it back
+            return  # the connection was lost: the message is redelivered after the visibility timeout
         try:
             message.channel.put_back(message, **{PATIENCE: waited})
         except CONNECTION_ERRORS as error:
-            logger.warning("message of an unknown task not put back, the visibility timeout will: %s", error)
+            logger.warning("unknown task not requeued; it is redelivered after the visibility timeout: %s", error)

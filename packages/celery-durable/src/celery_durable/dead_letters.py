@@ -1,18 +1,18 @@
-"""Dead letters: messages that cannot be run, kept in a stream of the broker instead of thrown away.
+"""Dead letters: messages that cannot be run, kept in a stream of the broker instead of being discarded.
 
-The rule is AMQP's: what is rejected without requeue. `python -m celery_durable dlq` lists them, shows one, puts them
-back on their queues, or drops them.
+As in AMQP, a message that is rejected without requeue becomes a dead letter. `python -m celery_durable dlq` lists dead
+letters, shows one, requeues them, or drops them.
 
-    <key_prefix>dead-letters         stream; its ids carry the time. Fields of an entry:
-        reason          why, one of `Reason`
-        error           what was wrong with it, in words
-        queue           where it came from
-        task, id        of the task, where they can be told
-        payload         the message as it came, byte for byte
-        size            of the payload in bytes; more than it holds where only its start was kept
-    <key_prefix>dead-letters:stats   hash: bytes kept in all, and `overflowed`, how many were removed to stay in bounds
+    <key_prefix>dead-letters         stream; the entry ids contain the time. Fields of an entry:
+        reason          one of `Reason`
+        error           the error text
+        queue           the queue it came from
+        task, id        of the task, if known
+        payload         the message as received, byte for byte
+        size            of the message in bytes; larger than `payload` if only its start was kept
+    <key_prefix>dead-letters:stats   hash: `bytes`, the total size; `overflowed`, how many were removed at the limits
 
-Both are bounded, by Config.max_dead_letters and Config.max_dead_letter_bytes.
+The limits are Config.max_dead_letters and Config.max_dead_letter_bytes.
 """
 
 import json
@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 MAX_ERROR = 1000  # characters
 MAX_NAME = 255  # characters of a task's name, its id, a queue
 MAX_DIGITS = 20  # of a size
-START = 65_536  # bytes that are kept of a message that is larger than all dead letters may be
-PAGE_BYTES = 8 << 20  # that one round trip reads at most, and one entry more
+START = 65_536  # bytes kept of a message that is larger than max_dead_letter_bytes
+PAGE_BYTES = 8 << 20  # the most that one round trip reads, plus one entry
 
-# Adds a dead letter, and removes the oldest while there are too many or too large ones. With a delivery tag it is taken
-# out of the unacknowledged messages in the same step, unless it has gone back to its queue meanwhile: then it is no
-# dead letter. allow-oom: a full broker must not keep a message from being set aside; what it takes is bounded.
-# KEYS: stream, stats, hash and index of unacknowledged messages. ARGV: most entries, most bytes, delivery tag or "",
-# bytes of the payload, then fields and values. Returns nil, or the removed ones' reason, task, id.
+# Adds a dead letter, and removes the oldest while a limit is exceeded. With a delivery tag the message is removed from
+# the unacknowledged messages in the same step; if it has returned to its queue meanwhile nothing is added. allow-oom:
+# dead-lettering must work on a full broker; the memory it takes is limited. KEYS: stream, stats, hash and index of
+# unacknowledged messages. ARGV: max entries, max bytes, delivery tag or "", bytes of the payload, then fields and
+# values. Returns nil, or reason, task and id of each removed one.
 ADD = """#!lua flags=allow-oom
 local tag = ARGV[3]
 if tag ~= '' then
@@ -70,8 +70,8 @@ end
 return removed
 """
 
-# Removes an entry if it is there, and with a list puts a message at its end. KEYS: stream, stats, list. ARGV: entry's
-# id, bytes of its payload, message or "". Returns 1 if it was there.
+# Removes an entry if it exists, and appends a message, if given, to a list. KEYS: stream, stats, list. ARGV: id of the
+# entry, bytes of its payload, message or "". Returns 1 if it existed.
 TAKE = """
 if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then
     return 0
@@ -84,7 +84,7 @@ return 1
 """
 
 
-# Entries between two ids, until they have so many bytes: a reply of XRANGE with a COUNT could have any size. KEYS:
+# Entries between two ids, up to a number of bytes: with COUNT the size of an XRANGE reply would be unlimited. KEYS:
 # stream. ARGV: first, last, bytes.
 READ = """
 local found, size, first = {}, 0, ARGV[1]
@@ -115,7 +115,7 @@ class Reason(StrEnum):
     WORKER_LOST = "killed its process"
 
 
-# What tells nothing certain of the message: anybody can have written it, under any id.
+# With these reasons the message cannot be trusted: its task id may belong to another task.
 UNREADABLE = (Reason.MALFORMED, Reason.TOO_LARGE)
 
 
@@ -134,7 +134,7 @@ class Letter:
 
     @property
     def time(self) -> datetime:
-        """When it became one."""
+        """When it became a dead letter."""
         return datetime.fromtimestamp(int(self.id.partition("-")[0]) / 1000, UTC)
 
     @property
@@ -149,7 +149,7 @@ class Letter:
 
 
 def letter(reason: Reason, error: str, queue: str, payload: bytes, max_bytes: int) -> Letter:
-    """A dead letter of a message, whatever is in it; of one larger than `max_bytes` only the start is kept."""
+    """A dead letter of a message with any content; of one larger than `max_bytes` only the start is kept."""
     headers = headers_of(payload)
     return Letter(
         reason=reason.value,
@@ -163,7 +163,7 @@ def letter(reason: Reason, error: str, queue: str, payload: bytes, max_bytes: in
 
 
 def headers_of(payload: bytes) -> dict[str, Any]:
-    """The headers of a message, as far as there are any."""
+    """The headers of a message; empty if it has none that can be read."""
     try:
         headers = json.loads(payload)["headers"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -172,7 +172,7 @@ def headers_of(payload: bytes) -> dict[str, Any]:
 
 
 def _text(value: object, longest: int) -> str:
-    """Text that Redis takes: JSON can hold half of a surrogate pair."""
+    """Text that can be encoded for Redis: JSON can hold half of a surrogate pair."""
     return str(value)[:longest].encode(errors="backslashreplace").decode()
 
 
@@ -180,20 +180,20 @@ class DeadLetters:
     """The stream of one broker."""
 
     def __init__(self, config: Config, key: str) -> None:
-        """`key`: of the stream, with every prefix."""
+        """`key`: of the stream, with all prefixes."""
         self._config = config
         self.key, self.stats_key = key, f"{key}:stats"
 
     def add(self, client: Any, new: Letter, app: Any, unacked: tuple[str, str, str] = ("", "", "")) -> bool:
-        """Add a dead letter, and announce it. `client` prefixes no keys.
+        """Add a dead letter, and send `message_dead_lettered`. `client` prefixes no keys.
 
-        `unacked`: delivery tag, and the keys of the hash and the index that it is taken out of. Returns whether it was
-        still there. Raises RedisError.
+        `unacked`: delivery tag, and the keys of the hash and the index that it is removed from. Returns whether it was
+        still in them. Raises RedisError.
         """
-        tag, *books = unacked
+        tag, *unacked_keys = unacked
         limits = [self._config.max_dead_letters, self._config.max_dead_letter_bytes]
         removed = client.register_script(ADD)(
-            keys=[self.key, self.stats_key, *(book or self.key for book in books)],
+            keys=[self.key, self.stats_key, *(key or self.key for key in unacked_keys)],
             args=[*limits, tag, len(new.payload), *new.fields()],
         )
         if removed is None:
@@ -211,12 +211,12 @@ class DeadLetters:
         return True
 
     def take(self, client: Any, old: Letter, list_name: str = "", message: bytes = b"") -> bool:
-        """Remove a dead letter; with a message, put that at the end of a list in the same step. False if it is gone."""
+        """Remove a dead letter and append a message, if given, to a list in one step. False if it no longer exists."""
         keys = [self.key, self.stats_key, list_name or self.key]
         return bool(client.register_script(TAKE)(keys=keys, args=[old.id, len(old.payload), message]))
 
     def read(self, client: Any, first: str = "-", last: str = "+") -> Iterator[Letter]:
-        """All of them between two ids, oldest first. `client` decodes nothing."""
+        """All between two ids, oldest first. The replies of `client` are bytes."""
         read = client.register_script(READ)
         while entries := read(keys=[self.key], args=[first, last, PAGE_BYTES]):
             for entry_id, texts in entries:
@@ -224,7 +224,7 @@ class DeadLetters:
             first = f"({entries[-1][0].decode()}"
 
     def count(self, client: Any) -> tuple[int, int, int]:
-        """How many there are, their bytes, and how many were removed to stay in bounds."""
+        """How many there are, their bytes, and how many were removed because of the limits."""
         with client.pipeline(transaction=False) as pipe:
             pipe.xlen(self.key)
             pipe.hmget(self.stats_key, "bytes", "overflowed")
@@ -233,7 +233,7 @@ class DeadLetters:
 
 
 def _letter_of(entry_id: bytes, fields: dict[bytes, bytes]) -> Letter:
-    """Whatever the fields are: somebody else may have written the entry."""
+    """A dead letter from any fields: the entry may have been written by another program."""
     reason, error, queue, task, task_id, size = (
         fields.get(name, b"").decode(errors="backslashreplace")
         for name in (b"reason", b"error", b"queue", b"task", b"id", b"size")

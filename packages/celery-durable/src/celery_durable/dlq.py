@@ -1,4 +1,4 @@
-"""The command `dlq`: looks at dead letters, puts them back on their queues, or drops them.
+"""The command `dlq`: list, show, requeue or drop dead letters.
 
 python -m celery_durable -A APP dlq [list]
 python -m celery_durable -A APP dlq show ID
@@ -16,24 +16,24 @@ from redis import RedisError
 
 from celery_durable.dead_letters import Letter, Reason
 from celery_durable.errors import NotRequeueableError
-from celery_durable.requeue import DeadLetterOffice
+from celery_durable.requeue import DeadLetterActions
 
-ID = re.compile(r"\d{1,19}-\d{1,19}")  # of a stream's entry
+ID = re.compile(r"\d{1,19}-\d{1,19}")  # of a stream entry
 LISTED = 50
 SHOWN = 2000  # characters of a payload
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the command."""
+    """Add the command's arguments."""
     parser.add_argument("action", choices=["list", "show", "requeue", "drop"], nargs="?", default="list")
-    parser.add_argument("id", nargs="?", help="of a dead letter, as list shows it")
+    parser.add_argument("id", nargs="?", help="id of a dead letter, as shown by list")
     parser.add_argument("--task", help="all of this task")
     parser.add_argument("--reason", help=f"all with this reason: {', '.join(Reason)}")
     parser.add_argument("--all", action="store_true")
 
 
 def run(app: Any, options: argparse.Namespace) -> int:
-    """Do what the options say. Returns the exit code: 0, 1 when something was left, 2 when the options are unclear."""
+    """Run the command. Returns the exit code: 0, 1 if a dead letter was left, 2 for a mistake in the options."""
     try:
         with app.durable.raw_broker() as client:
             command = Command(app, client)
@@ -46,14 +46,14 @@ def run(app: Any, options: argparse.Namespace) -> int:
 
 
 class Command:
-    """The command on the dead letters of one app."""
+    """The command for the dead letters of one app."""
 
     def __init__(self, app: Any, client: Any) -> None:
         self._stream, self._client = app.durable.dead_letters, client
-        self._office = DeadLetterOffice(app.durable)
+        self._actions = DeadLetterActions(app.durable)
 
     def list(self) -> int:
-        """Print how many there are by reason and task, and the newest of them."""
+        """Print the number of dead letters by reason and task, and the newest ones."""
         counts: Counter[tuple[str, str]] = Counter()
         newest: deque[Letter] = deque(maxlen=LISTED)
         for letter in self._stream.read(self._client):
@@ -69,21 +69,21 @@ class Command:
         for letter in newest:
             print(f"{letter.id:<18} {letter.time:%Y-%m-%d %H:%M:%S}  {letter.queue:<5} {letter.task}[{letter.task_id}]")
             print(f"{'':18} {letter.reason}: {letter.error}"[:200])
-            if chord := self._office.chord(letter):
+            if chord := self._actions.chord(letter):
                 print(f"{'':18} in a chord: {chord}")
         if (more := counts.total() - len(newest)) > 0:
             print(f"… and {more} older ones")
         if overflowed:
-            print(f"{overflowed} older ones were removed: there were too many, or too large ones ({size} bytes now)")
+            print(f"{overflowed} older ones were removed: a limit was exceeded ({size} bytes now)")
         return 0
 
     def each(self, options: argparse.Namespace) -> int:
-        """Show, requeue or drop what the options name."""
+        """Show, requeue or drop the dead letters that the options select."""
         if options.reason is not None and options.reason not in set(Reason):
-            print(f"dlq: --reason: choose of {', '.join(map(repr, map(str, Reason)))}", file=sys.stderr)
+            print(f"dlq: --reason: choose from {', '.join(map(repr, map(str, Reason)))}", file=sys.stderr)
             return 2
         if [bool(options.id), options.task is not None, options.reason is not None, options.all].count(True) != 1:
-            print(f"dlq: {options.action}: which? an ID, --task, --reason or --all", file=sys.stderr)
+            print(f"dlq: {options.action}: give one of: an ID, --task, --reason, --all", file=sys.stderr)
             return 2
         found = left = 0
         for letter in self._chosen(options):
@@ -92,9 +92,9 @@ class Command:
                 print(self._do(options.action, letter))
             except NotRequeueableError as error:
                 left += 1
-                print(f"left {letter.id}: {error}; see it with show, take it away with drop", file=sys.stderr)
+                print(f"left {letter.id}: {error}; show prints it, drop removes it", file=sys.stderr)
         if not found:
-            print("dlq: no such dead letter; list shows them", file=sys.stderr)
+            print("dlq: no such dead letter; see list", file=sys.stderr)
         return 0 if found and not left else 1
 
     def _chosen(self, options: argparse.Namespace) -> Iterator[Letter]:
@@ -103,7 +103,7 @@ class Command:
                 yield from self._stream.read(self._client, options.id, options.id)
             return
         seconds, microseconds = self._client.time()
-        now = str(seconds * 1000 + microseconds // 1000)  # what is requeued may soon be a dead letter again
+        now = str(seconds * 1000 + microseconds // 1000)  # skip what is dead-lettered again meanwhile
         for letter in self._stream.read(self._client, last=now):
             if options.all or (
                 options.task == letter.task if options.task is not None else options.reason == letter.reason
@@ -115,11 +115,13 @@ class Command:
             return self._whole(letter)
         name = f"{letter.id} {letter.task}[{letter.task_id}]"
         done = (
-            self._office.drop(self._client, letter) if action == "drop" else self._office.requeue(self._client, letter)
+            self._actions.drop(self._client, letter)
+            if action == "drop"
+            else self._actions.requeue(self._client, letter)
         )
         if not done:
-            return f"gone meanwhile: {name}"
-        return f"dropped {name}" if action == "drop" else f"put back {name} on {letter.queue}"
+            return f"no longer there: {name}"
+        return f"dropped {name}" if action == "drop" else f"requeued {name} to {letter.queue}"
 
     def _whole(self, letter: Letter) -> str:
         text = letter.payload.decode(errors="backslashreplace")
@@ -131,7 +133,7 @@ class Command:
             "queue": letter.queue,
             "task": letter.task,
             "task_id": letter.task_id,
-            "chord": self._office.chord(letter) or "none",
+            "chord": self._actions.chord(letter) or "none",
             "size": f"{letter.size} bytes" + ("" if letter.whole else f", {len(letter.payload)} of them kept"),
             "payload": f"{text[:SHOWN]}{'…' if len(text) > SHOWN else ''}",
         }

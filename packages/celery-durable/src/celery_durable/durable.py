@@ -1,4 +1,4 @@
-"""`Durable`: what `install` gives, and everything of one app that its parts share."""
+"""`Durable`: what `install` returns, and the state of one app that the library's parts share."""
 
 import json
 import logging
@@ -24,13 +24,13 @@ from celery_durable.ticks import Ticks
 
 logger = logging.getLogger(__name__)
 
-OTHER = "other"  # a queue that the app does not have: its name came with a message
+OTHER = "other"  # metrics label for a queue that the app does not define: the name comes from a message
 
 
 class Durable:
     """Delivery for one app: its clients, outbox, dead letters, and names in Redis.
 
-    For tasks: `once`, `store`, `wait_until_on_disk`. For a periodic task: `reconcile`.
+    For use in tasks: `once`, `store`, `wait_until_on_disk`. For a periodic task: `reconcile`.
     """
 
     def __init__(self, app: Any, config: Config) -> None:
@@ -40,7 +40,7 @@ class Durable:
         self.revocations = Revocations(config, lambda: self.broker, lambda: self.broker_key("revoked"))
         self.chords = Chords(config, lambda: self.store)
         self.ticks = Ticks(config, lambda: self.store)
-        self.worker_name = ""  # of this worker's connections
+        self.worker_name = ""  # client name of this worker's connections
         self._transport = TransportOptions(config)
 
     # --- For tasks ---
@@ -52,7 +52,7 @@ class Durable:
 
     @property
     def broker(self) -> Any:
-        """This process's client of the broker, for what is not a message; its replies are text."""
+        """This process's client of the broker, for everything but messages; its replies are text."""
         return self._clients.get(self.broker_url)
 
     def once(self, marker: str, effect: Callable[[Pipeline], Any], ttl: float | None = None) -> Once:
@@ -60,14 +60,14 @@ class Durable:
         return once(self.store, marker, effect, ttl, marked=self.config.done_markers)
 
     def wait_until_on_disk(self) -> None:
-        """Wait until outbox entries that were written outlive a loss of power: see `Outbox.wait_until_on_disk`."""
+        """Wait until the written outbox entries survive a power loss: see `Outbox.wait_until_on_disk`."""
         self.outbox.wait_until_on_disk()
 
     def reconcile(self) -> dict[str, int]:
-        """Publish again what was lost, look after chords, forget workers that were killed long ago.
+        """Publish lost messages again, check chords, remove the registrations of workers that were killed long ago.
 
-        The task `celery_durable.reconcile` does it; beat sends it. Returns {"published", "waiting", "overdue_chords"}.
-        Raises outbox.PUBLISH_ERRORS while Redis is away.
+        Called by the task `celery_durable.reconcile`, which beat sends. Returns {"published", "waiting",
+        "overdue_chords"}. Raises outbox.PUBLISH_ERRORS while Redis is unavailable.
         """
         with self.raw_broker() as client:
             view = BrokerView(client, self._lists_of, self.unacked_key, self.config.publish_socket_timeout)
@@ -76,10 +76,10 @@ class Durable:
         return {**found, "overdue_chords": self.chords.look(self.app.backend)}
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """What each registered worker says of itself (see `worker.Registration`), by node name. Raises RedisError."""
+        """The registration of each worker (see `worker.Registration`), by node name. Raises RedisError."""
         found = {}
         for node, text in self.broker.hgetall(self.broker_key("workers")).items():
-            with suppress(ValueError):  # no JSON: another program's
+            with suppress(ValueError):  # not written by the library
                 entry = json.loads(text)
                 if isinstance(entry, dict) and isinstance(entry.get("heartbeat"), int | float):
                     found[node] = entry
@@ -94,11 +94,11 @@ class Durable:
     # --- Connections ---
 
     def worker_options(self, call: dict[str, Any] | None) -> dict[str, Any]:
-        """Transport options of a connection that consumes; `call` are those that the caller gives."""
+        """Transport options of a consumer's connection; `call`: those given by the caller."""
         return self._transport.of_worker(self._transport_options, call, self.worker_name)
 
     def publisher_options(self, call: dict[str, Any] | None) -> dict[str, Any]:
-        """Transport options of a connection that publishes."""
+        """Transport options of a publisher's connection."""
         return self._transport.of_publisher(self._transport_options, call, self.worker_name)
 
     # --- The broker ---
@@ -110,7 +110,7 @@ class Durable:
         return str(url if isinstance(url, str) else url[0])
 
     def raw_broker(self) -> Redis:
-        """A client of the broker that decodes nothing; a context manager."""
+        """A client of the broker whose replies are bytes; a context manager."""
         client: Redis = connect(self.broker_url, self.config, decode_responses=False)
         return client
 
@@ -119,7 +119,7 @@ class Durable:
         return dict(self.app.conf.broker_transport_options or {})
 
     def prefixed(self, key: str) -> str:
-        """A key of kombu's in the broker."""
+        """A key of kombu in the broker."""
         return f"{self._transport_options.get('global_keyprefix', '')}{key}"
 
     def broker_key(self, name: str) -> str:
@@ -160,8 +160,8 @@ class Durable:
     # --- Names for metrics ---
 
     def queue_of(self, delivery_info: Any) -> str:
-        """The queue of the app that a message came from, or goes to, by its binding; what a message says itself is no
-        name of a queue."""
+        """The queue of the app that a message came from or goes to, by its binding. Never a name from the message
+        itself: that could be anything."""
         info = delivery_info or {}
         exchange, key, queue = (info.get(name) for name in ("exchange", "routing_key", "queue"))
         known = self._queue_names
@@ -169,7 +169,7 @@ class Durable:
 
     @cached_property
     def _queue_names(self) -> dict[tuple[Any, Any], str]:
-        """Names of the queues by exchange and routing key. Celery names only the queue where its exchange is direct."""
+        """Names of the queues by exchange and routing key. For a direct exchange Celery gives only the queue."""
         queues = self.app.amqp.queues.values()
         by_binding = {(queue.exchange.name, queue.routing_key): queue.name for queue in queues}
         return by_binding | {("", queue.name): queue.name for queue in queues}

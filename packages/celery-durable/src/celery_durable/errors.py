@@ -1,4 +1,4 @@
-"""Everything that the library raises of its own."""
+"""The library's exceptions."""
 
 from celery.exceptions import ImproperlyConfigured
 from click import ClickException
@@ -6,11 +6,11 @@ from kombu.exceptions import EncodeError
 
 
 class ConfigError(ValueError):
-    """A `Config` that cannot work; one line for each field that is wrong."""
+    """A `Config` that is not valid; one line for each wrong field."""
 
 
 class DangerousSettingsError(ImproperlyConfigured, ClickException):
-    """Settings of the app or of Redis that lose or repeat work; one line for each.
+    """Settings of the app or of Redis that lose or repeat tasks; one line for each.
 
     Raised when a worker or beat starts, before it takes a message. It is a ClickException as well, so that `celery
     worker` prints the text alone and exits with code 1.
@@ -22,9 +22,9 @@ class DangerousSettingsError(ImproperlyConfigured, ClickException):
 
 
 class PublishRefusedError(EncodeError, ValueError):
-    """A message that must not be published as it is; nothing was published. The text says what to change.
+    """A message that must not be published; nothing was published. The text says what to change.
 
-    Of a callback or the next task of a chain, an EncodeError is the failure of the task before it.
+    It is an EncodeError: if a callback or the next task of a chain is refused, the task before it fails.
     """
 
 
@@ -45,20 +45,20 @@ class NotInOutboxError(PublishRefusedError):
 
 
 class ResultTooLargeError(EncodeError):
-    """A task returned more than `Config.max_result_bytes`. It is the task's failure."""
+    """A task returned more than `Config.max_result_bytes`. The task fails with it."""
 
 
 class EffectFailedError(Exception):
     """A command of an effect failed inside the transaction: Redis has applied the others, and does not roll back.
 
-    Each later call of `once` for the same marker raises it again, until somebody repairs the data and deletes the
+    Each later call of `once` for the same marker raises it again, until an operator repairs the data and deletes the
     marker.
     """
 
 
 class DeadLetterDroppedError(Exception):
-    """The task's message was a dead letter, and was dropped by hand. It is the failure of the task and of its chord."""
+    """The task's message was a dead letter, and an operator dropped it. The task and its chord fail with it."""
 
 
 class NotRequeueableError(Exception):
-    """A dead letter that cannot go back to a queue; the text says why."""
+    """A dead letter that cannot be requeued; the text says why."""

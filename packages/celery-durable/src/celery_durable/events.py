@@ -1,4 +1,4 @@
-"""What the library hears of signals. One set of receivers serves every app; each asks the task's or the message's."""
+"""Receivers of signals. One set serves every app: each gets the app from the task or the sender."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ ENDED = (states.SUCCESS, states.FAILURE, states.IGNORED)
 
 
 def connect_events() -> None:
-    """Connect the receivers; a second time changes nothing."""
+    """Connect the receivers; a second call changes nothing."""
     signals.task_postrun.connect(end_entry)
     message_dead_lettered.connect(end_entry_of_dead_letter)
 
 
 def end_entry(task: Task, task_id: str, state: str | None, **_: Any) -> None:
-    """A task succeeded, failed for good, or has nothing more to do: so has its outbox entry.
+    """End the outbox entry of a task that succeeded, failed for good, or was ignored.
 
-    Not where something that it had to publish could not be; it runs again then.
+    Not if the task could not publish a message: then it runs again.
     """
     request = task.request
     publication = request.get(PUBLICATION)
@@ -29,7 +29,7 @@ def end_entry(task: Task, task_id: str, state: str | None, **_: Any) -> None:
 
 
 def end_entry_of_dead_letter(sender: Any, letter: Letter, **_: Any) -> None:
-    """Of a message that can be read: whatever cannot may claim to be anybody's."""
+    """End the outbox entry of a dead letter, if its message could be read: otherwise its task id cannot be trusted."""
     publication = headers_of(letter.payload).get(PUBLICATION)
     if letter.reason not in UNREADABLE and isinstance(publication, int):
         sender.durable.outbox.end(letter.task_id, publication)

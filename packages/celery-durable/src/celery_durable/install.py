@@ -1,4 +1,4 @@
-"""`install`: one call makes an app's delivery durable, before or after the app's own configuration."""
+"""`install`: one call makes an app's delivery durable, before or after the app is configured."""
 
 import logging
 from threading import local
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 
 def install(app: Celery, config: Config) -> Durable:
-    """Make the delivery of an app durable. Returns what tasks use of it.
+    """Make the delivery of an app durable. Returns the object that tasks use.
 
-    Nothing is connected. Settings of the app that are made later count as those that were made before. Raises
-    ConfigError where `config` asks for metrics and prometheus-client is not installed, RuntimeError at a second call.
+    Opens no connection. Settings of the app take effect whether they are made before or after the call. Raises
+    ConfigError if `config` asks for metrics and prometheus-client is not installed, RuntimeError at a second call.
     """
     if isinstance(app, DurableApp):
-        raise RuntimeError(f"install: was called for {app!r} before; one call for an app")
+        raise RuntimeError(f"install: was already called for {app!r}; call it once per app")
     durable = Durable(app, config)
     app.durable = durable
     app.__class__ = in_front(DurableApp, type(app))
@@ -39,14 +39,14 @@ def install(app: Celery, config: Config) -> Durable:
     for made_before in ("amqp", "control"):
         app.__dict__.pop(made_before, None)
     app._pool = app._backend_cache = None
-    app._local = local()  # each thread's result backend
+    app._local = local()  # Celery keeps each thread's result backend in it
     app.loader.override_backends = {
         **app.loader.override_backends,
         "redis": settings.BACKEND,
         "rediss": settings.BACKEND,
     }
     app.on_after_configure.connect(_add_defaults, weak=False)
-    app.on_after_finalize.connect(_make_tasks_durable, weak=False)  # tasks that were declared before
+    app.on_after_finalize.connect(_make_tasks_durable, weak=False)  # tasks declared before the call
     if app.configured:
         _add_defaults(app)
     _make_tasks_durable(app)
@@ -63,10 +63,10 @@ def _reconcile(task: PeriodicTask) -> dict[str, int]:
 
 
 class DurableApp(Celery):
-    """The first class of an app that `install` was called for; `durable` is what it gave."""
+    """The first class of an app that `install` was called for."""
 
-    durable: Durable
-    own_classes: dict[str, Any]  # of the app, behind those of the library
+    durable: Durable  # what `install` returned
+    own_classes: dict[str, Any]  # the app's own classes, without the library's
 
     def connection_for_read(self, url: str | None = None, **options: Any) -> Connection:
         """A worker's connection."""
@@ -89,12 +89,12 @@ class DurableApp(Celery):
         return task
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pool that spawns its processes, and does not fork them, gets an app that is installed there."""
+        """In a pool that spawns its processes instead of forking, `install` is called again for the unpickled app."""
         base = next(each for each in type(self).__mro__ if not issubclass(each, DurableApp))
         return _unpickle, (base, self.__reduce_keys__(), self.durable.config)
 
     def __reduce_keys__(self) -> dict[str, Any]:
-        """Without what `install` puts in."""
+        """Without what `install` has added."""
         return {**super().__reduce_keys__(), **self.own_classes}
 
 
@@ -105,8 +105,8 @@ def _unpickle(base: Any, keys: dict[str, Any], config: Config) -> Celery:
 
 
 def _add_defaults(sender: Any, **_: Any) -> None:
-    """Called each time that Celery has read the app's settings: those of the library go over Celery's own defaults, and
-    below whatever the app says."""
+    """Called each time Celery has read the app's settings: the library's defaults override Celery's, and the app's own
+    settings override both."""
     sender._conf.maps[-1].update(settings.defaults(sender.durable.config))
 
 

@@ -1,7 +1,7 @@
 """An effect applied together with its done marker in one atomic step: a second run changes nothing.
 
-Tasks run at least once: a worker killed after its effect and before its acknowledgement runs again elsewhere, and two
-runs can overlap. With `once` neither shows. Marker and effect must be in one Redis.
+Tasks run at least once: after a worker is killed between effect and acknowledgement the task runs again on another
+worker, and two runs can overlap. `once` applies the effect only once. Marker and effect must be in the same Redis.
 """
 
 import json
@@ -16,11 +16,11 @@ from celery_durable.errors import EffectFailedError
 
 T = TypeVar("T")
 
-FAILED = "celery-durable: effect failed"  # key of a marker that says so
+FAILED = "celery-durable: effect failed"  # key in the marker of a failed effect
 
 
 class Once(NamedTuple):
-    """What the first run returned, as JSON gives it back, and whether this run was the first."""
+    """The result of the first run, decoded from JSON, and whether this run was the first."""
 
     result: Any
     first: bool
@@ -29,8 +29,8 @@ class Once(NamedTuple):
 def atomically(client: Redis, step: Callable[[Pipeline], T], *watched: str) -> T:
     """Run `step(pipe)` as one transaction: reads, then `pipe.multi()`, then writes. Returns what it returns.
 
-    It starts over when a watched key changes meanwhile, or when the connection breaks and so nobody knows whether
-    the writes were made: a step must read from the watched keys whether they were.
+    It is repeated when a watched key changes meanwhile, or when the connection breaks and the writes may or may not
+    have been applied: a step must check that by reading the watched keys.
     """
     result: T = client.transaction(step, *watched, value_from_callable=True)
     return result
@@ -41,12 +41,12 @@ def once(
 ) -> Once:
     """Apply an effect unless its marker key exists. `effect(pipe)` queues write commands and returns its JSON result.
 
-    The marker holds the result, for `ttl` seconds (None: until it is deleted); keep it longer than a message may be on
-    its way. `marked=False` applies the effect at each run.
+    The marker holds the result, for `ttl` seconds (None: until it is deleted); keep it longer than a message can be
+    redelivered. `marked=False` applies the effect at each run.
 
-    An effect that raises, and a result that is not JSON (TypeError), leave nothing. Raises ValueError for a ttl of 0 or
-    less, and EffectFailedError, at this and each later run, when Redis refused a command of the effect and applied the
-    others: it does not roll back. Keys of a wrong type do that.
+    If the effect raises, or its result is not JSON (TypeError), nothing is written. Raises ValueError for a ttl of 0 or
+    less, and EffectFailedError, at this and each later run, when Redis refused a command of the effect (for example
+    because of a key's type) and applied the others: it does not roll back.
     """
     if ttl is not None and ttl <= 0:
         raise ValueError(f"ttl: {ttl!r}; it must be above 0, or None to keep the marker until it is deleted")
@@ -80,7 +80,7 @@ def _result(marker: str, done: Any) -> Any:
     try:
         result = json.loads(done)
     except ValueError as error:
-        raise ValueError(f"marker {marker}: the key holds something else than a result, {done!r:.80}") from error
+        raise ValueError(f"marker {marker}: the key does not hold a result, {done!r:.80}") from error
     if isinstance(result, dict) and FAILED in result:
         raise EffectFailedError(_explained(marker, result[FAILED]))
     return result

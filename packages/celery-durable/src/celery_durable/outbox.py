@@ -1,18 +1,17 @@
 """The outbox: a task that must run is written to the store first, then published, and again until it has ended.
 
-A task with `outbox=True` is such a task, however it is called. A publish that fails or hangs, and a message that is
-lost later (a broker that crashed or was emptied, a worker killed between two commands), are repeated by `republish`
-with the same task id. An entry ends when its task succeeds, fails for good, is revoked, or its message becomes a dead
-letter.
+It is used for every call of a task with `outbox=True`. If a publish fails or hangs, or the message is lost later (the
+broker crashed or was emptied, a worker was killed between two commands), `republish` publishes it again with the same
+task id. An entry ends when its task succeeds, fails for good, is revoked, or its message becomes a dead letter.
 
-Each message of an entry carries a number, its publication, in the header `outbox_publication`. The entry knows the
-newest: an older one does not run and does not end the entry, so a retry and what it replaced, or a message that was
-published again and its predecessor, do not run both, also when the predecessor turns up within an hour after the entry
-has ended. Without a fault no entry runs twice; with one it may, so its effect goes with `once`.
+Each message of an entry has a number, its publication, in the header `outbox_publication`. The entry stores the newest
+number; an older message does not run and does not end the entry. So of a message and its retry, or its republished
+copy, only the newer runs, even if the older is delivered up to an hour after the entry has ended. Without a fault no
+entry runs twice; after a fault it may, so apply its effect with `once`.
 
     <key_prefix>outbox                  hash: task id -> JSON, see `Entry`
     <key_prefix>outbox:publications     hash: task id -> number of the newest message
-    <key_prefix>outbox:due              sorted set: task id by when to look at it next (epoch s)
+    <key_prefix>outbox:due              sorted set: task id by the time of the next check (epoch s)
     <key_prefix>outbox:ended:<task id>  number of the last message of an entry that had several
 """
 
@@ -36,16 +35,16 @@ logger = logging.getLogger(__name__)
 
 PUBLICATION = "outbox_publication"  # the header
 
-# Publishing failed, or nobody knows: the message may be in its queue all the same.
+# Publishing failed, or its outcome is unknown: the message may still be in its queue.
 PUBLISH_ERRORS = (OperationalError, RedisError, OSError)
 
-BATCH = 100  # entries a look
-TIME_BUDGET = 5  # s that one call of `republish` goes on
-SEARCHED = 100  # messages a round trip; each may have max_message_bytes
+BATCH = 100  # entries per claim
+TIME_BUDGET = 5  # s for one call of `republish`
+SEARCHED = 100  # messages per round trip; each may have max_message_bytes
 ENDED_KEPT = 3600  # s
 
-# Writes an entry down. Its numbers go on from those of an earlier life. KEYS: outbox, publications, due, ended. ARGV:
-# id, JSON, time of the next look. Returns the number of its message.
+# Writes an entry. Its numbers continue after those of an earlier entry of the same id. KEYS: outbox, publications, due,
+# ended. ARGV: id, JSON, time of the next check. Returns the number of its message.
 WRITE = """
 local number = redis.call('HINCRBY', KEYS[2], ARGV[1], 1)
 if number == 1 then
@@ -57,8 +56,8 @@ redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
 return number
 """
 
-# May this message run? No, if a newer one took its place, or the entry has ended. Else the entry is looked at again
-# when it should have ended. KEYS: publications, due, ended. ARGV: id, publication, time of the next look.
+# Whether a message may run: not if a newer one replaced it, or the entry has ended. If it may, the next check is when
+# the entry should have ended. KEYS: publications, due, ended. ARGV: id, publication, time of the next check.
 START = """
 local newest = redis.call('HGET', KEYS[1], ARGV[1])
 if newest and tonumber(ARGV[2]) < tonumber(newest) then
@@ -72,8 +71,8 @@ redis.call('ZADD', KEYS[2], 'XX', ARGV[3], ARGV[1])
 return 1
 """
 
-# Ends an entry, unless a newer message took this one's place. KEYS: outbox, publications, due, ended. ARGV: id,
-# publication, s that the number of several messages is kept.
+# Ends an entry, unless a newer message replaced this one. KEYS: outbox, publications, due, ended. ARGV: id,
+# publication, s to keep the last number of an entry that had several messages.
 END = """
 local newest = redis.call('HGET', KEYS[2], ARGV[1])
 if not newest or tonumber(ARGV[2]) < tonumber(newest) then
@@ -88,8 +87,8 @@ redis.call('ZREM', KEYS[3], ARGV[1])
 return 1
 """
 
-# The entries that are due, each put off so that no other call takes it. KEYS: outbox, publications, due. ARGV: now,
-# time of the next look, how many at most. Returns id, JSON, publication of each.
+# The entries that are due, each rescheduled so that no other call claims it. KEYS: outbox, publications, due. ARGV:
+# now, time of the next check, max number. Returns id, JSON, publication of each.
 CLAIM = """
 local claimed = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])) do
@@ -105,8 +104,8 @@ end
 return claimed
 """
 
-# The number for another message of a claimed entry; 0 if it has ended, was started or written again since. KEYS:
-# publications, due. ARGV: id, publication and time of the next look as `CLAIM` left them.
+# The number for the next message of a claimed entry; 0 if it has ended, was started or written again since. KEYS:
+# publications, due. ARGV: id, publication and time of the next check as set by `CLAIM`.
 ADVANCE = """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
     return 0
@@ -118,7 +117,7 @@ return redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
 """
 
 # Replaces an entry that has not ended and was not written again since. KEYS: outbox, publications, due. ARGV: id, JSON,
-# publication, time of the next look or "" for that which it has.
+# publication, time of the next check or "" to leave it.
 REPLACE = """
 if redis.call('HGET', KEYS[2], ARGV[1]) == ARGV[3] then
     redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
@@ -133,15 +132,15 @@ ID = re.compile(rb'"id": ?"((?:[^"\\]|\\.)*)"')  # in a message
 
 @dataclass(frozen=True)
 class Entry:
-    """A task to be run: all that publishing it takes, and when it was published last."""
+    """A task to be run: all that is needed to publish it, and when it was last published."""
 
     name: str
-    queue: str  # empty: it goes to an exchange alone
+    queue: str  # empty: it is published to an exchange
     headers: dict[str, Any]
     properties: dict[str, Any]
     body: Any
     options: dict[str, Any]
-    published: float = 0.0  # epoch s; 0: not yet, as far as anybody knows
+    published: float = 0.0  # epoch s; 0: not yet, as far as known
 
     @property
     def id(self) -> str:
@@ -150,7 +149,7 @@ class Entry:
 
     @property
     def priority(self) -> int:
-        """Of its message, as kombu takes it."""
+        """The priority of its message, limited as by kombu."""
         priority = self.options.get("priority")
         return max(0, min(9, priority)) if isinstance(priority, int) else 0
 
@@ -159,7 +158,7 @@ class Outbox:
     """The entries of one app."""
 
     def __init__(self, config: Config, store: Callable[[], Any]) -> None:
-        """`store` gives this process's client of the store."""
+        """`store` returns this process's client of the store."""
         self._config, self._store = config, store
         self.key = f"{config.key_prefix}outbox"
         self.publications_key, self.due_key = f"{self.key}:publications", f"{self.key}:due"
@@ -167,39 +166,39 @@ class Outbox:
     # --- The life of an entry ---
 
     def write(self, entry: Entry) -> int:
-        """Write an entry down, in place of an earlier one of the same task (a retry). Raises RedisError.
+        """Write an entry, replacing an earlier one of the same task (a retry). Raises RedisError.
 
-        Returns the number of the message that is to be published.
+        Returns the number of the message to publish.
         """
-        arguments = [entry.id, dumps(vars(entry)), self._next_look(entry)]
+        arguments = [entry.id, dumps(vars(entry)), self._next_check(entry)]
         return int(self._run(WRITE, self._keys(entry.id), arguments))
 
     def due_now(self, entry: Entry, number: int) -> None:
-        """Its message is not in its queue, as far as anybody knows: have it published soon. Raises RedisError."""
+        """Have an entry published soon, because its message is probably not in its queue. Raises RedisError."""
         arguments = [entry.id, dumps(vars(replace(entry, published=0.0))), number, 0]
         self._run(REPLACE, self._keys(entry.id), arguments)
 
     def start(self, task_id: str, publication: int) -> bool:
-        """Whether a message of an entry may run. It may if nobody can tell: without the store, or without the entry."""
+        """Whether a message of an entry may run. It may if that is unknown: without the store, or without the entry."""
         later = time.time() + self._config.republish_after
         try:
             return bool(self._run(START, self._keys(task_id)[1:], [task_id, publication, later]))
         except RedisError as error:
-            logger.warning("outbox: start of %s not noted: %s", task_id, error)
+            logger.warning("outbox: start of %s not recorded: %s", task_id, error)
             return True
 
     def end(self, task_id: str, publication: int) -> None:
-        """A message of an entry has come to its end. Without Redis the entry stays, and runs once more."""
+        """End an entry after one of its messages. If Redis is unavailable the entry stays, and runs once more."""
         try:
             self._run(END, self._keys(task_id), [task_id, publication, ENDED_KEPT])
         except RedisError as error:
-            logger.warning("outbox: end of %s not noted: %s", task_id, error)
+            logger.warning("outbox: end of %s not recorded: %s", task_id, error)
 
     def wait_until_on_disk(self) -> None:
-        """Wait until what was written to the outbox outlives a loss of power: up to a second with AOF everysec.
+        """Wait until the written entries survive a power loss: up to a second with AOF everysec.
 
-        For whoever must not promise before: after an entry, or after a batch of them. Needs Redis 7.2. Raises
-        TimeoutError and RedisError.
+        For a caller that may confirm only then, after one entry or a batch. Needs Redis 7.2. Raises TimeoutError and
+        RedisError.
         """
         # Shorter than the socket's timeout, and never 0, which means no limit.
         timeout = self._config.publish_socket_timeout * 2 / 3
@@ -220,8 +219,8 @@ class Outbox:
     def _run(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
         return self._store().register_script(script)(keys=keys, args=arguments)
 
-    def _next_look(self, entry: Entry) -> float:
-        """When it should have ended, if nothing goes wrong; at once where it is not published."""
+    def _next_check(self, entry: Entry) -> float:
+        """When it should have ended if no fault occurs; now if it is not published."""
         if not entry.published:
             return 0.0
         return max(entry.published, eta_of(entry.headers)) + self._config.republish_after
@@ -229,17 +228,17 @@ class Outbox:
     # --- The reconciler ---
 
     def republish(self, publish: Callable[[Entry, int], None], broker: "BrokerView") -> dict[str, int]:
-        """Publish again what has not ended and is neither in its queue nor with a worker. Bounded in time.
+        """Publish again the entries that have not ended and are neither in a queue nor held by a worker.
 
-        Returns {"published", "waiting"}: how many were published, and how many still wait for their turn. An entry that
-        cannot be published is logged, and stands in nobody's way. Raises PUBLISH_ERRORS while the broker is away;
-        whatever was not published then is due at once.
+        Takes about TIME_BUDGET at most. Returns {"published", "waiting"}: how many were published, and how many still
+        wait in their queue. An entry that cannot be published is logged, and does not block the others. Raises
+        PUBLISH_ERRORS while the broker is unavailable; the entries that were not published are due at once then.
         """
         deadline, published, waiting = time.monotonic() + TIME_BUDGET, 0, 0
         while time.monotonic() < deadline:
             now = time.time()
-            put_off = now + self._config.republish_after
-            claimed = self._claim(now, put_off)
+            next_check = now + self._config.republish_after
+            claimed = self._claim(now, next_check)
             left = {entry.id: now for entry, _ in claimed if entry}
             try:
                 entries = [(entry, number) for entry, number in claimed if entry]
@@ -249,7 +248,7 @@ class Outbox:
                         left[entry.id] = now + self._config.recheck_after
                         waiting += 1
                         continue
-                    published += self._publish(entry, number, put_off, publish)
+                    published += self._publish(entry, number, next_check, publish)
                     del left[entry.id]
             finally:
                 if left:
@@ -258,12 +257,12 @@ class Outbox:
                 break
         return {"published": published, "waiting": waiting}
 
-    def _claim(self, now: float, put_off: float) -> list[tuple[Entry | None, int]]:
-        claimed = self._run(CLAIM, [self.key, self.publications_key, self.due_key], [now, put_off, BATCH])
+    def _claim(self, now: float, next_check: float) -> list[tuple[Entry | None, int]]:
+        claimed = self._run(CLAIM, [self.key, self.publications_key, self.due_key], [now, next_check, BATCH])
         return [(self._read(task_id, entry), int(number)) for task_id, entry, number in claimed]
 
     def _read(self, task_id: str, text: str) -> Entry | None:
-        """An entry as it was written down, or None for what is none, which is logged."""
+        """The entry, or None if it cannot be read, which is logged."""
         try:
             entry = Entry(**loads(text))
             if entry.id != task_id:
@@ -273,10 +272,10 @@ class Outbox:
             return None
         return entry
 
-    def _publish(self, entry: Entry, number: int, put_off: float, publish: Callable[[Entry, int], None]) -> int:
-        """Publish it if it still must be; 1 or 0. Raises PUBLISH_ERRORS."""
+    def _publish(self, entry: Entry, number: int, next_check: float, publish: Callable[[Entry, int], None]) -> int:
+        """Publish it if that is still needed; returns 1 or 0. Raises PUBLISH_ERRORS."""
         keys = self._keys(entry.id)
-        if not (number := int(self._run(ADVANCE, keys[1:3], [entry.id, number, put_off]))):
+        if not (number := int(self._run(ADVANCE, keys[1:3], [entry.id, number, next_check]))):
             return 0
         try:
             publish(entry, number)
@@ -285,7 +284,7 @@ class Outbox:
         except Exception as error:
             publish_failed.send(sender=None, task=entry.name, error=error)
             again = self._config.republish_after
-            logger.exception("%s[%s] cannot be published; it is tried every %g s", entry.name, entry.id, again)
+            logger.exception("%s[%s] cannot be published; retried every %g s", entry.name, entry.id, again)
             return 0
         published = replace(entry, published=time.time())
         self._run(REPLACE, keys, [entry.id, dumps(vars(published)), number, ""])
@@ -297,7 +296,7 @@ class Outbox:
 
 
 class BrokerView:
-    """What the broker tells of messages that were published and have not ended."""
+    """Finds in the broker the messages of entries that have not ended."""
 
     def __init__(
         self,
@@ -306,16 +305,16 @@ class BrokerView:
         unacked_key: str,
         patience: float,
     ) -> None:
-        """`client` decodes nothing; `lists_of` gives the Redis lists that an entry's message went to; `patience`: s
-        that a publish may have taken."""
+        """`client`: its replies are bytes; `lists_of` returns the Redis lists that an entry's message went to;
+        `patience`: s that a publish may have taken."""
         self._client, self._lists_of, self._unacked_key, self._patience = client, lists_of, unacked_key, patience
 
     def not_lost(self, entries: Sequence[Entry]) -> set[str]:
-        """Ids of those whose message waits in a queue or is held by a worker, as far as that can be told.
+        """Ids of the entries whose message waits in a queue or is held by a worker, as far as known.
 
-        A message waits if the next one of its list is not newer: that is quickly told. One without a publish stamp, or
-        that was given back, tells nothing: then all of the list wait. What seems to be gone is looked for in the whole
-        list, where it may have been put back, and among what workers hold. Raises RedisError.
+        A message counts as waiting if the next message of its list is not newer, which is cheap to check; also if that
+        one has no publish time or was redelivered. Any other is searched for in the whole list, where it may have been
+        requeued, and among the messages that workers hold. Raises RedisError.
         """
         lists = {entry.id: self._lists_of(entry) for entry in entries}
         heads = self._heads({name for names in lists.values() for name in names})
@@ -339,7 +338,7 @@ class BrokerView:
             return dict(zip(names, pipe.execute(), strict=True))
 
     def _waiting(self, name: str) -> Iterator[bytes]:
-        """The messages of a list, the newest first: what comes and goes meanwhile hides none of the others."""
+        """The messages of a list, newest first: messages added or removed meanwhile do not make it skip others."""
         first = 0
         while found := self._client.lrange(name, first, first + SEARCHED - 1):
             yield from found
@@ -354,7 +353,7 @@ class BrokerView:
 
     @staticmethod
     def _named(messages: Iterable[bytes], ids: set[str]) -> set[str]:
-        """Those of the ids that the messages have."""
+        """The ids that occur in the messages."""
         wanted = {dumps(task_id)[1:-1].encode(): task_id for task_id in ids}
         found: set[str] = set()
         for message in messages:
@@ -365,7 +364,7 @@ class BrokerView:
 
 
 def _is_newer(head: bytes | None, than: float) -> bool:
-    """Whether the next message of a list was published after a time (epoch s): also where the list is empty."""
+    """Whether the next message of a list was published after a time (epoch s); true for an empty list."""
     if head is None:
         return True
     try:

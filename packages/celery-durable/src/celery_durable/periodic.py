@@ -1,4 +1,4 @@
-"""Periodic tasks that several beats may send: each due time of an entry runs once."""
+"""Periodic tasks that several beat processes may send: each due time of an entry runs once."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from redis import RedisError
 logger = get_task_logger(__name__)
 
 RECONCILE = "celery_durable.reconcile"  # the task, and beat's entry
-ENTRY, DUE = "beat_entry", "beat_due"  # headers of what the library's scheduler sends
+ENTRY, DUE = "beat_entry", "beat_due"  # headers set by the library's scheduler
 
 
 class PeriodicTask(Task):
-    """Base of what beat sends. Of all messages of a due time one runs, the others are ignored.
+    """Base class of periodic tasks. Of all messages for a due time one runs, the others are ignored.
 
-    The library's scheduler names entry and due time in headers. Without them (a call by hand) the task always runs.
+    The library's scheduler sets entry and due time in headers. Without them (a manual call) the task always runs.
     """
 
     abstract = True
@@ -25,9 +25,9 @@ class PeriodicTask(Task):
         entry, due = self.request.get(ENTRY), self.request.get(DUE)
         try:
             runs = entry is None or due is None or self.app.durable.ticks.claim(entry, due, task_id)
-        except RedisError as error:  # nobody knows
+        except RedisError as error:  # unknown whether it may run
             raise self.retry(exc=error) from error
         if not runs:
-            logger.info("%s ignored: another message of entry %s for %.3f is there (two beats?)", self.name, entry, due)
+            logger.info("%s ignored: entry %s has another message for %.3f (two beats?)", self.name, entry, due)
             raise Ignore
         super().before_start(task_id, args, kwargs)

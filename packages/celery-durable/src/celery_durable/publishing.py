@@ -1,4 +1,4 @@
-"""How the app publishes: by way of the outbox for tasks that ask for it, and never what would run twice."""
+"""How the app publishes: through the outbox for tasks with `outbox=True`, and never a message that would run twice."""
 
 import logging
 import time
@@ -25,18 +25,18 @@ from celery_durable.transport import Transport
 
 logger = logging.getLogger(__name__)
 
-# Options that belong to one publish, and not to what is published.
+# Options that belong to one publish, and are not kept in the entry.
 OF_ONE_PUBLISH = ("queue", "declare", "event_dispatcher", "retry", "retry_policy")
 
-# Headers of a message that a retry would come with: it has its own life.
-OF_ITS_PAST = ("redelivered", "redelivered_at", PATIENCE)
+# Headers of the first message that a retry would inherit, although they do not apply to it.
+NOT_INHERITED = ("redelivered", "redelivered_at", PATIENCE)
 
 ENVELOPE = 1000  # bytes that the transport adds to a message's body, headers and properties, redelivery included
 
 
 class Connection(amqp.Connection):
-    """kombu's, with the library's transport in the place of kombu's for Redis. Its address stays as it was: whoever
-    reads it (Flower, `celery report`) sees redis://."""
+    """kombu's connection with the library's transport for Redis. The URL does not change: Flower and `celery report`
+    still see redis://."""
 
     durable: Any  # of its app, see `AMQP`
 
@@ -50,7 +50,7 @@ class Connection(amqp.Connection):
             self.credential_provider = provider
 
     def info(self) -> dict[str, Any]:
-        """Without the password file: a worker tells this by remote control, as JSON."""
+        """Without the password file: a worker sends this as JSON in its reply to a remote control command."""
         info: dict[str, Any] = super().info()
         return {name: value for name, value in info.items() if name != "credential_provider"}
 
@@ -64,41 +64,41 @@ class Connection(amqp.Connection):
         return str(known.as_uri(include_password, mask, **kwargs))
 
     def __eqhash__(self) -> HashedSeq:
-        """Key of kombu's pools: two apps share no connection, even to one broker."""
+        """Key of kombu's pools: two apps share no connection, even to the same broker."""
         return HashedSeq(*super().__eqhash__(), id(self.durable))
 
     def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """Looks every second whether a broker that is away is back; kombu's waits grow to 30 s."""
+        """Tries to reconnect every second; kombu's delays grow to 30 s."""
         return super().ensure_connection(*args, **{"interval_start": 1, "interval_step": 0, **kwargs})
 
 
 class AMQP(amqp.AMQP):
-    """Celery's way to publish, by way of the outbox for tasks with `outbox=True`.
+    """Celery's AMQP, which publishes through the outbox for tasks with `outbox=True`.
 
-    `apply_async(later=True)` writes such a task down and leaves the publishing to the reconciler: for a caller that may
-    not wait for a broker that is away or frozen.
+    `apply_async(later=True)` only writes such a task to the outbox, and the reconciler publishes it: for a caller that
+    must not wait for a broker that is unavailable or frozen.
     """
 
     @cached_property
     def Connection(self) -> type:  # noqa: N802 - Celery's name
-        """The app's connections know their app."""
+        """The class of the app's connections, with a reference to the app's `Durable`."""
         return type("Connection", (Connection,), {"durable": self.app.durable})
 
     @cached_property
     def send_once(self) -> Callable[..., Any]:
-        """Celery's way to publish a task, without the outbox."""
+        """Celery's function that publishes a task, without the outbox."""
         send = super()._create_task_sender()
 
         def send_once(producer: Any, name: str, message: Any, **options: Any) -> Any:
             if (exchange := options.get("exchange")) and not options.get("declare"):
                 options["declare"] = self._bound_to(exchange) or None
             if options.get("retry") is False:
-                # kombu leaves a retried publish's policy in options that all connections of the pool share, and the
-                # next new connection is retried: 6 s on a frozen broker, not 3.
+                # kombu stores a retried publish's policy in options that all connections of the pool share, so the next
+                # new connection is retried too: 6 s on a frozen broker, not 3.
                 connection = producer.connection
                 connection.transport_options = {**connection.transport_options, "max_retries": 0}
-            kept = {key: value for key, value in (options.get("headers") or {}).items() if key not in OF_ITS_PAST}
-            options["headers"] = {**kept, "published_at": time.time()}  # epoch s: waits and ages are counted from it
+            kept = {key: value for key, value in (options.get("headers") or {}).items() if key not in NOT_INHERITED}
+            options["headers"] = {**kept, "published_at": time.time()}  # epoch s; wait times and ages count from it
             try:
                 sent = send(producer, name, message, **options)
             except Exception as error:
@@ -130,7 +130,7 @@ class AMQP(amqp.AMQP):
                 return self.send_once(producer, name, message, **{**_numbered(options, number), "retry": False})
             except PUBLISH_ERRORS as error:
                 logger.warning("%s[%s] not published (%s): the outbox has it", name, entry.id, error)
-                with suppress(RedisError):  # it is there; this is to have it published soon
+                with suppress(RedisError):  # the entry is written; this only has it published sooner
                     outbox.due_now(entry, number)
                 return None
 
@@ -153,17 +153,17 @@ class AMQP(amqp.AMQP):
         with self.app.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
             try:
                 self.send_once(producer, entry.name, message, queue=entry.queue or None, **options)
-            except KeyError as error:  # for kombu that is a broker that is away; its queue may be gone
+            except KeyError as error:  # kombu would report it as a lost connection; the queue may have been removed
                 raise ValueError(f"{error} is not known") from error
 
     def queues_of(self, entry: Entry) -> list[str]:
-        """Names of the queues that an outbox entry's message goes to, as far as they can be told.
+        """Names of the queues that an outbox entry's message goes to, as far as known.
 
         Raises outbox.PUBLISH_ERRORS.
         """
         try:
             queue = self.queues[entry.queue] if entry.queue else None
-        except KeyError:  # it is gone
+        except KeyError:  # it was removed
             return []
         exchange, key = entry.options.get("exchange"), entry.options.get("routing_key")
         kind = entry.options.get("exchange_type") or (queue.exchange.type if queue is not None else "direct")
@@ -178,8 +178,8 @@ class AMQP(amqp.AMQP):
             return [str(name) for name in channel._lookup(exchange, key)]
 
     def _bound_to(self, exchange: Any) -> list[Any]:
-        """The app's queues of an exchange. An exchange that a process has not declared is a direct one for kombu, and
-        what is published to a topic vanishes."""
+        """The app's queues of an exchange. kombu takes an exchange that a process has not declared for a direct one,
+        and a message to a topic is lost."""
         name = getattr(exchange, "name", exchange)
         return [queue for queue in self.queues.values() if queue.exchange.name == name]
 
@@ -206,23 +206,23 @@ class AMQP(amqp.AMQP):
         )
 
     def _refuse_what_runs_twice(self, name: str, headers: dict[str, Any]) -> None:
-        """Raises DelayTooLongError or TimeLimitTooLongError: a worker that does not renew lets it run again."""
+        """Raises DelayTooLongError or TimeLimitTooLongError: a worker without renewal would run it twice."""
         config = self.app.durable.config
         delay = eta_of(headers) - time.time()
         if delay > config.max_delay:
             raise DelayTooLongError(
                 f"{name}: due in {delay:.0f} s; on Redis a countdown, ETA or retry delay is {config.max_delay:g} s at "
-                "most (Config.max_delay). What is later is for beat, or for a table that a periodic task looks into."
+                "most (Config.max_delay). For a later time use beat, or a table that a periodic task reads."
             )
         limit = (headers.get("timelimit") or [None])[0]
         if limit and limit >= config.visibility_timeout:
             raise TimeLimitTooLongError(
                 f"{name}: time_limit is {limit:g} s; on Redis it must be less than {config.visibility_timeout:g} s "
-                "(Config.visibility_timeout), or the task runs again beside itself. Cut it into smaller ones."
+                "(Config.visibility_timeout), or the task runs twice at once. Split it into smaller ones."
             )
 
     def _refuse_what_is_too_large(self, name: str, message: Any) -> None:
-        """Raises MessageTooLargeError for what a worker would not take."""
+        """Raises MessageTooLargeError for a message that a worker would not accept."""
         limit = self.app.durable.config.max_message_bytes
         _, _, body = serialization.dumps(message.body, self.app.conf.task_serializer)
         size = (
@@ -231,19 +231,19 @@ class AMQP(amqp.AMQP):
         if size > limit:
             raise MessageTooLargeError(
                 f"{name}: a message of {size} bytes; max_message_bytes is {limit}. "
-                "Keep the data elsewhere, and send its name."
+                "Store the data elsewhere, and send its key."
             )
 
 
 def _numbered(options: dict[str, Any], publication: int) -> dict[str, Any]:
-    """Options of a publish, with the number of the entry's message: a retry comes with the headers of its first try."""
+    """Options of a publish, with the number of the entry's message: a retry inherits the headers of its first try."""
     return {**options, "headers": {**(options.get("headers") or {}), PUBLICATION: publication}}
 
 
 @contextmanager
 def _running_task_stays() -> Iterator[None]:
-    """What a running task could not publish keeps it in the outbox: the rest of its chain would be lost with it, so it
-    runs again."""
+    """A running task that could not publish stays in the outbox and runs again: otherwise the rest of its chain would
+    be lost."""
     try:
         yield
     except PUBLISH_ERRORS:

@@ -1,4 +1,4 @@
-"""What ends a task from outside its process, and whether its message becomes a dead letter then."""
+"""Handles tasks that are ended from outside their process, and decides which messages become dead letters."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from celery_durable.dead_letters import Reason
 from celery_durable.outbox import PUBLICATION
 from celery_durable.signals import request_ended
 
-SOFT_LIMIT_RETRIES = 3  # what is too slow is too slow at its twentieth try
+SOFT_LIMIT_RETRIES = 3  # a task that is too slow will be too slow again
 
 
 class DurableRequest:
-    """Put in front of Celery's Request, or of the task's own.
+    """Mixin before Celery's Request, or the task's own.
 
-    A message that was acknowledged late and ends badly becomes a dead letter instead of being acknowledged.
+    With late acknowledgement a message whose task fails for good becomes a dead letter instead of being acknowledged.
     """
 
     _dead: tuple[Reason, str] | None = None
@@ -44,20 +44,20 @@ class DurableRequest:
         if lost and not (self._already_revoked or self._already_cancelled):
             self._announce_end("worker_lost")
         if self.app.durable.config.dead_letters:
-            self._judge(error)
+            self._classify(error)
         super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
-        if self._dead and not self.task.acks_late:  # else it ends with its message, unless that has gone back
+        if self._dead and not self.task.acks_late:  # else it ends with its message, unless that was requeued
             self._end_entry()
 
-    def _judge(self: Any, error: object) -> None:
-        """Whether the message is a dead letter after this error."""
+    def _classify(self: Any, error: object) -> None:
+        """Decide whether the message is a dead letter after this error."""
         retries, allowed = self.request_dict.get("retries") or 0, self.task.max_retries
         if isinstance(error, SoftTimeLimitExceeded):
             allowed = SOFT_LIMIT_RETRIES if allowed is None else min(allowed, SOFT_LIMIT_RETRIES)
         last = allowed is not None and retries >= allowed
         if isinstance(error, Reject):
             self.message.dead = (Reason.REJECTED, str(error.reason))
-        elif isinstance(error, TimeLimitExceeded):  # billiard tells of it here first, and of the time-out after
+        elif isinstance(error, TimeLimitExceeded):  # billiard calls this before on_timeout
             self._dead = (Reason.TIME_LIMIT, f"{error.args[0]:g} s")
         elif isinstance(error, WorkerLostError | SystemExit):
             if last:

@@ -1,4 +1,4 @@
-"""What becomes of a dead letter that somebody has looked at: back to its queue, or away."""
+"""Requeues or drops a dead letter."""
 
 import json
 import time
@@ -16,40 +16,40 @@ from celery_durable.dead_letters import UNREADABLE, Letter, Reason
 from celery_durable.errors import DeadLetterDroppedError, NotRequeueableError
 from celery_durable.outbox import PUBLICATION, Entry
 
-# Headers that tell of the message's past, and are wrong of its new life.
-FORGOTTEN = ("redelivered", "redelivered_at", PATIENCE, "eta", "expires")
+# Headers that no longer apply to a requeued message.
+REMOVED_HEADERS = ("redelivered", "redelivered_at", PATIENCE, "eta", "expires")
 
-# Of these Celery has told nobody that the task failed: its chord waits.
-UNTOLD = (*UNREADABLE, Reason.UNKNOWN_TASK)
+# With these reasons Celery has not reported the task as failed: its chord still waits.
+UNREPORTED = (*UNREADABLE, Reason.UNKNOWN_TASK)
 
 
 @dataclass(frozen=True)
 class Body:
-    """What a task message carries."""
+    """The body of a task message."""
 
     args: Any
     kwargs: Any
     embed: dict[str, Any]  # callbacks, errbacks, chain, chord
 
 
-class DeadLetterOffice:
-    """Does it for one app. Nothing is changed where an error is raised."""
+class DeadLetterActions:
+    """The actions for one app. If an error is raised nothing was changed."""
 
     def __init__(self, durable: Any) -> None:
         self._durable, self._app = durable, durable.app
 
     def chord(self, letter: Letter) -> str:
-        """The chord that waits for the task: its callback and its group's id. Empty where it is in none, or that cannot
-        be told."""
+        """The chord that waits for the task: its callback and its group's id. Empty if there is none, or the message
+        cannot be read."""
         try:
             message = json.loads(letter.payload)
             callback = body_of(message).embed.get("chord") or {}
             return f"{callback['task']}, group {message['headers'].get('group')}" if callback else ""
-        except Exception:  # it may be anything
+        except Exception:  # the payload may be anything
             return ""
 
     def requeue(self, client: Any, letter: Letter) -> bool:
-        """Put it at the end of its queue, with retries, times and counts reset. False if it is gone.
+        """Put it at the end of its queue, with retries and times reset. False if it no longer exists.
 
         Raises NotRequeueableError, RedisError.
         """
@@ -67,10 +67,10 @@ class DeadLetterOffice:
         return taken
 
     def drop(self, client: Any, letter: Letter) -> bool:
-        """Remove it; the chord that waits for its task fails. False if it is gone. Raises RedisError."""
+        """Remove it; a chord that waits for its task fails. False if it no longer exists. Raises RedisError."""
         if not self._durable.dead_letters.take(client, letter):
             return False
-        if letter.reason in UNTOLD and self.chord(letter):
+        if letter.reason in UNREPORTED and self.chord(letter):
             message = json.loads(letter.payload)
             body = body_of(message)
             request = Context({**message["headers"], **body.embed, "args": body.args, "kwargs": body.kwargs})
@@ -88,7 +88,7 @@ class DeadLetterOffice:
             raise NotRequeueableError(f"the app has no queue {letter.queue!r}")
         try:
             message: dict[str, Any] = json.loads(letter.payload)
-            kept = {name: value for name, value in message["headers"].items() if name not in FORGOTTEN}
+            kept = {name: value for name, value in message["headers"].items() if name not in REMOVED_HEADERS}
             message["headers"] = {**kept, "retries": 0, "published_at": time.time()}
             message["properties"]["delivery_tag"] = str(uuid4())
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -98,7 +98,7 @@ class DeadLetterOffice:
     def _entry(self, letter: Letter, message: dict[str, Any], priority: int) -> Entry:
         try:
             body = body_of(message)
-        except Exception as error:  # whatever a decoder raises
+        except Exception as error:  # a decoder can raise anything
             raise NotRequeueableError(f"its body cannot be read ({type(error).__name__}: {error})") from error
         return Entry(
             name=letter.task,
@@ -106,13 +106,13 @@ class DeadLetterOffice:
             headers=message["headers"],
             properties={},
             body=[body.args, body.kwargs, body.embed],
-            options={"priority": priority, "exchange_type": "direct"},  # to this queue alone
+            options={"priority": priority, "exchange_type": "direct"},  # to this queue only
             published=message["headers"]["published_at"],
         )
 
 
 def body_of(message: dict[str, Any]) -> Body:
-    """The body of a task message, compressed or not. Raises whatever decoding does."""
-    decoder = Channel.__new__(Channel)  # decodes the transport's base64, and connects nothing
+    """The body of a task message, compressed or not. Raises any error of decoding."""
+    decoder = Channel.__new__(Channel)  # decodes the transport's base64 without a connection
     args, kwargs, embed = Message(message, channel=decoder, accept={"application/json"}).decode()
     return Body(args, kwargs, embed or {})

@@ -1,6 +1,6 @@
-"""Revoked tasks, remembered in the broker: a revocation outlives restarts, and new workers know of it.
+"""Revoked tasks, stored in the broker: a revocation survives restarts, and new workers load it.
 
-Celery tells the workers that run at that moment, and each forgets when it stops.
+Celery sends a revocation only to the running workers, and each forgets it when it stops.
 
     <key_prefix>revoked     sorted set by when they were revoked (epoch s): "id:<task id>", or
                             "stamp:" and JSON [header, value] of a stamped header
@@ -30,7 +30,7 @@ class Revocations:
         self._config, self._broker, self._key = config, broker, key
 
     def remember(self, command: str, arguments: Mapping[str, Any]) -> None:
-        """Remember what a remote control command revokes; other commands are not for here. Raises RedisError."""
+        """Store what a remote control command revokes; other commands are ignored. Raises RedisError."""
         if command == "revoke":
             self._add(f"{ID}{task_id}" for task_id in maybe_list(arguments.get("task_id")) or ())
         elif command == "revoke_by_stamped_headers":
@@ -53,7 +53,7 @@ class Revocations:
             pipe.execute()
 
     def load(self) -> None:
-        """Tell this worker's state of all that is remembered. Without Redis it keeps what it knows."""
+        """Load the stored revocations into this worker's state. If Redis is unavailable the state does not change."""
         state.revoked.expires, state.revoked.maxlen = self._config.revoked_for, self._config.max_revoked
         since = time.time() - self._config.revoked_for
         try:

@@ -1,4 +1,4 @@
-"""Beat's scheduler: what is due is sent, each message names its due time, and the clock may be set."""
+"""Beat's scheduler: sends every due entry, puts the due time in each message, and handles changes of the clock."""
 
 import logging
 import time
@@ -17,22 +17,22 @@ from celery_durable.times import aware
 
 logger = logging.getLogger(__name__)
 
-SET_BACK = 1.0  # s that the clock must go back to count as set back
+SET_BACK = 1.0  # s; a smaller step backwards of the clock is ignored
 TRY_AGAIN = 1.0  # s after a send that failed
 
 
 class Scheduler(beat.PersistentScheduler):
     """Celery's persistent scheduler, with these differences:
 
-    - A message carries its entry's name and due time (`beat_entry`, `beat_due`), so that tasks can tell a second beat's
-      message from their own.
-    - An entry that could not be sent is still due: it is tried again, and not skipped until its next due time.
-    - A clock that is set back stops nothing; entries count from the new time.
-    - It knows how long an entry has been due and unsent, whatever the clock says, and touches its heartbeat file only
-      while that is less than Config.beat_overdue_after.
+    - A message has its entry's name and due time in headers (`beat_entry`, `beat_due`), so that the duplicate message
+      of a second beat can be recognised.
+    - An entry that could not be sent stays due and is tried again; it is not skipped until its next due time.
+    - When the clock is set back, entries are still sent; they count from the new time.
+    - It measures how long an entry has been due and unsent with the monotonic clock, and touches its heartbeat file
+      only while that is less than Config.beat_overdue_after.
     """
 
-    _heap: Any  # Celery's: the next time of each entry; None: to be made anew
+    _heap: Any  # Celery's: the next time of each entry; None: to be rebuilt
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         refuse_dangerous_settings(app)
@@ -43,15 +43,15 @@ class Scheduler(beat.PersistentScheduler):
 
     @property
     def durable(self) -> Any:
-        """Of beat's app."""
+        """The `Durable` of beat's app."""
         return self.app.durable
 
     def setup_schedule(self) -> None:
         super().setup_schedule()
-        self._start_from_now()  # its file may be from a time when the clock was wrong
+        self._start_from_now()  # the schedule file may have been written while the clock was wrong
 
     def install_default_entries(self, data: Any) -> None:
-        """Celery's, and the reconciler's."""
+        """Celery's, and the reconciler's entry."""
         super().install_default_entries(data)
         config = self.durable.config
         if config.outbox and RECONCILE not in data:
@@ -72,7 +72,7 @@ class Scheduler(beat.PersistentScheduler):
         return delay
 
     def populate_heap(self, *args: Any, **kwargs: Any) -> None:
-        """An entry that could not be sent waits: Celery would take it first, again and again."""
+        """Delay an entry that could not be sent: Celery would retry it in a loop, before all others."""
         super().populate_heap(*args, **kwargs)
         now = time.monotonic()
         for index, event in enumerate(self._heap):
@@ -81,7 +81,7 @@ class Scheduler(beat.PersistentScheduler):
         heapify(self._heap)
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
-        """Send an entry that is due. `tick` has noted it as sent; where that is not so it is due still."""
+        """Send an entry that is due. `tick` has marked it as sent already; if sending fails it is made due again."""
         logger.info("sending due task %s (%s)", entry.name, entry.task)
         times = self._due(entry)
         headers = {**(entry.options.get("headers") or {}), ENTRY: entry.name, DUE: times.newest}
@@ -97,19 +97,19 @@ class Scheduler(beat.PersistentScheduler):
             beat_sent.send(sender=self.app, entry=entry.name, lateness=max(0.0, time.time() - times.first))
 
     def _ensure_connected(self) -> Any:
-        """Without the wait of Celery's for a broker that is away: a tick would not end, and beat would seem dead."""
+        """Do not wait for an unavailable broker, as Celery does: the tick would not end, and beat would seem dead."""
         return self.connection
 
     def _due(self, entry: Any) -> Due:
         now = self.schedule[entry.name].last_run_at  # of the message that is being sent
         try:
             return due(entry.schedule, entry.last_run_at, now)
-        except Exception:  # of a schedule of the user's own
-            logger.exception("entry %s: its schedule tells no due time; its message is for now", entry.name)
+        except Exception:  # raised by a user's own schedule
+            logger.exception("entry %s: its schedule gives no due time; the current time is used", entry.name)
             return Due(aware(now).timestamp(), aware(now).timestamp())
 
     def overdue(self) -> float:
-        """Seconds that the longest waiting entry has been due and is not sent, by a clock that nobody sets."""
+        """Seconds that the longest waiting entry has been due and unsent, by the monotonic clock."""
         now, names = time.monotonic(), set()
         for entry in list(self.schedule.values()):
             names.add(entry.name)
@@ -123,7 +123,7 @@ class Scheduler(beat.PersistentScheduler):
         try:
             is_due, remaining = entry.is_due()
             return 0.0 if is_due else float(remaining)
-        except Exception:  # Celery says so when it comes to it
+        except Exception:  # Celery will log it when the entry is next checked
             return float(self.max_interval)
 
     def _report(self) -> None:
@@ -133,7 +133,7 @@ class Scheduler(beat.PersistentScheduler):
             config.heartbeat_file.touch()
 
     def _start_from_now(self) -> None:
-        """Entries that ran in what is now the future count from now, and due times that come again run again."""
+        """Entries whose last run is now in the future count from now, and their repeated due times run again."""
         now = time.time()
         for entry in self.schedule.values():
             if aware(entry.last_run_at).timestamp() > now + SET_BACK:
@@ -143,4 +143,4 @@ class Scheduler(beat.PersistentScheduler):
         try:
             self.durable.ticks.forget_after(now + SET_BACK, self.schedule)
         except RedisError as error:
-            logger.warning("due times that come again are not forgotten: %s", error)
+            logger.warning("repeated due times are not run again: %s", error)

@@ -1,4 +1,4 @@
-"""Beat's schedules, and the due times that they name alike for every beat."""
+"""Beat's schedules, with due times that are the same in every beat process."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,16 +10,17 @@ from celery.schedules import crontab, schedule
 
 from celery_durable.times import aware
 
-# Where the search for a schedule's newest due time starts, in seconds before now: a frequent one is found at once.
+# Where the search for a schedule's latest due time starts, in seconds before now; short ones first, for frequent
+# schedules.
 STARTS = (61, 3_660, 86_460, 32 * 86_400, 367 * 86_400)
-STEP = timedelta(seconds=1)  # a solar event is not computed twice to the same microsecond
+STEP = timedelta(seconds=1)  # two computations of a solar event differ by microseconds
 
 
 class every(schedule):  # noqa: N801 - reads like Celery's crontab and solar
-    """Each `seconds`, on the clock: due at the multiples of it since the epoch, whenever beat was started.
+    """Every `seconds`, aligned to the clock: due at multiples of it since the epoch, whenever beat was started.
 
-    So two beats, or one that was restarted, compute the same due times. Celery's own interval counts from the last run
-    and drifts with it.
+    So two beat processes, or a restarted one, compute the same due times. Celery's own interval counts from the last
+    run and drifts.
     """
 
     def __init__(self, seconds: float | timedelta, relative: bool = False, nowfun: Any = None, app: Any = None) -> None:
@@ -38,17 +39,17 @@ class every(schedule):  # noqa: N801 - reads like Celery's crontab and solar
 
 
 class zoned(crontab):  # noqa: N801
-    """Celery's crontab on the clock of a time zone ("Asia/Tokyo"); Celery's own goes by the app's `timezone`."""
+    """Celery's crontab in its own time zone ("Asia/Tokyo"); Celery's uses the app's `timezone`."""
 
     def __init__(self, zone: str, *cron: Any, **options: Any) -> None:
-        self.zone = ZoneInfo(zone).key  # raises where there is none
+        self.zone = ZoneInfo(zone).key  # raises if there is no such zone
         super().__init__(*cron, **options)
 
     @property
     def tz(self) -> ZoneInfo:
         return ZoneInfo(self.zone)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # beat keeps its schedule in a file
+    def __reduce__(self) -> tuple[Any, ...]:  # beat pickles its schedule into a file
         kind, cron, options = super().__reduce__()
         return kind, (self.zone, *cron), options
 
@@ -61,16 +62,15 @@ class zoned(crontab):  # noqa: N801
 class Due(NamedTuple):
     """Due times (epoch s) of an entry that is due."""
 
-    first: float  # since when it has been due: the first due time after its last run
-    newest: float  # the due time that a message sent now is for: several that were missed are one message
+    first: float  # the first due time after its last run: it has been due since then
+    newest: float  # the due time of a message sent now: one message for all due times that were missed
 
 
 def due(entry_schedule: Any, last_run_at: datetime, now: datetime) -> Due:
     """The due times of a schedule, from its last run to now.
 
-    `newest` comes from the schedule and from `now` alone, so that a late beat, a restarted one and a second one name a
-    due time alike. An interval of Celery's has no due times on the clock: its message is for the multiple of it at or
-    before `now`.
+    `newest` depends only on the schedule and on `now`, so that a late, a restarted and a second beat compute the same
+    due time. Celery's interval has no fixed due times: the multiple of it at or before `now` is used.
     """
     last_run_at, now = (aware(moment).astimezone(UTC) for moment in (last_run_at, now))  # so that differences are real
     if _is_interval(entry_schedule):
@@ -86,7 +86,7 @@ def due(entry_schedule: Any, last_run_at: datetime, now: datetime) -> Due:
 
 
 def _is_interval(entry_schedule: Any) -> bool:
-    """Of Celery's kind. A relative one is due on the clock, and a user's own subclass whenever it says."""
+    """Whether it is a plain interval; not a relative one, nor a subclass with due times of its own."""
     kind = type(entry_schedule)
     plain = getattr(kind, "remaining_estimate", None) in (schedule.remaining_estimate, every.remaining_estimate)
     return plain and not entry_schedule.relative
@@ -94,7 +94,7 @@ def _is_interval(entry_schedule: Any) -> bool:
 
 @contextmanager
 def _at(entry_schedule: Any, now: datetime) -> Iterator[Callable[[datetime], datetime]]:
-    """Gives what gives the first due time after a moment. A schedule tells it by what remains from its `now`."""
+    """Yields a function that returns the first due time after a moment, computed from the time remaining at `now`."""
     own, entry_schedule.nowfun = entry_schedule.nowfun, lambda: now
     try:
         yield lambda moment: now + entry_schedule.remaining_estimate(moment)

@@ -1,7 +1,7 @@
-"""Celery's settings: what the library says where the app says nothing, and what it insists on.
+"""Celery's settings: the library's defaults, and the transport options that it enforces.
 
-Defaults go below the app's own settings, whenever those are made. What the library insists on is said in one log line
-for each setting of the app that it replaces.
+The app's own settings override the defaults, whenever they are made. One log line names each transport option of the
+app that the library replaces.
 """
 
 import logging
@@ -17,37 +17,37 @@ BACKEND = "celery_durable.backend:RedisBackend"
 
 
 def defaults(config: Config) -> dict[str, Any]:
-    """Celery's settings where the app says nothing, each with what goes wrong without it."""
+    """The library's defaults of Celery's settings, each with what fails without it."""
     wanted: dict[str, Any] = {
         # --- The broker ---
         "broker_connection_retry_on_startup": True,
-        "broker_channel_error_retry": True,  # a Redis that refuses writes (full, no disk) ends the worker otherwise
+        "broker_channel_error_retry": True,  # otherwise a Redis that refuses writes (full, no disk) ends the worker
         "broker_connection_max_retries": None,  # the default gives up after 100 tries and exits
-        # A publish that fails is tried again after 0.2 and 0.7 s, then the caller gets the error: on a frozen Redis
-        # within 16 s. The first try on a new connection takes two time-outs there, and a third retry took 17 s in all.
+        # A publish that fails is tried again after 0.2 and 0.7 s, then the caller gets the error: within 16 s if Redis
+        # is frozen. The first try on a new connection takes two time-outs, and with a third retry it was 17 s in total.
         "task_publish_retry_policy": {
             "max_retries": PUBLISH_TRIES - 1,
             "interval_start": 0.2,
             "interval_step": 0.5,
             "interval_max": 1,
         },
-        # --- Running: a task's message is gone only when the task is done ---
-        "task_acks_late": config.acks_late,  # acknowledged first, a killed child loses its task (12 of 1000)
+        # --- Running: a task's message is removed only when the task is done ---
+        "task_acks_late": config.acks_late,  # with early acknowledgement killed children lost 12 of 1000 tasks
         # Without late acknowledgement a worker would take more than it can run, and lose it when it is killed.
         "worker_disable_prefetch": not config.acks_late,
-        "task_reject_on_worker_lost": config.worker_lost,  # acks_late alone acknowledges a task whose child was killed
-        "task_retry_on_worker_lost": config.worker_lost,  # a task that always kills its child would come back for ever
+        "task_reject_on_worker_lost": config.worker_lost,  # acks_late alone acknowledges if the child is killed
+        "task_retry_on_worker_lost": config.worker_lost,  # else a task that kills its child is redelivered for ever
         "task_time_limit": config.time_limit,
         "task_soft_time_limit": config.soft_time_limit,
-        # As many messages as slots, those that run included: none waits in a busy worker while another is idle, or for
-        # the visibility timeout when it is killed. Throughput is the same with 64.
+        # As many messages as slots, running ones included: none waits in a busy worker while another is idle, or for
+        # the visibility timeout when the worker is killed. Throughput is the same with 64.
         "worker_prefetch_multiplier": 1,
-        # Held messages with an ETA or behind a rate limit take some 8 kB of the worker's memory each.
+        # A held message that waits for an ETA or a rate limit takes about 8 kB of the worker's memory.
         "worker_eta_task_limit": config.max_held,
-        # Losing Redis for a moment must not cancel running tasks: with True, 4 of 8 were lost.
+        # A short outage of Redis must not cancel running tasks: with True, 4 of 8 were lost.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_soft_shutdown_timeout": config.soft_shutdown,
-        "worker_enable_soft_shutdown_on_idle": True,  # prefetched and ETA tasks count as idle, and must go back too
+        "worker_enable_soft_shutdown_on_idle": True,  # prefetched and ETA tasks count as idle, and must be requeued too
         # --- Results ---
         "result_backend_always_retry": True,  # otherwise a task fails because its result could not be stored
         "result_backend_max_retries": 20,
@@ -61,7 +61,7 @@ def defaults(config: Config) -> dict[str, Any]:
         "beat_max_loop_interval": config.beat_max_loop,
     }
     if config.consumer:
-        wanted["worker_consumer"] = CONSUMER  # Celery's falls over malformed messages, and over them again
+        wanted["worker_consumer"] = CONSUMER  # Celery's crashes on malformed messages, again after each restart
     return wanted
 
 
@@ -70,10 +70,10 @@ class TransportOptions:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
-    def _insisted(self) -> dict[str, Any]:
-        """What the promises rest on: `Config` says it, not broker_transport_options."""
+    def _enforced(self) -> dict[str, Any]:
+        """What the delivery guarantees depend on: set by `Config`, not by broker_transport_options."""
         return {
             "visibility_timeout": self._config.visibility_timeout,
             "unacked_restore_interval": self._config.restore_interval,
@@ -82,18 +82,18 @@ class TransportOptions:
         }
 
     def of_worker(self, own: dict[str, Any], call: dict[str, Any] | None, name: str) -> dict[str, Any]:
-        """Of a connection that consumes. `own`: the app's broker_transport_options; `call`: those of the call."""
-        insisted = self._insisted()
-        self._say(own, insisted)
+        """For a consumer's connection. `own`: the app's broker_transport_options; `call`: those of the call."""
+        enforced = self._enforced()
+        self._warn(own, enforced)
         defaults = {"health_check_interval": self._config.health_check_interval, "socket_keepalive": True}
         named = {"client_name": name} if name else {}
-        return {**defaults, **own, **named, **insisted, **(call or {})}
+        return {**defaults, **own, **named, **enforced, **(call or {})}
 
     def of_publisher(self, own: dict[str, Any], call: dict[str, Any] | None, name: str) -> dict[str, Any]:
-        """Of a connection that publishes: without a socket timeout a frozen Redis holds the caller for over 45 s.
+        """For a publisher's connection: without a socket timeout a frozen Redis blocks the caller for over 45 s.
 
-        And without health checks: a PING before the message would wait for a time-out of its own. And without retries
-        of kombu's own: of a new connection they hold a publish for 6 s where it is refused.
+        Health checks are off: a PING before the message would wait for a time-out of its own. kombu's own retries are
+        off: on a new connection that is refused they block a publish for 6 s.
         """
         patience: dict[str, Any] = {"health_check_interval": 0, "max_retries": 0}
         if self._config.publish_timeout:
@@ -101,13 +101,13 @@ class TransportOptions:
             patience["socket_timeout"] = self._config.publish_socket_timeout
         return {**self.of_worker(own, None, name), **patience, **(call or {})}
 
-    def _say(self, own: dict[str, Any], insisted: dict[str, Any]) -> None:
-        for name in own.keys() & insisted.keys() - self._said:
-            self._said.add(name)
-            if own[name] != insisted[name]:
+    def _warn(self, own: dict[str, Any], enforced: dict[str, Any]) -> None:
+        for name in own.keys() & enforced.keys() - self._warned:
+            self._warned.add(name)
+            if own[name] != enforced[name]:
                 logger.warning(
                     "broker_transport_options.%s: %r is replaced by %r; change it in celery_durable.Config",
                     name,
                     own[name],
-                    insisted[name],
+                    enforced[name],
                 )

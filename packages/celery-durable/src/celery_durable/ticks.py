@@ -1,4 +1,4 @@
-"""Which message of a due time may run: several beats, or one that was killed, may send the same.
+"""Decides which message of a due time may run: two beats, or a restarted one, may send several.
 
 <key_prefix>beat:<entry>     sorted set by due time (epoch s): "<due time> <task id>" of the message that runs
 """
@@ -11,8 +11,8 @@ from celery_durable.config import Config
 
 KEPT_FOR = 6 * 3600  # s; messages of one due time are sent within seconds
 
-# KEYS: the entry's set. ARGV: due time, task id, oldest due time that is kept, s that the set is kept. Returns whether
-# this task may run: it is the first, or the first come again.
+# KEYS: the entry's set. ARGV: due time, task id, oldest due time to keep, s to keep the set. Returns whether this task
+# may run: it is the first, or a redelivery of the first.
 CLAIM = """
 local holder = redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], ARGV[1], 'LIMIT', 0, 1)[1]
 if holder then
@@ -32,7 +32,7 @@ class Ticks:
         self._config, self._store = config, store
 
     def key(self, entry: str) -> str:
-        """Of an entry's due times."""
+        """Key of an entry's due times."""
         return f"{self._config.key_prefix}beat:{entry}"
 
     def claim(self, entry: str, due: float, task_id: str) -> bool:
@@ -41,7 +41,7 @@ class Ticks:
         return bool(self._store().register_script(CLAIM)(keys=[self.key(entry)], args=arguments))
 
     def forget_after(self, moment: float, entries: Iterable[str]) -> None:
-        """Due times after a moment (epoch s) come again: the clock was set back. Raises RedisError."""
+        """Let due times after a moment (epoch s) run again: the clock was set back. Raises RedisError."""
         with self._store().pipeline(transaction=False) as pipe:
             for entry in entries:
                 pipe.zremrangebyscore(self.key(entry), f"({moment:.3f}", "+inf")

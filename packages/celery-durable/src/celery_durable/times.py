@@ -1,12 +1,12 @@
-"""One reading of the times that messages carry."""
+"""Parses the times in messages."""
 
 from datetime import UTC, datetime
 from typing import Any
 
 
 def epoch(text: str) -> float:
-    """Epoch seconds of a time in ISO 8601. One without an offset is UTC, as for Celery's workers, whatever this
-    machine's zone or the app's `timezone` is.
+    """Epoch seconds of a time in ISO 8601. A time without an offset is UTC, as in Celery's workers, independent of this
+    machine's zone and the app's `timezone`.
 
     Raises ValueError or OverflowError for anything else.
     """
@@ -14,12 +14,12 @@ def epoch(text: str) -> float:
 
 
 def aware(moment: datetime) -> datetime:
-    """A time without an offset is UTC."""
+    """The time with an offset; UTC if it has none."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def eta_of(headers: Any) -> float:
-    """The ETA in a message's headers in epoch seconds; 0 where it has none, or none that can be read."""
+    """The ETA in a message's headers in epoch seconds; 0 if it has none, or it cannot be parsed."""
     eta = headers.get("eta")
     try:
         return epoch(eta) if eta else 0.0

@@ -1,7 +1,7 @@
-"""kombu's stock Redis transport, made safe for messages that it stumbles over: they become dead letters.
+"""kombu's Redis transport, but a message that it cannot handle becomes a dead letter.
 
-Wire format, keys and time-outs are kombu's: stock publishers and workers share its queues. `publishing.Connection` puts
-it in the place of kombu's own for redis:// and rediss:// of an app that `install` was called for.
+Wire format, keys and time-outs are kombu's, so that publishers and workers without the library can share its queues.
+`publishing.Connection` uses it for redis:// and rediss:// in an app that `install` was called for.
 """
 
 import logging
@@ -22,7 +22,7 @@ from celery_durable.dead_letters import Reason
 
 logger = logging.getLogger(__name__)
 
-# Puts an unacknowledged message at the end of a list, unless somebody else has already given it back.
+# Puts an unacknowledged message at the end of a list, unless another process has already returned it.
 # KEYS: hash and index of unacknowledged messages, list. ARGV: delivery tag, message.
 PUT_BACK = """
 if redis.call('HDEL', KEYS[1], ARGV[1]) == 1 then
@@ -37,7 +37,7 @@ class TooLargeError(ValueError):
 
 
 class Popping:
-    """A client that keeps what BRPOP popped: until it is among the unacknowledged messages nobody else has it."""
+    """A client that keeps what BRPOP popped: until it is stored as unacknowledged there is no other copy."""
 
     popped: tuple[bytes, bytes] | None = None  # list (without global_keyprefix) and message
     max_message_bytes = sys.maxsize
@@ -60,13 +60,13 @@ class PrefixedClient(Popping, redis.PrefixedStrictRedis):
 
 
 class QoS(redis.QoS):
-    """Rejects without requeue into the dead letters. A message may know why: `dead`, a reason and an error."""
+    """A reject without requeue makes a dead letter. A message may have the attribute `dead`: its reason and error."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """kombu's, but it notes the queue instead of the binding that led to it: a message is given back to the queue
-        that it came from, and not to every queue of a topic."""
+        """kombu's, but it stores the queue instead of the binding: a message returns to the queue that it came from,
+        not to every queue of a topic."""
         delivery = message.delivery_info
-        binding = delivery["exchange"], delivery["routing_key"]  # kombu's KeyError, for a message without them
+        binding = delivery["exchange"], delivery["routing_key"]  # KeyError as in kombu if they are missing
         origin = [message._raw, *(("", delivery["queue"]) if "queue" in delivery else binding)]
         with self.pipe_or_acquire() as pipe:
             pipe.zadd(self.unacked_index_key, {delivery_tag: time.time()})
@@ -83,7 +83,7 @@ class QoS(redis.QoS):
             self._quick_ack(delivery_tag)
 
     def renew(self, delivery_tags: list[str]) -> None:
-        """The worker still holds these messages: nobody gives them back. Raises RedisError."""
+        """Renew messages that the worker still holds, so that no other worker restores them. Raises RedisError."""
         if delivery_tags:
             now = time.time()
             with self.channel.raw_client() as client:
@@ -96,7 +96,7 @@ class Channel(redis.Channel):
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self.durable = connection.client.durable  # of the app that the connection belongs to
-        self._remembered: dict[bool, dict[str, Any]] = {}
+        self._cached_params: dict[bool, dict[str, Any]] = {}
         super().__init__(connection, **options)
 
     def _get_client(self) -> Any:
@@ -106,7 +106,7 @@ class Channel(redis.Channel):
         return Client if made is Redis else made
 
     def raw_client(self) -> Any:
-        """A client that prefixes no keys; a context manager. Scripts have several keys, and kombu's prefixes one."""
+        """A client that prefixes no keys; a context manager. Scripts have several keys, of which kombu prefixes one."""
         return Redis(connection_pool=self.pool)
 
     def prefixed(self, key: str) -> str:
@@ -114,17 +114,17 @@ class Channel(redis.Channel):
         return f"{self.global_keyprefix}{key}"
 
     def _connparams(self, asynchronous: bool = False) -> Any:
-        """kombu's, remembered: they are asked for again when a channel whose connection has gone gives its messages
-        back, and kombu finds nobody to ask (AttributeError 'hostname', kombu#970)."""
+        """kombu's, cached: they are needed again when a channel restores its messages after its connection is closed,
+        and there kombu raises AttributeError 'hostname' (kombu#970)."""
         if self.connection is not None and self.connection.client is not None:
-            self._remembered[asynchronous] = super()._connparams(asynchronous)
-        return dict(self._remembered[asynchronous])
+            self._cached_params[asynchronous] = super()._connparams(asynchronous)
+        return dict(self._cached_params[asynchronous])
 
     # --- Reading ---
 
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, *args: Any, **kwargs: Any) -> Any:
         def hand_over(message: Any) -> Any:
-            # From here on the message is the consumer's: what goes wrong is no longer its payload's fault.
+            # From here on the consumer handles the message and its errors.
             if self.client.popped is not None:
                 message.popped, self.client.popped = self.client.popped[1], None
             return callback(message)
@@ -138,8 +138,8 @@ class Channel(redis.Channel):
         try:
             return super()._brpop_read(**options)
         except Exception as error:
-            # Not popped, or already with its consumer: not the message's fault. A connection that broke in between has
-            # lost it, and nothing can be written now.
+            # If nothing was popped, or the consumer already has it, the message is not the cause. If the connection
+            # broke in between, the message is lost, and nothing can be written now.
             popped = self.client.popped
             if popped is None or (isinstance(error, OSError | RedisError) and not isinstance(error, DataError)):
                 raise
@@ -148,16 +148,16 @@ class Channel(redis.Channel):
             if config.dead_letters:
                 self._dead_letter(reason, f"{type(error).__name__}: {error}", queue, popped[1])
             else:
-                logger.error("a message of queue %s was thrown away: %s; %r", queue, reason, error)
+                logger.error("a message of queue %s was discarded: %s; %r", queue, reason, error)
             raise Empty from error
 
     # --- Dead letters ---
 
     def dead_letter(self, message: Any, reason: Reason, error: str) -> None:
-        """Make an unacknowledged message a dead letter, unless it has gone back to its queue. Raises RedisError."""
+        """Make an unacknowledged message a dead letter, unless it has returned to its queue. Raises RedisError."""
         payload = getattr(message, "popped", None) or dumps(message._raw).encode()
-        books = (self.prefixed(self.unacked_key), self.prefixed(self.unacked_index_key))
-        self._dead_letter(reason, error, _queue_of(message), payload, (message.delivery_tag, *books))
+        unacked_keys = (self.prefixed(self.unacked_key), self.prefixed(self.unacked_index_key))
+        self._dead_letter(reason, error, _queue_of(message), payload, (message.delivery_tag, *unacked_keys))
 
     def _dead_letter(
         self, reason: Reason, error: str, queue: str, payload: bytes, unacked: tuple[str, str, str] = ("", "", "")
@@ -167,10 +167,10 @@ class Channel(redis.Channel):
         with self.raw_client() as client:
             durable.dead_letters.add(client, new, durable.app, unacked)
 
-    # --- Giving back ---
+    # --- Requeueing ---
 
     def put_back(self, message: Any, **headers: Any) -> None:
-        """Put an unacknowledged message at the end of its queue, with these headers besides. Raises RedisError."""
+        """Put an unacknowledged message at the end of its queue, with additional headers. Raises RedisError."""
         payload = {**message._raw, "headers": {**message._raw["headers"], **headers}}
         list_name = self._q_for_pri(_queue_of(message), self._get_message_priority(payload))
         keys = [self.prefixed(key) for key in (self.unacked_key, self.unacked_index_key, list_name)]
@@ -179,7 +179,7 @@ class Channel(redis.Channel):
         self.qos._quick_ack(message.delivery_tag)
 
     def _do_restore_message(self, payload: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Stamps `redelivered_at` (epoch seconds) on what goes back: its wait is counted from then."""
+        """Sets the header `redelivered_at` (epoch seconds) of a restored message: its wait time counts from then."""
         headers = payload.get("headers")
         if isinstance(headers, dict):
             headers["redelivered_at"] = time.time()
@@ -187,7 +187,7 @@ class Channel(redis.Channel):
 
 
 def _queue_of(message: Any) -> str:
-    """The queue that a message came from; its routing key for one that was fetched, not consumed."""
+    """The queue that a message came from; its routing key if it was fetched and not consumed."""
     return str(message.delivery_info.get("queue") or message.delivery_info.get("routing_key"))
 
 
@@ -195,12 +195,12 @@ class Transport(redis.Transport):
     Channel = Channel
 
     def _deliver(self, message: Any, queue: str) -> None:
-        """Notes the queue that a message came from: its routing key need not be the queue's name.
+        """Stores the queue that a message came from: its routing key may differ from the queue's name.
 
-        Each delivery has a tag of its own. kombu's is the message's: what came over two queues of a topic, or once more
-        while its first worker was frozen, would be settled as one.
+        Each delivery gets its own tag. In kombu the tag belongs to the message: two deliveries of it, over two queues
+        of a topic or after its first worker was frozen, would be acknowledged together.
         """
-        with suppress(TypeError, KeyError):  # kombu finds what is wrong with it
+        with suppress(TypeError, KeyError):  # kombu reports what is wrong with it
             message["properties"]["delivery_info"]["queue"] = queue
             message["properties"]["delivery_tag"] = uuid()
         super()._deliver(message, queue)

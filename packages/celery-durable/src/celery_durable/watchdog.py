@@ -1,9 +1,9 @@
-"""A worker that hangs or has gone deaf ends itself: what supervises it restarts what has ended, not what is unhealthy.
+"""A hung or deaf worker exits: supervisors restart a process that has exited, not one that is only unhealthy.
 
-Hung: its event loop does not turn (a reply that never comes over a connection whose other end has vanished). Deaf: the
-loop turns, messages wait, it is idle, and takes none (a leaked prefetch slot does that). Its own time is counted in
-turns of the watching thread, so that a frozen or starved process is not taken for a hung one when it goes on. While one
-of the two Redis does not answer, a loop that stands still waits for it; the solo pool runs its task in the loop.
+Hung: its event loop is blocked (for example waiting for a reply on a connection whose peer has disappeared). Deaf: the
+loop runs and the worker is idle, but it takes none of the waiting messages (for example after a leaked prefetch slot).
+Time is counted in iterations of the watchdog thread, so that a process that was frozen or starved of CPU does not count
+as hung. A blocked loop is accepted while one of the two Redis does not answer, and while the solo pool runs a task.
 """
 
 import logging
@@ -25,45 +25,45 @@ EXIT_CODE = 70  # EX_SOFTWARE (sysexits.h)
 
 
 class Diagnosis:
-    """What is known of a worker from one look to the next; `problem` says what is wrong with it, or nothing."""
+    """The state of a worker between two checks; `problem` returns what is wrong with it, or an empty string."""
 
     def __init__(
         self,
         config: Config,
         turns: Callable[[], int],
-        may_stand: Callable[[], bool],
+        may_block: Callable[[], bool],
         received: Callable[[], int],
         idle: Callable[[], bool],
         waiting: Callable[[], bool],
     ) -> None:
         self._config = config
-        self._turns, self._may_stand = turns, may_stand
+        self._turns, self._may_block = turns, may_block
         self._received, self._idle, self._waiting = received, idle, waiting
-        self._seen_turns, self._still = -1, 0.0
-        self._seen_received, self._unheard = -1, 0.0
+        self._seen_turns, self._blocked_for = -1, 0.0
+        self._seen_received, self._deaf_for = -1, 0.0
 
     def problem(self) -> str:
         """Called every Config.watchdog_interval seconds."""
         turns, received, interval = self._turns(), self._received(), self._config.watchdog_interval
-        stands = turns == self._seen_turns and not self._may_stand()
-        self._still = self._still + interval if stands else 0.0
+        blocked = turns == self._seen_turns and not self._may_block()
+        self._blocked_for = self._blocked_for + interval if blocked else 0.0
         self._seen_turns = turns
-        if self._still >= self._config.hung_after:
-            return f"its event loop has not turned for {self._still:g} s"
+        if self._blocked_for >= self._config.hung_after:
+            return f"its event loop has been blocked for {self._blocked_for:g} s"
         if received == self._seen_received and self._idle() and self._waiting():
-            self._unheard += interval
+            self._deaf_for += interval
         else:
-            self._unheard = 0.0
+            self._deaf_for = 0.0
         self._seen_received = received
-        if self._unheard >= self._config.deaf_after:
-            return f"messages have waited for {self._unheard:g} s while it was idle and took none"
+        if self._deaf_for >= self._config.deaf_after:
+            return f"it has been idle for {self._deaf_for:g} s and took none of the waiting messages"
         return ""
 
 
 class Watchdog(bootsteps.StartStopStep):
-    """Watches from a thread, for as long as the worker runs."""
+    """Checks from a thread while the worker runs."""
 
-    # After the pool, and so stopped before it: a pool that waits for its last tasks holds the loop.
+    # Started after the pool, and so stopped before it: a pool that waits for its last tasks blocks the loop.
     requires = ("celery.worker.components:Timer", "celery.worker.components:Pool")
 
     def __init__(self, parent: WorkController, **kwargs: Any) -> None:
@@ -72,7 +72,7 @@ class Watchdog(bootsteps.StartStopStep):
 
     def include_if(self, parent: WorkController) -> bool:
         config = parent.app.durable.config
-        return bool(config.watchdog and config.consumer)  # Celery's own consumer does not count what it receives
+        return bool(config.watchdog and config.consumer)  # Celery's own consumer does not count messages
 
     def start(self, parent: WorkController) -> None:
         parent.timer.call_repeatedly(1, self._turn)
@@ -80,13 +80,13 @@ class Watchdog(bootsteps.StartStopStep):
 
         def look() -> None:
             if problem := diagnosis.problem():
-                logger.critical("watchdog: this worker ends itself: %s", problem)
+                logger.critical("watchdog: this worker exits: %s", problem)
                 os._exit(EXIT_CODE)
 
         self._thread = Background("watchdog", parent.app.durable.config.watchdog_interval, look)
 
     def stop(self, parent: WorkController) -> None:
-        self._thread.stop()  # a stopping worker may be slow, and whoever stops it has a grace for it
+        self._thread.stop()  # a stopping worker may be slow; stop_grace_period limits it
 
     terminate = stop
 
@@ -108,16 +108,16 @@ class Watchdog(bootsteps.StartStopStep):
             try:
                 return bool(lists and durable.broker.exists(*lists))
             except RedisError:
-                return False  # nobody can take messages now
+                return False  # no worker can take messages now
 
         def idle() -> bool:
             consumer = worker.consumer
             consumes = consumer.task_consumer is not None and bool(consumer.task_consumer.queues)
             return consumes and not state.reserved_requests and not consumer.held()
 
-        def may_stand() -> bool:
+        def may_block() -> bool:
             return (isinstance(worker.pool, solo.TaskPool) and bool(state.active_requests)) or not answers()
 
         return Diagnosis(
-            durable.config, lambda: self._turned, may_stand, lambda: worker.consumer.received, idle, waiting
+            durable.config, lambda: self._turned, may_block, lambda: worker.consumer.received, idle, waiting
         )

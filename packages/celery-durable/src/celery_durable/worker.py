@@ -1,4 +1,4 @@
-"""What a worker has besides Celery's own: checks at its start, a heartbeat, its registration, lasting revocations."""
+"""Additions to Celery's worker: checks at start, a heartbeat, a registration, persistent revocations."""
 
 import json
 import logging
@@ -23,26 +23,26 @@ def queue_names(worker: WorkController) -> list[str]:
 
 
 class Start(bootsteps.Step):
-    """Checks the settings, and names the worker's connections, before anything is taken from a queue.
+    """Checks the settings, and names the worker's connections, before the first message is taken.
 
-    The names tell in CLIENT LIST who consumes what. Redis drops them with the connection: 0.3 s after a SIGKILL the
-    worker is gone from the list.
+    In CLIENT LIST the names show which worker consumes which queues. Redis removes them with the connection: 0.3 s
+    after a SIGKILL the worker is no longer in the list.
     """
 
     def __init__(self, parent: WorkController, **kwargs: Any) -> None:
         refuse_dangerous_settings(parent.app)
         if REMAP_SIGTERM != "SIGQUIT":
             logger.warning(
-                "REMAP_SIGTERM: is not SIGQUIT in the environment; on SIGTERM this worker waits for running tasks up "
-                "to their time limit, whatever Config.soft_shutdown is"
+                "REMAP_SIGTERM is not SIGQUIT in the environment: on SIGTERM this worker ignores Config.soft_shutdown "
+                "and waits for running tasks up to their time limit"
             )
-        names = ",".join(queue_names(parent)).replace(" ", "_")  # Redis allows no spaces in it
+        names = ",".join(queue_names(parent)).replace(" ", "_")  # Redis allows no spaces in a client name
         parent.app.durable.worker_name = f"celery-worker:{parent.hostname}:{names}"
         super().__init__(parent, **kwargs)
 
 
 class Heartbeat(bootsteps.StartStopStep):
-    """Touches a file from the worker's event loop, so that a stuck loop shows; health checks need no broker for it."""
+    """Touches a file from the worker's event loop: a health check detects a blocked loop without using the broker."""
 
     requires = ("celery.worker.components:Timer",)
 
@@ -55,11 +55,11 @@ class Heartbeat(bootsteps.StartStopStep):
 
 
 class Registration(bootsteps.StartStopStep):
-    """Keeps this worker's entry in the registry fresh. Only a clean stop removes it: what is left was killed.
+    """Renews this worker's registration. Only a clean stop removes it, so a stale one shows a killed worker.
 
     <key_prefix>workers      hash in the broker: node name -> JSON {"queues", "concurrency", "started", "heartbeat"}
 
-    In a thread, because the loop must not wait for a Redis that is away.
+    In a thread, because the event loop must not wait for an unavailable Redis.
     """
 
     def start(self, parent: WorkController) -> None:
@@ -77,17 +77,17 @@ class Registration(bootsteps.StartStopStep):
 
     def stop(self, parent: WorkController) -> None:
         durable = parent.app.durable
-        self._thread.stop(durable.config.publish_socket_timeout)  # a renewal under way would put the entry back
+        self._thread.stop(durable.config.publish_socket_timeout)  # a running renewal would write the entry again
         try:
             durable.broker.hdel(durable.broker_key("workers"), parent.hostname)
         except RedisError as error:
-            logger.warning("registration of %s stays, Redis is away: %s", parent.hostname, error)
+            logger.warning("registration of %s not removed: %s", parent.hostname, error)
 
     terminate = stop
 
 
 class Revocations(bootsteps.Step):
-    """Remembers what this worker is told to revoke, by whoever tells it: a sender without the library does not."""
+    """Stores the revocations that this worker receives: a sender without the library does not store them."""
 
     def __init__(self, parent: WorkController, **kwargs: Any) -> None:
         durable = parent.app.durable
@@ -102,7 +102,7 @@ def _remembering(durable: Any, command: str, run: Any) -> Any:
         try:
             durable.revocations.remember(command, {first: args[0] if args else kwargs.get(first)})
         except RedisError as error:
-            logger.warning("%s is forgotten when this worker stops: %s", command, error)
+            logger.warning("%s not stored, it is lost when this worker stops: %s", command, error)
         return run(state, *args, **kwargs)
 
     return handler

@@ -1,4 +1,4 @@
-"""The library as others have it: its wheel in an empty virtual environment, and the README's two projects beside it.
+"""The library as users install it: its wheel in an empty virtual environment, with the README's two projects.
 
 Workers are killed while they run tasks; then every order is charged, and none twice.
 """
@@ -30,7 +30,7 @@ STARTS_WITHIN = 60  # s
 # s: the messages of a killed worker are back in their queue after 90 s (Config.visibility_timeout).
 CHARGED_WITHIN = 240
 
-# The README's task in the middle of one that takes a while: so a kill meets it before its effect or after.
+# The README's task, surrounded by waits, so that a kill may come before its effect or after it.
 SLOW = """
 import time
 
@@ -68,7 +68,7 @@ DJANGO = {
 
 
 def from_readme(name: str) -> str:
-    """A file of the README: a block of Python whose first line is its name."""
+    """A file of the README: a Python block whose first line is the file's name."""
     return re.findall(rf"^```python\n# {re.escape(name)}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[0]  # type: ignore[no-any-return]
 
 
@@ -94,7 +94,7 @@ class Project:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def write(self, files: dict[str, str], redis: RedisServer) -> None:
-        """Its files, on the test's Redis."""
+        """Write the project's files, with the address of the test's Redis."""
         for name, text in files.items():
             file = self._folder / name
             file.parent.mkdir(exist_ok=True)
@@ -107,7 +107,7 @@ class Project:
         return {**found, "DJANGO_SETTINGS_MODULE": "mysite.settings"} if self._app == "mysite" else found
 
     def run(self, *command: str) -> str:
-        """What a command of its environment prints."""
+        """Run a command of the project's environment; returns its output."""
         done = subprocess.run(
             [self.python, *command],
             cwd=self._folder,
@@ -120,14 +120,14 @@ class Project:
         return done.stdout
 
     def publish(self, first: int) -> "subprocess.Popen[bytes]":
-        """A publisher of orders with the numbers from here on."""
+        """Start a publisher of orders, numbered from `first`."""
         setup = "import django; django.setup()\n" if self._app == "mysite" else ""
         loop = f"for number in range({first}, {first + ORDERS}): charge_slowly.delay(f'A-{{number}}', {CENTS})"
         program = f"{setup}from slow import charge_slowly\n{loop}"
         return subprocess.Popen([self.python, "-c", program], cwd=self._folder, env=self._environment)
 
     def start(self, *command: str, ready: str) -> subprocess.Popen[bytes]:
-        """`celery -A …`, once its log says that it is ready."""
+        """Start `celery -A …`; returns once its log says that it is ready."""
         log = self._folder / f"{command[0]}-{len(self._processes)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -148,12 +148,12 @@ class Project:
         return process
 
     def worker(self) -> subprocess.Popen[bytes]:
-        """A worker that takes messages, of all queues."""
+        """Start a worker that consumes all queues."""
         queues = ["--queues=celery,orders", "--include=slow", "--concurrency=2", "--loglevel=INFO"]
         return self.start("worker", *queues, f"--hostname=worker{len(self._processes)}@%h", ready=" ready.")
 
     def close(self) -> None:
-        """End what it has started."""
+        """Kill the processes that it has started."""
         for process in self._processes:
             kill(process)
 

@@ -1,4 +1,4 @@
-"""The example task on the stack, with a worker killed in the middle: every order is charged, none twice."""
+"""The example task on the stack while a worker is killed: every order is charged, none twice."""
 
 from uuid import uuid4
 
@@ -10,7 +10,7 @@ from stack.poll import poll_until
 from stack.stack import Stack
 
 ORDERS, CENTS = 500, 7
-# s: the messages of a killed worker go back to their queue after the visibility timeout of 90 s.
+# s: the messages of a killed worker return to their queue after the visibility timeout of 90 s.
 CHARGED_WITHIN = 180
 
 pytestmark = pytest.mark.main

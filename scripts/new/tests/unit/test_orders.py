@@ -1,4 +1,4 @@
-"""The example task, where it is called, on a real Redis."""
+"""The example task, run in this process with a real Redis."""
 
 import pytest
 from redis import Redis

@@ -13,18 +13,18 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "Beat",
     "beat",
-    "Beat is a clock that sends messages; it runs nothing, and knows nothing of what became of them.",
+    "Beat sends messages by a schedule; it runs no tasks, and does not know their results.",
 )
 
 entries = CONCEPT.lesson("beat-entries", "What can be scheduled, and how")
 
 
 @entries.step(
-    "Interval, crontab, a crontab of another time zone, the sun",
+    "Interval, crontab, a crontab in another time zone, solar",
     shows=(schedules.kinds,),
     covers=("interval", "crontab", "timezone-aware entries", "solar entries", "what a missed tick does"),
-    expect={"sent at once": ["2", "4", "6", "8"], "messages for three days away": 4},
-    learn="After being away beat sends a missed entry once, not once for each time that it missed.",
+    expect={"sent at once": ["2", "4", "6", "8"], "messages after three days off": 4},
+    learn="After it was off, beat sends a missed entry once, not once for each due time that it missed.",
 )
 def kinds(tour: Tour) -> Evidence:
     queue = tour.queue()
@@ -32,16 +32,16 @@ def kinds(tour: Tour) -> Evidence:
     messages = tour.broker.take(queue, 4)
     return {
         "sent at once": messages.map(lambda found: sorted(str(sum(message.args)) for message in found)),
-        "messages for three days away": messages.map(len),
+        "messages after three days off": messages.map(len),
     }
 
 
 @entries.step(
-    "Nine in Tokyo is not nine here",
+    "A crontab in the time zone of Tokyo",
     shows=(clock.zoned,),
     covers=("timezone-aware entries",),
     expect={"hours between them": 9.0},
-    learn="Celery's crontab goes by the app's time zone, here UTC; an entry by another clock needs a zone of its own.",
+    learn="Celery's crontab uses the app's time zone, here UTC; for another zone use a schedule with its own.",
 )
 def time_zone(tour: Tour) -> Evidence:
     here, there = tour.due(crontab(hour=9, minute=0)), tour.due(clock.zoned("Asia/Tokyo", hour=9, minute=0))
@@ -49,11 +49,11 @@ def time_zone(tour: Tour) -> Evidence:
 
 
 @entries.step(
-    "Arguments, queue, priority, expiry: an entry is a call",
+    "Arguments, queue, priority and expiry of an entry",
     shows=(schedules.options,),
     covers=("arguments of an entry", "queue of an entry", "priority of an entry", "expiry of an entry"),
     expect={"arguments": {"name": "beat"}, "priority": 2, "expires after": between(25, 31, "s")},
-    learn="Let each entry expire before it is due again: ticks that nobody could run then do not pile up.",
+    learn="Let each entry expire before it is due again, so that messages do not accumulate while no worker runs.",
 )
 def options(tour: Tour) -> Evidence:
     queue = tour.queue()
@@ -66,11 +66,11 @@ def options(tour: Tour) -> Evidence:
     }
 
 
-restart = CONCEPT.lesson("beat-restart", "A schedule that outlives beat, and two beats")
+restart = CONCEPT.lesson("beat-restart", "A schedule that survives a restart, and two beats")
 
 
 @restart.step(
-    "The schedule file knows what was sent",
+    "The schedule file records what was sent",
     shows=(schedules.daily_and_ticks,),
     covers=("persistent schedule over a restart",),
     expect={
@@ -79,7 +79,7 @@ restart = CONCEPT.lesson("beat-restart", "A schedule that outlives beat, and two
         "ticks meanwhile": at_least(2),
         "after losing the file": 1,
     },
-    learn="Keep beat's schedule file on a volume: a beat that forgets sends again what it has sent, or waits anew.",
+    learn="Keep beat's schedule file on a volume: without it beat sends entries again, or starts their intervals anew.",
 )
 def persistent(tour: Tour) -> Evidence:
     def sent(ticks: int) -> Seen[list[str]]:
@@ -104,8 +104,8 @@ def persistent(tour: Tour) -> Evidence:
     shows=(advanced.tick,),
     covers=("two beats",),
     expect={"beats that sent": 2, "messages": at_least(6), "runs of one tick": 1},
-    learn="Run one beat; and since two may run for a while at a deploy, make the tick's due time the key of "
-    "its effect.",
+    learn="Run one beat; but two may run for a while during a deployment, so use the due time as the key of "
+    "the effect.",
 )
 def two(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=2")
@@ -123,11 +123,10 @@ pings = CONCEPT.lesson("beat-ping", "Is beat alive?")
 
 
 @pings.step(
-    "Since Celery 5.7 beat answers a ping, if it may",
+    "Since Celery 5.7 beat can answer a ping",
     covers=("ping of beat",),
     expect={"answer": {"ok": "pong"}},
-    learn="`beat_enable_remote_control` makes beat answer `celery inspect ping`; here its last tick is a "
-    "metric besides.",
+    learn="With `beat_enable_remote_control` beat answers `celery inspect ping`; here its last tick is also a metric.",
 )
 def ping(tour: Tour) -> Evidence:
     beat = tour.beat("ticks", tour.queue(), "ping", settings={"beat_enable_remote_control": True})

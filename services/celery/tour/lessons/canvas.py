@@ -11,7 +11,7 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "Canvas",
     "canvas",
-    "Signatures combine: one after another, side by side, side by side and then together. Workers do the rest.",
+    "Signatures can be combined: in sequence, in parallel, or in parallel with a callback.",
 )
 
 chains = CONCEPT.lesson("chains", "One task after another")
@@ -22,7 +22,7 @@ chains = CONCEPT.lesson("chains", "One task after another")
     shows=(workflows.add_then_square,),
     covers=("chain",),
     expect={"result": 25, "order": ["tasks.basic.add", "tasks.workflows.square"], "parent's result": 5},
-    learn="A chain is sent as its first task; each worker that ends one sends the next.",
+    learn="A chain is sent as its first task; the worker that ends a task sends the next one.",
 )
 def in_a_row(tour: Tour) -> Evidence:
     promise = workflows.add_then_square(2, 3).delay()
@@ -35,25 +35,25 @@ def in_a_row(tour: Tour) -> Evidence:
 
 
 @chains.step(
-    "The bar operator says the same",
+    "The bar operator makes a chain, too",
     covers=("chain",),
     expect={"result": 64},
-    learn="`a | b | c` is a chain, too; a group after the bar makes a chord of it.",
+    learn="`a | b | c` is a chain; a group before a bar makes it a chord.",
 )
 def bar(tour: Tour) -> Evidence:
     promise = (add.s(1, 1) | add.s(6) | square.s()).delay()
     return {"result": tour.backend.result(promise)}
 
 
-groups = CONCEPT.lesson("groups", "Tasks side by side")
+groups = CONCEPT.lesson("groups", "Tasks in parallel")
 
 
 @groups.step(
-    "A group is sent at once; its results come in its own order",
+    "A group is sent at once; its results are in the order of its members",
     shows=(workflows.squares,),
     covers=("group",),
     expect={"messages": 4, "results": [1, 4, 9, 16]},
-    learn="A group is as many messages as it has members; whoever is free takes the next.",
+    learn="A group is one message per member; any idle worker takes the next one.",
 )
 def side_by_side(tour: Tour) -> Evidence:
     promise = workflows.squares([1, 2, 3, 4]).delay()
@@ -67,8 +67,7 @@ def side_by_side(tour: Tour) -> Evidence:
     "map, starmap and chunks put many calls into few messages",
     covers=("map", "starmap", "chunks"),
     expect={"map": [1, 4, 9], "starmap": [3, 7], "chunks": [[1, 4], [9, 16], [25]], "messages of the chunks": 3},
-    learn="`map` and `starmap` are one message for all calls; `chunks` is one for so many: work that is worth "
-    "its message.",
+    learn="`map` and `starmap` are one message for all calls, `chunks` is one for several: for very small tasks.",
 )
 def fewer_messages(tour: Tour) -> Evidence:
     mapped = square.map([1, 2, 3]).apply_async(ignore_result=False)
@@ -82,15 +81,15 @@ def fewer_messages(tour: Tour) -> Evidence:
     }
 
 
-chords = CONCEPT.lesson("chords", "Tasks side by side, then one with all their results")
+chords = CONCEPT.lesson("chords", "Tasks in parallel, then one with all their results")
 
 
 @chords.step(
-    "The callback gets the results once all are there",
+    "The callback gets the results once all members have ended",
     shows=(workflows.square, workflows.total, workflows.sum_of_squares),
     covers=("chord",),
     expect={"result": 30, "last to start": "tasks.workflows.total"},
-    learn="A chord is a group with a callback: it gets the results as a list, in the group's order, whoever was first.",
+    learn="A chord is a group with a callback, which gets the results as a list in the group's order.",
 )
 def callback(tour: Tour) -> Evidence:
     promise = workflows.sum_of_squares([1, 2, 3, 4]).delay()
@@ -111,7 +110,7 @@ def callback(tour: Tour) -> Evidence:
         "noted by the error callback": matching("tasks.workflows.total: Dependency"),
         "runs of the callback": 0,
     },
-    learn="Give the callback a `link_error`; else a chord that cannot end is only seen by who asks for its result.",
+    learn="Give the callback a `link_error`; else a failed chord is only noticed by a caller that reads its result.",
 )
 def failing_member(tour: Tour) -> Evidence:
     name = tour.name("chord")
@@ -132,7 +131,7 @@ nested = CONCEPT.lesson("nested-canvas", "Workflows inside workflows")
     "A group of chains, and a chord in the middle of a chain",
     covers=("chain of groups", "chord in a chain"),
     expect={"group of chains": [4, 16], "chord in a chain": 100, "groups in a row": [26, 101]},
-    learn="A group followed by anything becomes a chord; what follows waits for all of the group.",
+    learn="A group followed by another task becomes a chord: the next task waits for all members.",
 )
 def inside(tour: Tour) -> Evidence:
     chains_side_by_side = group(add.s(1, 1) | square.s(), add.s(2, 2) | square.s()).delay()
@@ -151,11 +150,11 @@ replaced = CONCEPT.lesson("replace", "A task that becomes a workflow while it ru
 
 
 @replaced.step(
-    "replace puts other tasks in its place; the caller keeps the same promise",
+    "replace runs other tasks instead; the caller keeps the same task id",
     shows=(workflows.power,),
     covers=("replace",),
     expect={"result": 81, "tasks that were started": at_least(7)},
-    learn="Decide at run time what has to be done: the replacement's result becomes the result of the first task's id.",
+    learn="Use it to decide at run time what to do: the replacement's result is stored under the first task's id.",
 )
 def replace(tour: Tour) -> Evidence:
     promise = workflows.power.delay(3, 4)
@@ -167,11 +166,11 @@ stamps = CONCEPT.lesson("stamping", "A label on every task of a workflow")
 
 
 @stamps.step(
-    "A visitor stamps whatever the workflow contains",
+    "A visitor stamps every task of the workflow",
     shows=(workflows.OrderStamp,),
     covers=("stamping",),
     expect={"stamp of the first": "A-17", "stamp of the last": "A-17"},
-    learn="Stamps travel with each message and are stored with each result; tasks can be found and revoked by them.",
+    learn="Stamps are sent with each message and stored with each result; tasks can be found and revoked by them.",
 )
 def stamp(tour: Tour) -> Evidence:
     workflow = workflows.add_then_square(1, 1)
@@ -184,14 +183,14 @@ def stamp(tour: Tour) -> Evidence:
     }
 
 
-sizes = CONCEPT.lesson("canvas-size", "A workflow travels inside its messages")
+sizes = CONCEPT.lesson("canvas-size", "Messages contain the rest of their workflow")
 
 
 @sizes.step(
-    "A chain's first message carries all that follows",
+    "A chain's first message contains all following tasks",
     covers=("size of a canvas message",),
     expect={"bytes with 10 members": between(3_000, 20_000, "bytes"), "with 100 members": at_least(5, "times as many")},
-    learn="Every message of a canvas contains its rest: a huge one is sent, stored and parsed again at each step.",
+    learn="Every message of a canvas contains the rest of it: a large one is sent, stored and parsed at each step.",
 )
 def growing(tour: Tour) -> Evidence:
     queue = tour.queue()
@@ -208,15 +207,14 @@ def growing(tour: Tour) -> Evidence:
 
 
 @sizes.step(
-    "The same work in chunks",
+    "The same calls in chunks",
     covers=("why a huge chord needs chunks",),
     expect={
         "messages of a chord of 100": 100,
         "messages in chunks of 20": 5,
-        "bytes in all, chunks to chord": at_most(0.2, "of it"),
+        "bytes in total, chunks to chord": at_most(0.2, "of it"),
     },
-    learn="Cut large work into chunks, and send ids of data rather than data: tasks/search.py indexes a folder "
-    "that way.",
+    learn="Split large jobs into chunks, and send ids of data instead of data, as tasks/search.py does.",
 )
 def chunks(tour: Tour) -> Evidence:
     queue, numbers = tour.queue(), range(100)
@@ -227,7 +225,7 @@ def chunks(tour: Tour) -> Evidence:
     return {
         "messages of a chord of 100": single.map(len),
         "messages in chunks of 20": chunked.map(len),
-        "bytes in all, chunks to chord": both(chunked, single).map(
+        "bytes in total, chunks to chord": both(chunked, single).map(
             lambda pair: sum(message.size for message in pair[0]) / sum(message.size for message in pair[1])
         ),
     }

@@ -11,10 +11,10 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "Errors and retries",
     "errors",
-    "A task fails when it raises. What becomes of its message then is for its options to say.",
+    "A task fails when it raises. Its options decide what happens to its message then.",
 )
 
-retries = CONCEPT.lesson("autoretry", "Trying again by itself, later and later")
+retries = CONCEPT.lesson("autoretry", "Automatic retries with growing delays")
 
 
 @retries.step(
@@ -27,7 +27,7 @@ retries = CONCEPT.lesson("autoretry", "Trying again by itself, later and later")
         "second wait": between(1.9, 2.9, "s"),
         "third wait": between(1.9, 2.9, "s"),
     },
-    learn="Waits grow from try to try up to `retry_backoff_max`: who is in trouble gets time to recover.",
+    learn="Delays grow from try to try up to `retry_backoff_max`, so that an overloaded service can recover.",
 )
 def backoff(tour: Tour) -> Evidence:
     promise = advanced.ask.delay(tour.name("service"), failures=3)
@@ -42,37 +42,37 @@ def backoff(tour: Tour) -> Evidence:
 
 
 @retries.step(
-    "Jitter: those who failed together do not come back together",
+    "Jitter: tasks that failed together are not retried together",
     shows=(advanced.ask_with_jitter,),
     covers=("jitter",),
-    expect={"tasks that came back": 12, "whole seconds in which they did": at_least(2)},
-    learn="Without jitter all that failed at once knocks again at once, at the very moment the service comes back.",
+    expect={"tasks retried": 12, "different seconds in which they ended": at_least(2)},
+    learn="Without jitter all tasks that failed at the same time are retried at the same time.",
 )
 def jitter(tour: Tour) -> Evidence:
     promises = [advanced.ask_with_jitter.delay(tour.name(f"service-{number}")) for number in range(12)]
     done = tour.events.wait("succeeded", of=promises, count=12)
     begun = tour.events.wait("retried", of=promises, count=12).value[0]
     return {
-        "tasks that came back": done.map(len),
-        "whole seconds in which they did": done.map(
+        "tasks retried": done.map(len),
+        "different seconds in which they ended": done.map(
             lambda events: len({round(tour.elapsed(begun, e)) for e in events})
         ),
     }
 
 
 @retries.step(
-    "dont_autoretry_for: some errors stay",
+    "dont_autoretry_for: errors that are not retried",
     shows=(advanced.GoneError,),
     covers=("dont_autoretry_for",),
     expect={"path": ["sent", "received", "started", "failed"], "error": matching("GoneError: service")},
-    learn="Retry what may go away by itself; a mistake in the arguments does not.",
+    learn="Retry transient errors only; wrong arguments, for example, are not one.",
 )
 def dont(tour: Tour) -> Evidence:
     promise = advanced.ask.delay("service", gone=True)
     return {"path": tour.events.path(promise), "error": tour.backend.result(promise)}
 
 
-by_hand = CONCEPT.lesson("manual-retry", "Deciding in the task when to try again")
+by_hand = CONCEPT.lesson("manual-retry", "Retrying from inside the task")
 
 
 @by_hand.step(
@@ -84,8 +84,8 @@ by_hand = CONCEPT.lesson("manual-retry", "Deciding in the task when to try again
         "what happened": {"sent": 2, "received": 2, "started": 2, "retried": 1, "rejected": 1, "failed": 1},
         "error at last": matching("AwayError: .* does not answer"),
     },
-    learn="When the retries are used up the task fails with the error it gave to `retry`; here its message "
-    "goes to the dead letters: `make dlq`.",
+    learn="When the retries are exhausted the task fails with the error passed to `retry`; here its message "
+    "becomes a dead letter: `make dlq`.",
 )
 def retry(tour: Tour) -> Evidence:
     name = tour.name("service")
@@ -101,11 +101,11 @@ messages = CONCEPT.lesson("reject-ignore", "Reject and Ignore")
 
 
 @messages.step(
-    "Ignore: the worker stores nothing more",
+    "Ignore: the worker stores no state",
     shows=(advanced.skip,),
     covers=("Ignore",),
     expect={"state": "SKIPPED"},
-    learn="Raise Ignore when the task has said all there is to say; its message is acknowledged, its state is yours.",
+    learn="Raise Ignore when the task has stored its own state; its message is acknowledged.",
 )
 def ignore(tour: Tour) -> Evidence:
     promise = advanced.skip.delay()
@@ -117,8 +117,8 @@ def ignore(tour: Tour) -> Evidence:
     shows=(advanced.refuse,),
     covers=("Reject",),
     expect={"state": "FAILURE", "error": matching("Reject"), "left in the queue": 0, "not acknowledged": 0},
-    learn="Reject without requeue takes a message out of its queue, here into the dead letters (`make dlq`); "
-    "with `requeue=True` it goes back.",
+    learn="Reject without requeue removes the message, here to the dead letters (`make dlq`); "
+    "with `requeue=True` it returns to its queue.",
 )
 def reject(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=1")
@@ -131,11 +131,11 @@ def reject(tour: Tour) -> Evidence:
     }
 
 
-acks = CONCEPT.lesson("acks-late", "A process dies: what becomes of its task")
+acks = CONCEPT.lesson("acks-late", "What happens to a task whose process is killed")
 
 
 @acks.step(
-    "Acknowledged early it is gone, acknowledged late it runs again; if it kills each time it is given up",
+    "Acknowledged early it is lost, acknowledged late it runs again, up to max_retries",
     shows=(advanced.die, advanced.die_acked_early, advanced.die_acked_late, advanced.poison),
     covers=("acks_late", "task_retry_on_worker_lost", "max_retries"),
     expect={
@@ -146,8 +146,8 @@ acks = CONCEPT.lesson("acks-late", "A process dies: what becomes of its task")
         "poison: runs": 2,
         "poison: ends as": matching("WorkerLostError"),
     },
-    learn="Celery's default acknowledges first, and a killed process takes the task along; late, the effect "
-    "must bear two runs.",
+    learn="By default Celery acknowledges before the run, and the task of a killed process is lost; with acks_late it "
+    "runs again, so it must be idempotent.",
 )
 def process_killed(tour: Tour) -> Evidence:
     worker, early, late, bad = (
@@ -174,7 +174,7 @@ def process_killed(tour: Tour) -> Evidence:
     shows=(advanced.take_long,),
     covers=("acks_late",),
     expect={"left in Redis by the killed one": 1, "result": "run 2", "runs": 2},
-    learn="On Redis a killed worker's messages come back after the visibility timeout: here 90 s, in this lesson 5.",
+    learn="On Redis a killed worker's messages are redelivered after the visibility timeout: 90 s, in this lesson 5.",
 )
 def killed(tour: Tour) -> Evidence:
     queue, name = tour.queue(), tour.name("long")
@@ -191,7 +191,7 @@ def killed(tour: Tour) -> Evidence:
     }
 
 
-hooks = CONCEPT.lesson("failure-hooks", "Being told of a failure")
+hooks = CONCEPT.lesson("failure-hooks", "Handling a failure with hooks and callbacks")
 
 
 @hooks.step(

@@ -8,10 +8,10 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "Definition and execution",
     "execution",
-    "A task is a function that a worker runs, in another process, because a message asks for it.",
+    "A task is a function that a worker runs in another process when it receives a message.",
 )
 
-calling = CONCEPT.lesson("calling", "Four ways to call a task, and what each really does")
+calling = CONCEPT.lesson("calling", "Four ways to call a task, and what each does")
 
 
 @calling.step(
@@ -19,7 +19,7 @@ calling = CONCEPT.lesson("calling", "Four ways to call a task, and what each rea
     shows=(basic.add,),
     covers=("delay",),
     expect={"path": ["sent", "received", "started", "succeeded"], "result": 4, "worker": matching("^low@")},
-    learn="`delay` only puts a message into a queue and returns at once; what you get is a promise, not a number.",
+    learn="`delay` only puts a message into a queue and returns at once; it returns an AsyncResult, not the result.",
 )
 def delay(tour: Tour) -> Evidence:
     promise = basic.add.delay(2, 2)
@@ -31,11 +31,10 @@ def delay(tour: Tour) -> Evidence:
 
 
 @calling.step(
-    "apply_async takes options as well: where, how urgent, when",
+    "apply_async takes options: queue, priority, time",
     covers=("apply_async",),
     expect={"queue": "high", "result": 42, "worker": matching("^high@")},
-    learn="`delay(2, 2)` is short for `apply_async((2, 2))`; whatever is to be said of the message goes into "
-    "the latter.",
+    learn="`delay(2, 2)` is short for `apply_async((2, 2))`; options of the message need `apply_async`.",
 )
 def apply_async(tour: Tour) -> Evidence:
     promise = basic.add.apply_async((40, 2), queue="high", priority=3, countdown=0.5)
@@ -47,10 +46,10 @@ def apply_async(tour: Tour) -> Evidence:
 
 
 @calling.step(
-    "apply runs the task here and now, without a worker",
+    "apply runs the task in the calling process, without a worker",
     covers=("apply",),
     expect={"messages published": 0, "stored in the backend": False},
-    learn="`apply` and a plain call are ordinary function calls; nothing reaches the broker, no worker knows of them.",
+    learn="`apply` and a plain call are function calls: no message is sent, and no worker is involved.",
 )
 def apply(tour: Tour) -> Evidence:
     queue = tour.queue()
@@ -62,41 +61,40 @@ def apply(tour: Tour) -> Evidence:
 
 
 @calling.step(
-    "send_task needs nothing but the task's name",
+    "send_task needs only the task's name",
     covers=("send_task",),
     expect={"result": 4, "name": "tasks.basic.add"},
-    learn="A caller that does not have the task's code sends by name; nobody checks the arguments before the "
-    "worker does.",
+    learn="A caller without the task's code sends by name; then the arguments are only checked by the worker.",
 )
 def send_task(tour: Tour) -> Evidence:
     promise = app.send_task("tasks.basic.add", (2, 2))
     return {"result": tour.backend.result(promise), "name": tour.backend.meta(promise, "name")}
 
 
-bound = CONCEPT.lesson("bound-tasks", "A task that knows who runs it, and why")
+bound = CONCEPT.lesson("bound-tasks", "A task that reads its own message")
 
 
 @bound.step(
-    "bind=True gives the task itself as its first argument",
+    "bind=True passes the task itself as its first argument",
     shows=(basic.whoami,),
     covers=("bound tasks",),
-    expect={"it knows its id": True, "it knows its priority": 2, "retries": 0, "ran where it says": True},
-    learn="`self.request` is the message that is being worked on; `self` has retry, update_state and replace.",
+    expect={"its id is right": True, "its priority": 2, "retries": 0, "its worker is right": True},
+    learn="`self.request` is the message that is being processed; `self` has retry, update_state and replace.",
 )
 def bind(tour: Tour) -> Evidence:
     promise = basic.whoami.apply_async(priority=2)
     said = tour.backend.result(promise)
     return {
-        "it knows its id": said.map(lambda s: s["id"] == promise.id),
-        "it knows its priority": said.map(lambda s: s["priority"]),
+        "its id is right": said.map(lambda s: s["id"] == promise.id),
+        "its priority": said.map(lambda s: s["priority"]),
         "retries": said.map(lambda s: s["retries"]),
-        "ran where it says": both(said, tour.events.wait("started", of=[promise])).map(
+        "its worker is right": both(said, tour.events.wait("started", of=[promise])).map(
             lambda pair: pair[0]["worker"] == pair[1][0].worker
         ),
     }
 
 
-names = CONCEPT.lesson("names", "A task's name is its address")
+names = CONCEPT.lesson("names", "Task names")
 
 
 @names.step(
@@ -104,7 +102,7 @@ names = CONCEPT.lesson("names", "A task's name is its address")
     shows=(basic.hello,),
     covers=("names",),
     expect={"name of add": "tasks.basic.add", "name of hello": "greetings.hello", "result": "hello celery"},
-    learn="The message carries the name only; rename a task, and messages that still wait are for nobody.",
+    learn="The message contains only the name: after a rename the waiting messages are for an unknown task.",
 )
 def name(tour: Tour) -> Evidence:
     first, second = basic.add.delay(1, 1), basic.hello.delay("celery")
@@ -116,11 +114,11 @@ def name(tour: Tour) -> Evidence:
 
 
 @names.step(
-    "shared_task belongs to whichever app there is; autodiscovery finds it",
+    "shared_task is registered with every app; autodiscovery finds it",
     shows=(shared.shout,),
     covers=("shared_task", "autodiscovery"),
     expect={"registered at the worker": True, "result": "SHOUT"},
-    learn="A library defines tasks with `shared_task` and knows no app; `app.autodiscover_tasks` imports them.",
+    learn="A library defines tasks with `shared_task`, without an app; `app.autodiscover_tasks` imports them.",
 )
 def shared_task(tour: Tour) -> Evidence:
     promise = shared.shout.delay("shout")
@@ -131,14 +129,14 @@ def shared_task(tour: Tour) -> Evidence:
     }
 
 
-args = CONCEPT.lesson("arguments", "Wrong arguments: where they are noticed")
+args = CONCEPT.lesson("arguments", "Where wrong arguments are detected")
 
 
 @args.step(
-    "The number of arguments is checked where the task is called",
+    "The number of arguments is checked by the caller",
     covers=("argument checking",),
     expect={"the caller got": matching("TypeError: add.. missing 1 required"), "messages published": 0},
-    learn="Celery compares a call with the function's signature before it sends anything.",
+    learn="Celery checks a call against the function's signature before it sends a message.",
 )
 def signature(tour: Tour) -> Evidence:
     queue = tour.queue()
@@ -147,14 +145,14 @@ def signature(tour: Tour) -> Evidence:
 
 
 @args.step(
-    "Their kind is checked by the task, before it does anything",
+    "Their types are checked by the task, before it runs",
     shows=(arguments.checked,),
     covers=("pydantic arguments",),
     expect={
         "path": ["sent", "received", "started", "failed"],
         "error": "ArgumentError: x: should be a valid number; it is 'two'",
     },
-    learn="A wrong argument fails at once, with a message that names it; trying again would not mend it.",
+    learn="A wrong argument fails at once, with an error that names it, and without a retry.",
 )
 def check(tour: Tour) -> Evidence:
     promise = basic.add.delay("two", 2)
@@ -162,12 +160,11 @@ def check(tour: Tour) -> Evidence:
 
 
 @args.step(
-    "pydantic=True turns JSON into a model and a model into JSON",
+    "pydantic=True converts JSON to a model and a model to JSON",
     shows=(basic.Order, basic.Receipt, basic.buy),
     covers=("pydantic arguments",),
     expect={"result": {"item": "tea", "total": 7.5}, "error of a bad order": matching(r"ValidationError'>\(\[\]\)")},
-    learn="The model checks what arrives; but pydantic's own error does not survive the backend, see what is "
-    "left of it.",
+    learn="The model checks the arguments; but the backend cannot store the text of pydantic's own error.",
 )
 def models(tour: Tour) -> Evidence:
     good = basic.buy.delay({"item": "tea", "quantity": 3, "price": 2.5})
@@ -176,26 +173,26 @@ def models(tour: Tour) -> Evidence:
 
 
 @args.step(
-    "The cure: check in the task, raise an error that JSON can carry",
+    "Better: check in the task, and raise an error that can be stored as JSON",
     shows=(basic.buy_checked,),
     covers=("pydantic arguments",),
     expect={"error": "ArgumentError: order.quantity: should be greater than 0; it is -3", "retries": 0},
-    learn="An exception crosses to the caller as its class and its arguments: give it one argument, a sentence.",
+    learn="An exception is stored as its class and its arguments: give it one argument, a sentence.",
 )
 def checked_models(tour: Tour) -> Evidence:
     promise = basic.buy_checked.delay({"item": "tea", "quantity": -3, "price": 2.5})
     return {"error": tour.backend.result(promise), "retries": tour.backend.meta(promise, "retries")}
 
 
-logging = CONCEPT.lesson("logging", "A task's log lines say which task wrote them")
+logging = CONCEPT.lesson("logging", "Log lines with the task's name and id")
 
 
 @logging.step(
-    "get_task_logger puts the task's name and id in front",
+    "get_task_logger adds the task's name and id",
     shows=(basic.note,),
     covers=("get_task_logger",),
     expect={"line in the worker's log": matching(r"tasks\.basic\.note\[[0-9a-f-]{36}\]: noted: tea is ready")},
-    learn="Log through `get_task_logger`, and one task's id finds its lines at whichever worker they were written.",
+    learn="Log with `get_task_logger`: then a task's lines can be found by its id in the logs of all workers.",
 )
 def task_logger(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=1")
@@ -205,13 +202,13 @@ def task_logger(tour: Tour) -> Evidence:
 
 
 @logging.step(
-    "ignore_result=True: it ran, and left nothing",
+    "ignore_result=True: it runs, and nothing is stored",
     covers=("ignore_result",),
     expect={"path": ["sent", "received", "started", "succeeded"], "state": "PENDING", "stored in the backend": False},
-    learn="Most tasks have no result that anybody reads: do not store it (here the default), and do not ask for it.",
+    learn="Results of most tasks are never read: do not store them (here the default), and do not wait for them.",
 )
 def ignored(tour: Tour) -> Evidence:
-    promise = basic.note.delay("nobody will ask")
+    promise = basic.note.delay("without a result")
     return {
         "path": tour.events.path(promise),
         "state": tour.backend.state(promise),
@@ -223,14 +220,14 @@ classes = CONCEPT.lesson("task-classes", "A base class of your own")
 
 
 @classes.step(
-    "Hooks of a base class run around each task that has it",
+    "Hooks of a base class run before and after each of its tasks",
     shows=(advanced.HookedTask, advanced.divide),
     covers=("custom Task base class",),
     expect={
         "noted by the hooks": ["before_start", "on_success 2.0", "after_return SUCCESS"],
         "noted after a failure": ["before_start", "on_failure ZeroDivisionError", "after_return FAILURE"],
     },
-    learn="What all tasks of a kind have in common goes into a base class: hooks, retries, clients that they share.",
+    learn="A base class is for what several tasks have in common: hooks, retries, shared clients.",
 )
 def hooks(tour: Tour) -> Evidence:
     fine, broken = tour.name("fine"), tour.name("broken")

@@ -11,7 +11,7 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "Time limits and revoking",
     "limits",
-    "What a task may take, and how it is called back: before it runs, while it runs, too late.",
+    "How long a task may run, and how to revoke it before or during its run.",
 )
 
 limits = CONCEPT.lesson("time-limits", "A task that takes too long")
@@ -22,7 +22,7 @@ limits = CONCEPT.lesson("time-limits", "A task that takes too long")
     shows=(advanced.stop_in_time,),
     covers=("soft limit handled and cleaned up",),
     expect={"result": "stopped in time", "noted": ["cleaned up"], "time taken": between(0.9, 2.5, "s")},
-    learn="Catch SoftTimeLimitExceeded, tidy up and say how far you came; the hard limit leaves no time for it.",
+    learn="Catch SoftTimeLimitExceeded, clean up and return the partial result; the hard limit leaves no time for it.",
 )
 def soft(tour: Tour) -> Evidence:
     name = tour.name("soft")
@@ -36,11 +36,11 @@ def soft(tour: Tour) -> Evidence:
 
 
 @limits.step(
-    "The hard limit kills its process",
+    "The hard limit kills the process",
     shows=(advanced.stop_never,),
     covers=("hard limit",),
-    expect={"error": matching("TimeLimitExceeded"), "noted": ["did not listen"], "processes afterwards": at_least(1)},
-    learn="The hard limit is for code that does not listen; the worker starts a new process and goes on.",
+    expect={"error": matching("TimeLimitExceeded"), "noted": ["ignored"], "processes afterwards": at_least(1)},
+    learn="The hard limit is for code that ignores the soft one; the worker starts a new process and continues.",
 )
 def hard(tour: Tour) -> Evidence:
     worker, name = tour.worker("--concurrency=1"), tour.name("hard")
@@ -52,14 +52,14 @@ def hard(tour: Tour) -> Evidence:
     }
 
 
-revoking = CONCEPT.lesson("revoke", "Calling a task back")
+revoking = CONCEPT.lesson("revoke", "Revoking a task")
 
 
 @revoking.step(
     "Before it starts: it never runs",
     covers=("revoke before start",),
     expect={"state": "REVOKED", "dropped when it was due": 1, "runs": 0},
-    learn="Every worker remembers the id; whichever gets the message drops it.",
+    learn="Every worker remembers the id, and drops the message if it receives it.",
 )
 def before(tour: Tour) -> Evidence:
     name = tour.name("revoked")
@@ -77,7 +77,7 @@ def before(tour: Tour) -> Evidence:
     "While it runs: terminate kills its process",
     covers=("terminate while running",),
     expect={"state": "REVOKED", "runs": 1, "path": ["sent", "received", "started", "revoked"]},
-    learn="`terminate=True` ends whatever the process does, without clean-up: for a task that hangs, not as a habit.",
+    learn="`terminate=True` kills the process without clean-up: use it for a task that hangs, not routinely.",
 )
 def terminate(tour: Tour) -> Evidence:
     worker, name = tour.worker("--concurrency=1"), tour.name("terminated")
@@ -97,7 +97,7 @@ def terminate(tour: Tour) -> Evidence:
     shows=(workflows.OrderStamp,),
     covers=("revoke by stamp",),
     expect={"states": ["REVOKED", "REVOKED", "REVOKED"], "one without the stamp": "SUCCESS"},
-    learn="A stamp says what tasks belong to; revoking by it needs no list of their ids.",
+    learn="A stamp marks tasks that belong together; revoking by it needs no list of their ids.",
 )
 def by_stamp(tour: Tour) -> Evidence:
     order = f"tour-{uuid4().hex[:6]}"
@@ -115,19 +115,19 @@ def by_stamp(tour: Tour) -> Evidence:
 
 
 @revoking.step(
-    "Over a restart: with a state file, or remembered in Redis",
+    "Across a restart: with a state file, or stored in Redis",
     covers=("revokes over a restart (--statedb)",),
     expect={
         "Celery's own worker": "succeeded",
         "Celery's own with --statedb": "revoked",
         "a worker of this stack": "revoked",
     },
-    learn="Celery's workers keep revoked ids in memory, with `--statedb` in a file; here they are in Redis, for every "
-    "worker that starts later.",
+    learn="Celery's workers keep revoked ids in memory, or in a file with `--statedb`; here they are stored in Redis, "
+    "also for workers that start later.",
 )
 def restarted(tour: Tour) -> Evidence:
     queue, state = tour.queue(), [f"--statedb={tour.folder / 'statedb'}"]
-    plain = {"consumer": False}  # Celery's own consumer, and none of this stack's memory
+    plain = {"consumer": False}  # Celery's own consumer, without the stored revocations
     ids = {
         name: uuid4().hex for name in ("Celery's own worker", "Celery's own with --statedb", "a worker of this stack")
     }
@@ -146,14 +146,14 @@ def restarted(tour: Tour) -> Evidence:
     return ends
 
 
-timing = CONCEPT.lesson("expires-rates", "Too late, too often")
+timing = CONCEPT.lesson("expires-rates", "Expiry and rate limits")
 
 
 @timing.step(
     "A task that expires while it waits is dropped",
     covers=("expires",),
     expect={"state": "REVOKED", "event": containing("expired")},
-    learn="Give whatever is worthless later an expiry: a backlog then shrinks by itself.",
+    learn="Set `expires` for tasks that are useless later: then a backlog shrinks without running them.",
 )
 def expires(tour: Tour) -> Evidence:
     queue = tour.queue()
@@ -167,11 +167,11 @@ def expires(tour: Tour) -> Evidence:
 
 
 @timing.step(
-    "A rate limit holds back, at each worker",
+    "A rate limit delays tasks, per worker",
     shows=(advanced.slow_lane,),
     covers=("rate limits",),
     expect={"five tasks at 2/s take": between(1.8, 4, "s")},
-    learn="The limit is for each worker and each task name; messages beyond it wait in the worker, not in the queue.",
+    learn="The limit applies per worker and task name; messages beyond it wait in the worker, not in the queue.",
 )
 def rate(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=1")
@@ -181,14 +181,14 @@ def rate(tour: Tour) -> Evidence:
     return {"five tasks at 2/s take": started.map(lambda events: tour.elapsed(events[0], events[-1]))}
 
 
-eta = CONCEPT.lesson("eta", "Later: countdown and ETA, and their limits on Redis")
+eta = CONCEPT.lesson("eta", "Countdown and ETA, and their limits on Redis")
 
 
 @eta.step(
     "A task that is due later waits in a worker, not in the queue",
     covers=("ETA and countdown",),
     expect={"in the queue": 0, "taken and not acknowledged": 1, "started after": between(1.4, 3, "s")},
-    learn="A worker takes such a message at once and keeps it until it is due: thousands of them fill its memory.",
+    learn="A worker takes such a message at once and holds it until it is due: thousands of them fill its memory.",
 )
 def countdown(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=1")
@@ -208,7 +208,7 @@ def countdown(tour: Tour) -> Evidence:
     shows=(advanced.take_long,),
     covers=("their limits on Redis",),
     expect={"not renewed: runs": at_least(2), "renewed: runs": 1, "renewed: received": 1},
-    learn="A worker holds a message with an ETA: without renewal another gets it too. Longer waits than 60 s are for "
+    learn="A worker holds a message with an ETA: without renewal another worker gets it too. For more than 60 s use "
     "beat or a table.",
 )
 def too_far(tour: Tour) -> Evidence:

@@ -12,7 +12,7 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "Classic mistakes",
     "mistakes",
-    "What everybody does once, each made on purpose, with what is seen then and what to do instead.",
+    "Common mistakes, each with its symptoms and what to do instead.",
 )
 
 waiting = CONCEPT.lesson("get-in-a-task", "Waiting for a task inside a task")
@@ -28,8 +28,7 @@ waiting = CONCEPT.lesson("get-in-a-task", "Waiting for a task inside a task")
         "as Celery likes it": matching("RuntimeError: Never call result.get"),
         "as a chain": 4,
     },
-    learn="A task that waits for a task holds a slot for nothing, and with all slots waiting nothing runs: use "
-    "a chain.",
+    learn="A task that waits for another task blocks a slot; if all slots wait, no task runs. Use a chain.",
 )
 def deadlock(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=1")
@@ -45,16 +44,15 @@ def deadlock(tour: Tour) -> Evidence:
     }
 
 
-early = CONCEPT.lesson("too-early", "Publishing before the data is there")
+early = CONCEPT.lesson("too-early", "Publishing before the data is written")
 
 
 @early.step(
     "The worker is faster than the caller",
     shows=(practices.read,),
-    covers=("publishing before the data is there",),
+    covers=("publishing before the data is written",),
     expect={"published, then written": matching("LookupError: there is no"), "written, then published": "ready"},
-    learn="Publish after the commit: a transaction that is still open, or a write that comes next, is nothing "
-    "a worker sees.",
+    learn="Publish after the commit: a worker does not see an open transaction, or a write that comes later.",
 )
 def race(tour: Tour) -> Evidence:
     first, second = tour.name("first"), tour.name("second")
@@ -68,28 +66,28 @@ def race(tour: Tour) -> Evidence:
     }
 
 
-lost = CONCEPT.lesson("nobody-listens", "A task that nobody consumes, and a queue that does not exist")
+lost = CONCEPT.lesson("no-consumer", "A task that no worker consumes, and a queue that does not exist")
 
 
 @lost.step(
-    "Its queue has no worker: it is PENDING, and nobody complains",
-    covers=("a task nobody consumes",),
-    expect={"state": "PENDING", "in the queue": 1, "after a worker came": "SUCCESS"},
-    learn="Watch queues, not only tasks: messages without consumers are an alert here (QueueWithoutConsumers).",
+    "Its queue has no worker: it stays PENDING, without an error",
+    covers=("a task that no worker consumes",),
+    expect={"state": "PENDING", "in the queue": 1, "after a worker started": "SUCCESS"},
+    learn="Monitor queues, not only tasks: messages without consumers are an alert here (QueueWithoutConsumers).",
 )
-def unheard(tour: Tour) -> Evidence:
+def unconsumed(tour: Tour) -> Evidence:
     queue = tour.queue()
     promise = basic.add.apply_async((1, 1), queue=queue)
     state, length = tour.backend.state(promise), tour.broker.waiting(queue)
     tour.worker("--concurrency=1", queue=queue)
-    return {"state": state, "in the queue": length, "after a worker came": tour.backend.reaches(promise, "SUCCESS")}
+    return {"state": state, "in the queue": length, "after a worker started": tour.backend.reaches(promise, "SUCCESS")}
 
 
 @lost.step(
-    "A misspelt queue is refused, because it is told to be",
+    "A misspelt queue name is refused, because of a setting",
     covers=("a misspelt queue",),
     expect={"the caller got": matching("QueueNotFound.*Queue 'highh' missing from task_queues"), "in that queue": 0},
-    learn="By default Celery makes whatever queue is named, and fills it for nobody: set "
+    learn="By default Celery creates a queue of any name, which no worker consumes: set "
     "`task_create_missing_queues=False`.",
 )
 def misspelt(tour: Tour) -> Evidence:
@@ -97,14 +95,14 @@ def misspelt(tour: Tour) -> Evidence:
     return {"the caller got": error, "in that queue": tour.broker.waiting("highh")}
 
 
-json_only = CONCEPT.lesson("no-json", "An argument that is no JSON")
+json_only = CONCEPT.lesson("no-json", "An argument that is not JSON")
 
 
 @json_only.step(
-    "The caller is told, nothing is sent",
-    covers=("an argument that is no JSON",),
+    "The caller gets an error, nothing is sent",
+    covers=("an argument that is not JSON",),
     expect={"the caller got": matching("EncodeError.*set|EncodeError"), "messages published": 0},
-    learn="Objects, files, connections, open transactions stay where they are; send what names them.",
+    learn="Objects, files, connections and transactions cannot be sent; send an id or a name.",
 )
 def no_json(tour: Tour) -> Evidence:
     queue = tour.queue()
@@ -120,8 +118,8 @@ deploys = CONCEPT.lesson("changed-signature", "A new version of a task, while me
     shows=(practices.greet, practices.greet_compatibly),
     covers=("a changed signature while old messages wait",),
     expect={"without a default": matching("TypeError: .*missing 1 required"), "with a default": "hello celery"},
-    learn="Old messages outlive a deploy: add arguments with defaults, take them away one deploy after their "
-    "last caller.",
+    learn="Old messages are still there after a deployment: add arguments with defaults, and remove one only after no "
+    "caller sends it any more.",
 )
 def yesterday(tour: Tour) -> Evidence:
     broken = app.send_task("tour.tasks.practices.greet", ("celery",), ignore_result=False)
@@ -133,11 +131,11 @@ eager = CONCEPT.lesson("eager-only", "Testing with eager mode only")
 
 
 @eager.step(
-    "It works in the test, and not on the wire",
+    "It works in the test, but not with a worker",
     shows=(practices.unique,),
     covers=("testing with eager mode only",),
     expect={"eager": ["milk", "tea"], "by a worker": matching("EncodeError|not JSON")},
-    learn="Eager mode calls a function: no JSON, no broker, no second process. Test logic so, and delivery on "
+    learn="Eager mode calls a function: no JSON, no broker, no second process. Use it for logic, and test delivery on "
     "a real stack.",
 )
 def only(tour: Tour) -> Evidence:

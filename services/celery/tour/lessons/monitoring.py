@@ -9,10 +9,10 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "Monitoring",
     "monitoring",
-    "Ask the workers, listen to them, or count: three ways to know what goes on, each with its own blind spots.",
+    "Three ways to observe the workers, each with its own limits: remote control, events and metrics.",
 )
 
-inspecting = CONCEPT.lesson("inspect", "Asking workers what they do")
+inspecting = CONCEPT.lesson("inspect", "Remote control: what a worker is doing")
 
 
 @inspecting.step(
@@ -36,8 +36,7 @@ inspecting = CONCEPT.lesson("inspect", "Asking workers what they do")
         "registered": containing("tasks.basic.add"),
         "stats: pool": 1,
     },
-    learn="A worker answers for itself only, and a busy or stuck one not at all: no answer is not the same as "
-    "nothing to do.",
+    learn="A worker answers only for itself, and a busy or blocked one not at all: no answer does not mean idle.",
 )
 def ask(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=1", "--prefetch-multiplier=3")
@@ -58,11 +57,11 @@ def ask(tour: Tour) -> Evidence:
     }
 
 
-controlling = CONCEPT.lesson("control", "Telling workers what to do")
+controlling = CONCEPT.lesson("control", "Remote control: commands for workers")
 
 
 @controlling.step(
-    "Another queue, a larger pool, a rate limit, the end",
+    "Another queue, a larger pool, a rate limit, shutdown",
     covers=("control add_consumer", "control pool_grow", "control rate_limit", "control shutdown"),
     expect={
         "queues before": 1,
@@ -71,7 +70,7 @@ controlling = CONCEPT.lesson("control", "Telling workers what to do")
         "rate_limit answers": matching("new rate limit set"),
         "exit code after shutdown": 0,
     },
-    learn="Commands go to all workers unless `destination` names some; they last until the worker ends, no longer.",
+    learn="Commands go to all workers unless `destination` is given; their effect ends with the worker.",
 )
 def tell(tour: Tour) -> Evidence:
     worker, other = tour.worker("--concurrency=1"), tour.queue()
@@ -92,17 +91,17 @@ def tell(tour: Tour) -> Evidence:
     }
 
 
-listening = CONCEPT.lesson("events", "Listening: the stream of events, and Flower on top of it")
+listening = CONCEPT.lesson("events", "The stream of events, and Flower")
 
 
 @listening.step(
-    "Each step of a task's life is an event with a time and a worker",
+    "Each change of a task's state is an event with a time and a worker",
     covers=("events",),
     expect={
         "events": ["sent", "received", "started", "succeeded"],
         "fields of the last": containing("result", "runtime", "timestamp", "hostname", "pid"),
     },
-    learn="Events are news, not records: who does not listen misses them, and each costs the worker something.",
+    learn="Events are not stored: a process that is not connected misses them. Each event has a cost for the worker.",
 )
 def stream(tour: Tour) -> Evidence:
     promise = basic.add.delay(2, 2)
@@ -114,10 +113,10 @@ def stream(tour: Tour) -> Evidence:
 
 
 @listening.step(
-    "Flower's API knows that very task",
+    "Flower's API returns the same task",
     covers=("Flower by its API",),
     expect={"state": "SUCCESS", "name": "tasks.basic.add", "result": "4", "without a login": matching("401")},
-    learn="Flower keeps what it heard in memory, with a page and an API; it switches events on at all workers.",
+    learn="Flower keeps events in memory and shows them on pages and in an API; it enables events on all workers.",
 )
 def flower(tour: Tour) -> Evidence:
     promise = basic.add.delay(2, 2)
@@ -131,29 +130,29 @@ def flower(tour: Tour) -> Evidence:
     }
 
 
-counting = CONCEPT.lesson("metrics", "Counting: what Prometheus scrapes and Grafana draws")
+counting = CONCEPT.lesson("metrics", "Metrics for Prometheus and Grafana")
 
 
 @counting.step(
     "The workers count each task by name, queue and outcome",
     shows=(workflows.times,),
     covers=("metrics",),
-    expect={"counted more": 5.0},
-    learn="Counters tell what happened while nobody looked, which no event and no inspect does.",
+    expect={"increase of the counter": 5.0},
+    learn="Counters include what happened between two scrapes; events and inspect show only the present.",
 )
 def metrics(tour: Tour) -> Evidence:
     before = tour.counted("tasks.workflows.times")
     promises = [workflows.times.delay(2, 3) for _ in range(5)]
     tour.events.wait("succeeded", of=promises, count=5)
-    return {"counted more": tour.counted("tasks.workflows.times").map(lambda after: after - before.value)}
+    return {"increase of the counter": tour.counted("tasks.workflows.times").map(lambda after: after - before.value)}
 
 
 @counting.step(
-    "A link into Grafana for that very task",
+    "A link to Grafana for one task",
     shows=(links.explore,),
-    covers=("a link into Grafana for that very task",),
+    covers=("a link to Grafana for one task",),
     expect={"open": matching(r"^http://.+/explore\?.+tasks\.workflows\.times")},
-    learn="From a task's name to its rate, failures and run time in one click: put such links where people look first.",
+    learn="Such a link leads from a task's name to its rate, failures and run time; use it in tools and alerts.",
 )
 def grafana(tour: Tour) -> Evidence:
     return {"open": links.explore("tasks.workflows.times")}

@@ -1,4 +1,4 @@
-"""Best practices: each shown by its failure first, then by its cure."""
+"""Best practices: each with the failure first, then the solution."""
 
 from celery.result import AsyncResult
 
@@ -10,7 +10,7 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "Best practices",
     "practices",
-    "What to do, and what happens without it: each lesson shows the failure first, then the cure.",
+    "Each lesson shows the failure first, then the solution.",
 )
 
 
@@ -24,14 +24,14 @@ idempotency = CONCEPT.lesson("idempotency", "Run twice, applied once")
 @idempotency.step(
     "A task is killed after its effect, and runs again",
     shows=(practices.deposit, practices.deposit_once),
-    covers=("idempotency: failure", "idempotency: cure"),
+    covers=("idempotency: failure", "idempotency: solution"),
     expect={
         "deposit of 100, plain": 200,
         "deposit of 100, with its marker": 100,
         "both ended as": ["SUCCESS", "SUCCESS"],
     },
-    learn="At least once means sometimes twice: write the effect and a marker of this task in one step, and "
-    "look first.",
+    learn="At least once means sometimes twice: write the effect together with a marker in one transaction, and "
+    "check the marker first.",
 )
 def twice(tour: Tour) -> Evidence:
     worker, plain, marked = tour.worker("--concurrency=2"), tour.name("plain"), tour.name("marked")
@@ -53,10 +53,9 @@ atomicity = CONCEPT.lesson("atomicity", "All of it or nothing")
 @atomicity.step(
     "A task is killed between two steps",
     shows=(practices.transfer_in_steps, practices.transfer),
-    covers=("atomicity: failure", "atomicity: cure"),
-    expect={"100 moved in two steps, left in all": 60, "in one transaction, left in all": 100},
-    learn="Whatever belongs together is written together: a transaction of Redis or of your database, at the "
-    "task's end.",
+    covers=("atomicity: failure", "atomicity: solution"),
+    expect={"100 moved in two steps, left in total": 60, "in one transaction, left in total": 100},
+    learn="Write what belongs together in one transaction, of Redis or of your database, at the end of the task.",
 )
 def halfway(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=2")
@@ -69,8 +68,8 @@ def halfway(tour: Tour) -> Evidence:
     for promise in promises:
         tour.backend.meta(promise, "status")
     return {
-        "100 moved in two steps, left in all": both(*(_number(tour, name) for name in left["steps"])).map(sum),
-        "in one transaction, left in all": both(*(_number(tour, name) for name in left["transaction"])).map(sum),
+        "100 moved in two steps, left in total": both(*(_number(tour, name) for name in left["steps"])).map(sum),
+        "in one transaction, left in total": both(*(_number(tour, name) for name in left["transaction"])).map(sum),
     }
 
 
@@ -80,13 +79,13 @@ small = CONCEPT.lesson("small-tasks", "One large task against many small ones, m
 @small.step(
     "The same 40 items, on two slots",
     shows=(practices.work,),
-    covers=("small tasks: failure", "small tasks: cure"),
+    covers=("small tasks: failure", "small tasks: solution"),
     expect={
         "one task of 40 items takes": at_least(2, "s"),
         "40 tasks of one, to that": between(0.4, 0.9, "of it"),
     },
-    learn="Small tasks use every slot and lose little when one dies; too small, and the messages cost more "
-    "than the work.",
+    learn="Small tasks use every slot, and little is lost when one is killed; but if they are too small, the messages "
+    "cost more than the tasks.",
 )
 def measured(tour: Tour) -> Evidence:
     worker, name = tour.worker("--concurrency=2"), tour.name("items")
@@ -103,15 +102,15 @@ def measured(tour: Tour) -> Evidence:
     }
 
 
-sparing = CONCEPT.lesson("sparing-results", "Results sparingly: a name instead of the thing")
+sparing = CONCEPT.lesson("sparing-results", "Small results: a key instead of the data")
 
 
 @sparing.step(
-    "A report as the result, or where it is as the result",
+    "A report as the result, or its key as the result",
     shows=(practices.report, practices.report_kept),
-    covers=("results sparingly: failure", "results sparingly: cure"),
-    expect={"stored for the report": at_least(100_000, "bytes"), "stored for its name": at_most(1_000, "bytes")},
-    learn="A result is copied into the backend, through the worker and to each caller; a name is read by who needs it.",
+    covers=("results sparingly: failure", "results sparingly: solution"),
+    expect={"stored for the report": at_least(100_000, "bytes"), "stored for its key": at_most(1_000, "bytes")},
+    learn="A result is copied to the backend and to each caller; with a key only those that need the data read it.",
 )
 def copies(tour: Tour) -> Evidence:
     whole, kept = practices.report.delay(100_000), practices.report_kept.delay(tour.name("report"), 100_000)
@@ -119,25 +118,25 @@ def copies(tour: Tour) -> Evidence:
         tour.backend.reaches(promise, "SUCCESS")
     return {
         "stored for the report": tour.redis("STRLEN", f"celery-task-meta-{whole.id}"),
-        "stored for its name": tour.redis("STRLEN", f"celery-task-meta-{kept.id}"),
+        "stored for its key": tour.redis("STRLEN", f"celery-task-meta-{kept.id}"),
     }
 
 
-patience = CONCEPT.lesson("time-outs", "Time-outs on whatever a task waits for")
+patience = CONCEPT.lesson("time-outs", "Time-outs for everything that a task waits for")
 
 
 @patience.step(
-    "Somebody never answers",
+    "A service never answers",
     shows=(practices.listen,),
-    covers=("time-outs: failure", "time-outs: cure"),
+    covers=("time-outs: failure", "time-outs: solution"),
     expect={
         "without: ends as": matching("SoftTimeLimitExceeded"),
         "without: a slot is held for": at_least(1.9, "s"),
         "with: ends as": matching("TimeoutError"),
         "with: a slot is held for": at_most(1, "s"),
     },
-    learn="Each wait for another needs a time-out of its own; the task's limit is the last resort, and its "
-    "slot the price.",
+    learn="Each wait for another service needs its own time-out; the task's time limit is the last resort, and until "
+    "then it blocks a slot.",
 )
 def hang(tour: Tour) -> Evidence:
     without = practices.listen.apply_async((None,), soft_time_limit=2)
@@ -155,15 +154,15 @@ def hang(tour: Tour) -> Evidence:
     }
 
 
-backoff = CONCEPT.lesson("retry-backoff", "Retries that give the other side time")
+backoff = CONCEPT.lesson("retry-backoff", "Retries with backoff")
 
 
 @backoff.step(
-    "A service is away for two and a half seconds; both try three times",
+    "A service is unavailable for two and a half seconds; both try three times",
     shows=(practices.call_at_fixed_times, practices.call_with_backoff),
-    covers=("retries with backoff: failure", "retries with backoff: cure"),
+    covers=("retries with backoff: failure", "retries with backoff: solution"),
     expect={"each second": matching("AwayError"), "after 1 s and 2 s": "an answer"},
-    learn="As many tries, spread further: backoff outlasts the outage that fixed retries knock at.",
+    learn="With the same number of tries, backoff covers a longer outage than fixed delays.",
 )
 def outage(tour: Tour) -> Evidence:
     service = tour.name("service")

@@ -8,18 +8,18 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "Results",
     "results",
-    "Results are kept in a store of their own, for as long as somebody may ask for them. Each costs something.",
+    "Results are stored in a Redis of their own for a limited time. Each has a cost.",
 )
 
-getting = CONCEPT.lesson("getting-results", "Asking for a result")
+getting = CONCEPT.lesson("getting-results", "Reading a result")
 
 
 @getting.step(
-    "get waits; with a time-out it gives up, and the task goes on",
+    "get waits; after a time-out it raises, and the task continues",
     covers=("get with time-out",),
     expect={"error at once": matching("TimeoutError"), "state a little later": "SUCCESS"},
-    learn="Never call `get` without a time-out: a lost task would hold the caller for ever. It is looked at "
-    "once a second.",
+    learn="Never call `get` without a time-out: with a lost task the caller would wait for ever. It is checked once "
+    "a second.",
 )
 def time_out(tour: Tour) -> Evidence:
     promise = basic.sleep.delay(2.5)
@@ -28,10 +28,10 @@ def time_out(tour: Tour) -> Evidence:
 
 
 @getting.step(
-    "A failure is raised at the caller, unless propagate=False",
+    "A failure is raised in the caller, unless propagate=False",
     covers=("propagate",),
     expect={"raised": matching("RuntimeError: this task always fails"), "returned": matching("this task always fails")},
-    learn="`get()` raises what the task raised; `get(propagate=False)` returns it, for callers that look at many.",
+    learn="`get()` raises the task's error; `get(propagate=False)` returns it, for callers that read many results.",
 )
 def propagate(tour: Tour) -> Evidence:
     promise = basic.failing.delay("for its caller")
@@ -45,7 +45,7 @@ def propagate(tour: Tour) -> Evidence:
     "A group's results, all at once or as they come",
     covers=("iterating a group",),
     expect={"joined": [1, 4, 9], "as they came": containing(1, 4, 9), "all successful": True},
-    learn="A group's result is iterable; `iter_native` yields each as soon as it is there.",
+    learn="A group's result is iterable; `iter_native` yields each result as soon as it is stored.",
 )
 def iterate(tour: Tour) -> Evidence:
     results = workflows.squares([1, 2, 3]).delay()
@@ -56,28 +56,28 @@ def iterate(tour: Tour) -> Evidence:
     }
 
 
-keeping = CONCEPT.lesson("keeping-results", "How long a result stays, and what is kept with it")
+keeping = CONCEPT.lesson("keeping-results", "How long a result is kept, and what is stored with it")
 
 
 @keeping.step(
-    "It expires by itself, or is forgotten",
+    "It expires, or is deleted by forget",
     covers=("forget", "expiry"),
-    expect={"lives for": between(RESULT_TTL - 60, RESULT_TTL, "s"), "stored after forget": False},
-    learn="`result_expires` is a TTL in Redis (here 1 h); who has read a result and needs it no more calls `forget`.",
+    expect={"TTL": between(RESULT_TTL - 60, RESULT_TTL, "s"), "stored after forget": False},
+    learn="`result_expires` is a TTL in Redis (here 1 h); call `forget` when a result is no longer needed.",
 )
 def expiry(tour: Tour) -> Evidence:
     promise = basic.add.delay(1, 1)
     tour.backend.reaches(promise, "SUCCESS")
-    lives = tour.redis("TTL", f"celery-task-meta-{promise.id}")
+    ttl = tour.redis("TTL", f"celery-task-meta-{promise.id}")
     promise.forget()
-    return {"lives for": lives, "stored after forget": tour.backend.stored(promise)}
+    return {"TTL": ttl, "stored after forget": tour.backend.stored(promise)}
 
 
 @keeping.step(
-    "Children and graph: what came of a task",
+    "Children and graph: the tasks that a task has sent",
     covers=("children and graph",),
     expect={"children of the first": 1, "graph has": 2, "last result": 16},
-    learn="Each result knows what its task has sent; `collect` and `graph` follow the whole tree, one look-up a node.",
+    learn="Each result lists the tasks that its task has sent; `collect` and `graph` read the tree node by node.",
 )
 def graph(tour: Tour) -> Evidence:
     promise = workflows.add_then_square(2, 2).delay()
@@ -91,10 +91,10 @@ def graph(tour: Tour) -> Evidence:
 
 
 @keeping.step(
-    "result_extended keeps name, arguments, worker and queue with it",
+    "result_extended stores name, arguments, worker and queue with it",
     covers=("result_extended",),
     expect={"name": "tasks.basic.add", "args": matching("1, 2"), "worker": matching("^low@"), "queue": "low"},
-    learn="With `result_extended` a result explains itself to whoever finds it; it also costs some bytes more.",
+    learn="With `result_extended` a result shows which call it belongs to; it needs some more bytes.",
 )
 def extended(tour: Tour) -> Evidence:
     promise = basic.add.delay(1, 2)
@@ -106,7 +106,7 @@ def extended(tour: Tour) -> Evidence:
     }
 
 
-cost = CONCEPT.lesson("cost-of-results", "What a result costs, measured here and now")
+cost = CONCEPT.lesson("cost-of-results", "The measured cost of results")
 
 ROUNDS, TASKS = 3, 150
 
@@ -119,7 +119,7 @@ ROUNDS, TASKS = 3, 150
         "bytes of one": at_least(100, "bytes"),
         "CPU of the worker, with to without": at_least(1.05, "times"),
     },
-    learn="Nobody asks for most results: ignore them by default, as here, and let a task opt in.",
+    learn="Most results are never read: ignore them by default, as here, and enable them per task.",
 )
 def measured(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=1")

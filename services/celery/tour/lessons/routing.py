@@ -9,17 +9,17 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "Routing and priorities",
     "routing",
-    "A queue is a promise of service: how long messages wait is decided by who consumes it, and what else is in it.",
+    "How long a message waits depends on the workers of its queue and on the other messages in it.",
 )
 
 routes = CONCEPT.lesson("routes", "Which queue a task goes to")
 
 
 @routes.step(
-    "By its name, by its call, else to the default queue",
+    "By task name, by the call, else the default queue",
     covers=("routes", "queue `high` against `low`"),
-    expect={"search": "high", "add": "low", "add, asked to be high": "high"},
-    learn="`task_routes` decides by name, `queue=` by call; whatever is in neither goes to `low`, the default here.",
+    expect={"search": "high", "add": "low", "add, called with queue=high": "high"},
+    learn="`task_routes` decides by name, `queue=` per call; all others go to `low`, the default here.",
 )
 def by_name(tour: Tour) -> Evidence:
     found = search.search.delay("import")
@@ -27,16 +27,16 @@ def by_name(tour: Tour) -> Evidence:
     return {
         "search": tour.backend.meta(found, "queue"),
         "add": tour.backend.meta(low, "queue"),
-        "add, asked to be high": tour.backend.meta(high, "queue"),
+        "add, called with queue=high": tour.backend.meta(high, "queue"),
     }
 
 
 @routes.step(
-    "A flood of low work, then a query: its own workers answer at once",
+    "Many tasks in `low`, then a query in `high`: its own workers answer at once",
     shows=(basic.sleep,),
-    covers=("a flood of low, then a high overtakes it", "queue `high` against `low`"),
+    covers=("many tasks in `low`, then one in `high`", "queue `high` against `low`"),
     expect={"answered after": at_most(2, "s"), "low tasks still waiting then": at_least(15)},
-    learn="A queue with workers of its own is the strongest priority: the flood cannot touch it.",
+    learn="A queue with its own workers is stronger than any priority: tasks in other queues do not delay it.",
 )
 def flood(tour: Tour) -> Evidence:
     low = [basic.sleep.apply_async((0.15,), queue="low", priority=9) for _ in range(30)]
@@ -52,12 +52,12 @@ priorities = CONCEPT.lesson("priorities", "Ten priorities inside a queue, 0 the 
 
 
 @priorities.step(
-    "Served by priority, not by age",
+    "Delivered by priority, not by age",
     shows=(basic.whoami,),
-    covers=("priority 0..9 inside a queue", "an unmarked task must not overtake all"),
-    expect={"in the queue, by priority": {0: 1, 2: 1, 5: 2, 7: 1, 9: 1}, "served in the order": [0, 2, 5, 5, 7, 9]},
-    learn="On Redis 0 comes first, so `task_default_priority` is 5 here: unmarked tasks would else overtake "
-    "all others.",
+    covers=("priority 0..9 inside a queue", "the default priority must not be the most urgent"),
+    expect={"in the queue, by priority": {0: 1, 2: 1, 5: 2, 7: 1, 9: 1}, "delivered in the order": [0, 2, 5, 5, 7, 9]},
+    learn="On Redis 0 comes first, so `task_default_priority` is 5 here: otherwise tasks without a priority would run "
+    "before all others.",
 )
 def order(tour: Tour) -> Evidence:
     queue = tour.queue()
@@ -71,11 +71,11 @@ def order(tour: Tour) -> Evidence:
     priority = {promise.id: tour.backend.result(promise).value["priority"] for promise in promises}
     return {
         "in the queue, by priority": waiting,
-        "served in the order": started.map(lambda events: [priority[event.task] for event in events]),
+        "delivered in the order": started.map(lambda events: [priority[event.task] for event in events]),
     }
 
 
-def _overtaken(tour: Tour, *options: str) -> Any:
+def _started_before(tour: Tour, *options: str) -> Any:
     worker = tour.worker("--concurrency=1", *options)
     low = [basic.sleep.apply_async((0.1,), queue=worker.queue, priority=9) for _ in range(20)]
     tour.events.wait("started", of=low)
@@ -85,14 +85,14 @@ def _overtaken(tour: Tour, *options: str) -> Any:
 
 
 @priorities.step(
-    "What a worker has taken ahead is not overtaken any more",
-    shows=(_overtaken,),
+    "Prefetched messages run before a more urgent one",
+    shows=(_started_before,),
     covers=("what prefetch does to it",),
     expect={"ran before it, prefetch 8": at_least(7), "ran before it, prefetch 1": at_most(4)},
-    learn="Priorities sort what waits in Redis; each prefetched message is out of their reach, so prefetch 1 here.",
+    learn="Priorities sort the messages in Redis, but not the prefetched ones: so the prefetch multiplier is 1 here.",
 )
 def prefetch(tour: Tour) -> Evidence:
     return {
-        "ran before it, prefetch 8": _overtaken(tour, "--prefetch-multiplier=8"),
-        "ran before it, prefetch 1": _overtaken(tour, "--prefetch-multiplier=1"),
+        "ran before it, prefetch 8": _started_before(tour, "--prefetch-multiplier=8"),
+        "ran before it, prefetch 1": _started_before(tour, "--prefetch-multiplier=1"),
     }

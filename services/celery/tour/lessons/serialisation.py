@@ -16,16 +16,16 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "Serialisation",
     "serialisation",
-    "A message is text that another process, another machine, another version of your code must understand.",
+    "A message is text that another process, another machine or another version of your code must be able to read.",
 )
 
-kinds = CONCEPT.lesson("json", "What JSON makes of arguments")
+kinds = CONCEPT.lesson("json", "Arguments as JSON")
 
 
 @kinds.step(
-    "Some kinds arrive as they were, some as others, some not at all",
+    "Some types are kept, some are converted, some are refused",
     shows=(basic.echo,),
-    covers=("JSON", "what cannot travel"),
+    covers=("JSON", "what cannot be sent"),
     expect={
         "a tuple arrives as": "list",
         "a datetime arrives as": "datetime",
@@ -34,7 +34,7 @@ kinds = CONCEPT.lesson("json", "What JSON makes of arguments")
         "{1: 'one'} arrives as": {"1": "one"},
         "a function": matching("EncodeError"),
     },
-    learn="Lists, texts, numbers, dicts with text keys: send these; what else arrives is a courtesy of kombu's JSON.",
+    learn="Send lists, strings, numbers and dicts with string keys; other types depend on extensions of kombu's JSON.",
 )
 def travel(tour: Tour) -> Evidence:
     plain = {
@@ -59,18 +59,18 @@ refused = CONCEPT.lesson("no-pickle", "Why not pickle")
 
 
 class Bomb:
-    """Unpickling it calls whatever it says: here `print`, elsewhere `os.system`."""
+    """Unpickling it calls a function of its choice: here `print`, it could be `os.system`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("BOOM",)
 
 
 @refused.step(
-    "A pickled message is not even looked into",
+    "A pickled message is not decoded",
     shows=(Bomb,),
     covers=("why not pickle",),
-    expect={"the worker says": containing("Refusing to deserialize"), "printed by the bomb": 0, "next task": 2},
-    learn="Who can write to the broker could run anything in every worker, were pickle accepted: "
+    expect={"the worker's log": containing("Refusing to deserialize"), "printed by the bomb": 0, "next task": 2},
+    learn="If pickle were accepted, any client of the broker could run any code in the workers: "
     "`accept_content` is JSON.",
 )
 def bomb(tour: Tour) -> Evidence:
@@ -87,7 +87,7 @@ def bomb(tour: Tour) -> Evidence:
     promise = basic.add.apply_async((1, 1), queue=worker.queue)
     return {
         "next task": tour.backend.result(promise),
-        "the worker says": worker.log("Refusing to deserialize").map(lambda lines: lines[0]),
+        "the worker's log": worker.log("Refusing to deserialize").map(lambda lines: lines[0]),
         "printed by the bomb": worker.log("ready|^BOOM").map(lambda lines: lines.count("BOOM")),
     }
 
@@ -96,18 +96,18 @@ ids = CONCEPT.lesson("ids", "Ids instead of objects")
 
 
 @ids.step(
-    "An object in a message is a copy of what was true when it was sent",
+    "An object in a message is a copy from when it was sent",
     shows=(practices.print_label, practices.print_label_of),
     covers=("ids instead of objects",),
     expect={"sent with the address": "to Old Street", "sent with the customer's id": "to New Street"},
-    learn="Send what identifies a thing and let the task read it: it sees today's state, and the message stays small.",
+    learn="Send an id and let the task read the object: it gets the current state, and the message stays small.",
 )
 def stale(tour: Tour) -> Evidence:
     customer = tour.name("customer")
     tour.redis("SET", key(customer), "Old Street", "EX", KEPT_FOR)
     copy = practices.print_label.apply_async(("Old Street",), countdown=0.5)
     reference = practices.print_label_of.apply_async((customer,), countdown=0.5)
-    tour.redis("SET", key(customer), "New Street", "EX", KEPT_FOR)  # the customer moves while both wait
+    tour.redis("SET", key(customer), "New Street", "EX", KEPT_FOR)  # the address changes while both wait
     return {
         "sent with the address": tour.backend.result(copy),
         "sent with the customer's id": tour.backend.result(reference),

@@ -11,17 +11,17 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "Signatures",
     "signatures",
-    "A signature is a call that is not made yet: task, arguments and options as one object, to be sent or combined.",
+    "A signature describes a call: task, arguments and options as one object, to be sent or combined.",
 )
 
-calls = CONCEPT.lesson("partials", "A call as an object: whole, partial, immutable")
+calls = CONCEPT.lesson("partials", "A call as an object: complete, partial, immutable")
 
 
 @calls.step(
-    "add.s(2, 2) is a call to be made later",
+    "add.s(2, 2) is a call for later",
     covers=("add.s(2, 2).delay()",),
     expect={"result": 4},
-    learn="`.s()` makes a signature; `.delay()` and `.apply_async()` send it, calling it runs it here.",
+    learn="`.s()` makes a signature; `.delay()` and `.apply_async()` send it, calling it runs it in this process.",
 )
 def whole(tour: Tour) -> Evidence:
     promise = basic.add.s(2, 2).delay()
@@ -29,10 +29,10 @@ def whole(tour: Tour) -> Evidence:
 
 
 @calls.step(
-    "A partial waits for the rest of its arguments",
+    "A partial signature gets the rest of its arguments later",
     covers=("partial",),
     expect={"arguments of the task": matching(r"\b3, 2\b"), "result": 5},
-    learn="What comes at the call goes in front of what the signature has; in a chain that is the result before it.",
+    learn="Arguments of the call go before those of the signature; in a chain that is the result of the task before.",
 )
 def partial(tour: Tour) -> Evidence:
     promise = basic.add.s(2).delay(3)
@@ -43,10 +43,10 @@ def partial(tour: Tour) -> Evidence:
 
 
 @calls.step(
-    "si() takes nothing more",
+    "si() accepts no more arguments",
     covers=("immutable si",),
     expect={"result": 2},
-    learn="In a chain an immutable signature does not get the result before it: use it where order matters, not data.",
+    learn="In a chain an immutable signature does not get the result of the task before it.",
 )
 def immutable(tour: Tour) -> Evidence:
     promise = chain(basic.add.s(40, 2), basic.add.si(1, 1)).delay()
@@ -57,7 +57,7 @@ options = CONCEPT.lesson("signature-options", "Options on a signature; clone; a 
 
 
 @options.step(
-    "set() gives it options, clone() a copy with changes",
+    "set() sets options, clone() makes a copy with changes",
     covers=("options on a signature", "clone"),
     expect={
         "queue of the first": "high",
@@ -65,7 +65,7 @@ options = CONCEPT.lesson("signature-options", "Options on a signature; clone; a 
         "result of the clone": 50,
         "queue of the clone": "high",
     },
-    learn="Options travel with the signature; a clone leaves the original as it is.",
+    learn="Options are part of the signature; a clone does not change the original.",
 )
 def set_and_clone(tour: Tour) -> Evidence:
     urgent = basic.whoami.s().set(queue="high", priority=1)
@@ -90,14 +90,14 @@ def serialised(tour: Tour) -> Evidence:
     return {"result": tour.backend.result(promise)}
 
 
-links = CONCEPT.lesson("links", "What is called when a task has ended: link and link_error")
+links = CONCEPT.lesson("links", "Callbacks when a task has ended: link and link_error")
 
 
 @links.step(
     "link: called with the result",
     covers=("link",),
     expect={"result": 4, "result of the callback": 14},
-    learn="A linked signature is sent by the worker when the task has succeeded; a chain is made of such links.",
+    learn="The worker sends a linked signature when the task has succeeded; a chain is built from such links.",
 )
 def link(tour: Tour) -> Evidence:
     promise = basic.add.apply_async((2, 2), link=basic.add.s(10))

@@ -7,10 +7,10 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "States",
     "states",
-    "The result backend keeps one state for each task; the workers' events tell of more, as they happen.",
+    "The result backend stores one state for each task; the workers' events show more.",
 )
 
-states = CONCEPT.lesson("six-states", "PENDING, STARTED, SUCCESS, FAILURE, RETRY, REVOKED, each on a real task")
+states = CONCEPT.lesson("six-states", "PENDING, STARTED, SUCCESS, FAILURE, RETRY, REVOKED, each with a real task")
 
 
 @states.step(
@@ -18,7 +18,7 @@ states = CONCEPT.lesson("six-states", "PENDING, STARTED, SUCCESS, FAILURE, RETRY
     shows=(basic.sleep,),
     covers=("PENDING", "STARTED", "SUCCESS"),
     expect={"states": ["PENDING", "STARTED", "SUCCESS"], "result": 0.5},
-    learn="STARTED is only seen because `task_track_started` is on; Celery's default goes from PENDING to SUCCESS.",
+    learn="STARTED is only stored because `task_track_started` is on; by default PENDING is followed by SUCCESS.",
 )
 def success(tour: Tour) -> Evidence:
     promise = basic.sleep.apply_async((0.5,), countdown=0.3)
@@ -34,7 +34,7 @@ def success(tour: Tour) -> Evidence:
         "error": "RuntimeError: this task always fails: as shown",
         "traceback": matching("in failing"),
     },
-    learn="A failed task's exception is stored even where results are ignored (`task_store_errors_even_if_ignored`).",
+    learn="A failed task's exception is stored even if results are ignored (`task_store_errors_even_if_ignored`).",
 )
 def failure(tour: Tour) -> Evidence:
     promise = basic.failing.delay("as shown")
@@ -62,11 +62,10 @@ def retry(tour: Tour) -> Evidence:
 
 
 @states.step(
-    "REVOKED: called back before it ran",
+    "REVOKED: revoked before it ran",
     covers=("REVOKED",),
     expect={"states": starting("PENDING"), "last state": "REVOKED", "path": ["sent", "received", "revoked"]},
-    learn="A revoked task ends as REVOKED when a worker would have started it, or at once where it already "
-    "waits there.",
+    learn="A revoked task becomes REVOKED when a worker would have started it, or at once if a worker holds it.",
 )
 def revoked(tour: Tour) -> Evidence:
     promise = basic.add.apply_async((1, 1), countdown=1)
@@ -76,11 +75,11 @@ def revoked(tour: Tour) -> Evidence:
     return {"states": seen, "last state": seen.map(lambda s: s[-1]), "path": tour.events.path(promise)}
 
 
-progress = CONCEPT.lesson("progress", "A state of your own: progress while it runs")
+progress = CONCEPT.lesson("progress", "A custom state: progress while it runs")
 
 
 @progress.step(
-    "update_state stores a state and whatever belongs to it",
+    "update_state stores a state and its metadata",
     shows=(advanced.progress,),
     covers=("custom PROGRESS state",),
     expect={
@@ -88,7 +87,7 @@ progress = CONCEPT.lesson("progress", "A state of your own: progress while it ru
         "steps seen": containing(2, 3, 4, 5, 6, 7, 8),
         "result": {"done": 10, "steps": 10},
     },
-    learn="Any name can be a state; the caller polls the backend, so report as often as somebody looks, not more.",
+    learn="Any name can be a state; callers poll the backend, so do not report more often than they poll.",
 )
 def update_state(tour: Tour) -> Evidence:
     promise = advanced.progress.delay(steps=10, seconds=2)
@@ -103,10 +102,10 @@ pending = CONCEPT.lesson("pending", "What PENDING does not mean")
 
 
 @pending.step(
-    "A task that never was is PENDING",
+    "A task that was never sent is PENDING",
     covers=("an unknown id",),
     expect={"state of an unknown id": "PENDING", "stored in the backend": False},
-    learn="PENDING says that the backend knows nothing of this id; it does not say that a task waits.",
+    learn="PENDING means that the backend has no entry for this id; it does not mean that a task waits.",
 )
 def unknown(tour: Tour) -> Evidence:
     return {
@@ -116,10 +115,10 @@ def unknown(tour: Tour) -> Evidence:
 
 
 @pending.step(
-    "So is one whose result is forgotten or ignored",
+    "A task whose result is forgotten or ignored is PENDING, too",
     covers=("an unknown id",),
     expect={"before": "SUCCESS", "after forget": "PENDING"},
-    learn="Whoever must know whether a task was ever sent keeps that knowledge apart: in a database row, in a log.",
+    learn="If you must know whether a task was ever sent, store that yourself: in a database row or a log.",
 )
 def forgotten(tour: Tour) -> Evidence:
     promise = basic.add.delay(1, 1)

@@ -17,14 +17,14 @@ from tour.tour import Tour
 CONCEPT = Concept(
     "Workers",
     "workers",
-    "A worker is a consumer with a pool: how many tasks it runs at once, in what, and what happens when it stops.",
+    "A worker is a consumer with a pool: the kind and size of the pool, and what happens when the worker stops.",
 )
 
 pools = CONCEPT.lesson("pools", "prefork, threads, gevent, solo")
 
 
 def _seconds(tour: Tour, pool: str, task: Task, argument: float, times: int, prefetch: int = 2) -> Seen[float]:
-    """How long a worker with this pool and four slots needs for so many tasks, from the first start to the last end."""
+    """The time that a worker with this pool and four slots needs for the tasks: from first start to last end."""
     worker = tour.worker(f"--pool={pool}", "--concurrency=4", f"--prefetch-multiplier={prefetch}")
     promises = [task.apply_async((argument,), queue=worker.queue) for _ in range(times)]
     events = tour.events.wait("started", "succeeded", of=promises, count=2 * times)
@@ -32,7 +32,7 @@ def _seconds(tour: Tour, pool: str, task: Task, argument: float, times: int, pre
 
 
 @pools.step(
-    "Waiting work: four slots need a quarter of the time, in whatever they are",
+    "Tasks that wait: four slots need a quarter of the time, in any pool",
     shows=(_seconds, basic.sleep),
     covers=("prefork", "threads", "gevent", "solo", "which work suits each"),
     expect={
@@ -41,8 +41,7 @@ def _seconds(tour: Tour, pool: str, task: Task, argument: float, times: int, pre
         "threads, the same": between(0.3, 1.4, "s"),
         "gevent, the same": between(0.3, 1.4, "s"),
     },
-    learn="For work that waits for others threads or gevent give many slots for little memory; solo does one "
-    "at a time.",
+    learn="For tasks that wait, threads or gevent give many slots for little memory; solo runs one task at a time.",
 )
 def waiting(tour: Tour) -> Evidence:
     return {
@@ -54,7 +53,7 @@ def waiting(tour: Tour) -> Evidence:
 
 
 @pools.step(
-    "Computing work: threads and greenlets share one interpreter",
+    "Tasks that compute: threads and greenlets share one interpreter",
     shows=(basic.spin, basic.whoami),
     covers=("which work suits each",),
     expect={
@@ -63,7 +62,7 @@ def waiting(tour: Tour) -> Evidence:
         "processes of threads": 1,
         "processes of prefork": at_least(2),
     },
-    learn="Work that computes needs processes: prefork, with as many slots as cores; the others compute one at a time.",
+    learn="Tasks that compute need processes: prefork, with as many slots as cores; other pools compute one at a time.",
 )
 def computing(tour: Tour) -> Evidence:
     def used(pool: str) -> Seen[int]:
@@ -81,10 +80,10 @@ def computing(tour: Tour) -> Evidence:
 
 
 @pools.step(
-    "gevent on Redis: give it something to take ahead",
+    "gevent on Redis needs a prefetch multiplier above 1",
     covers=("which work suits each", "prefetch"),
     expect={"8 waits of 0.2 s, prefetch 2": between(0.3, 1.4, "s"), "the same, prefetch 1": at_least(1.5, "s")},
-    learn="gevent's worker has no event loop: with nothing left to take it looks for messages again only every 2 s.",
+    learn="A gevent worker has no event loop: without a free prefetch slot it checks for messages only every 2 s.",
 )
 def gevent(tour: Tour) -> Evidence:
     return {
@@ -93,15 +92,14 @@ def gevent(tour: Tour) -> Evidence:
     }
 
 
-slots = CONCEPT.lesson("concurrency", "How many at once, and how many taken ahead")
+slots = CONCEPT.lesson("concurrency", "How many run at once, and how many are prefetched")
 
 
 @slots.step(
-    "Concurrency is slots; prefetch is what waits behind them in the worker",
+    "Concurrency is the number of slots; prefetched messages wait for them in the worker",
     covers=("concurrency", "prefetch"),
-    expect={"running": 2, "taken ahead": 2, "left in the queue": 6},
-    learn="A worker holds at most concurrency times prefetch multiplier messages; what it has taken ahead nobody "
-    "else gets.",
+    expect={"running": 2, "prefetched": 2, "left in the queue": 6},
+    learn="A worker holds at most concurrency times prefetch multiplier messages; no other worker gets those.",
 )
 def prefetch(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=2", "--prefetch-multiplier=2")
@@ -110,7 +108,7 @@ def prefetch(tour: Tour) -> Evidence:
     tour.events.wait("received", of=promises, count=4)
     return {
         "running": tour.inspect("active", worker.name).map(len),
-        "taken ahead": tour.inspect("reserved", worker.name).map(len),
+        "prefetched": tour.inspect("reserved", worker.name).map(len),
         "left in the queue": tour.broker.waiting(worker.queue),
     }
 
@@ -119,8 +117,7 @@ def prefetch(tour: Tour) -> Evidence:
     "Autoscale grows the pool while messages wait",
     covers=("autoscale",),
     expect={"processes before": 1, "processes under load": at_least(2)},
-    learn="`--autoscale=4,1` starts with one process and adds others as they are needed; containers are scaled "
-    "from outside.",
+    learn="`--autoscale=4,1` starts with one process and adds up to three as needed; it does not add containers.",
 )
 def autoscale(tour: Tour) -> Evidence:
     worker = tour.worker("--autoscale=4,1")
@@ -130,17 +127,17 @@ def autoscale(tour: Tour) -> Evidence:
     return {"processes before": before, "processes under load": tour.pool_size(worker.name, 2)}
 
 
-recycling = CONCEPT.lesson("recycling", "Processes that are replaced before they leak too much")
+recycling = CONCEPT.lesson("recycling", "Replacing processes that leak memory")
 
 
 def _processes(tour: Tour, promises: list[AsyncResult]) -> Seen[int]:
-    """In how many processes tasks ran."""
+    """The number of processes in which the tasks ran."""
     said = [tour.backend.result(promise) for promise in promises]
     return said[0].map(lambda _: len({each.value for each in said}))
 
 
 @recycling.step(
-    "After so many tasks, or above so much memory",
+    "After a number of tasks, or above a memory limit",
     shows=(processes.hoard,),
     covers=("max_tasks_per_child", "max_memory_per_child"),
     expect={
@@ -148,8 +145,7 @@ def _processes(tour: Tour, promises: list[AsyncResult]) -> Seen[int]:
         "processes for 2 tasks that keep 60 MB, limit 110": 2,
         "the same, limit 400": 1,
     },
-    learn="Recycling makes a leak bearable until it is found: the process is replaced after its task, never in "
-    "the middle.",
+    learn="Recycling limits a memory leak until it is fixed: the process is replaced after a task, never during one.",
 )
 def recycle(tour: Tour) -> Evidence:
     def send(option: str, tasks: int, megabytes: int) -> list[AsyncResult]:
@@ -165,16 +161,16 @@ def recycle(tour: Tour) -> Evidence:
     }
 
 
-forking = CONCEPT.lesson("fork-safety", "What is opened before the fork is shared by all")
+forking = CONCEPT.lesson("fork-safety", "Connections opened before the fork are shared")
 
 
 @forking.step(
-    "One connection in two processes, or one each",
+    "One connection in two processes, or one per process",
     shows=(processes.open_before_the_fork, processes.open_after_the_fork, processes.show_connections),
     covers=("clients opened before the fork",),
     expect={"processes": 2, "connections opened before the fork": 1, "connections opened after it": 2},
-    learn="Two processes on one connection mix up each other's answers: open clients in `worker_process_init`, "
-    "or lazily.",
+    learn="Two processes on one connection read each other's replies: open clients in `worker_process_init`, "
+    "or at first use.",
 )
 def connections(tour: Tour) -> Evidence:
     worker, name = tour.worker("--concurrency=2", "--include=tour.tasks.processes"), tour.name("connections")
@@ -189,12 +185,11 @@ def connections(tour: Tour) -> Evidence:
 
 
 @forking.step(
-    "Signals: code of yours at moments of a worker's life",
+    "Signals: your own code at events of a worker",
     shows=(processes.observed, processes.noting),
     covers=("signals",),
     expect={"noted by signals": ["task_prerun", "task_success", "task_postrun"]},
-    learn="Signals are for what all tasks share (metrics, connections, log context); what one task does "
-    "belongs into it.",
+    learn="Use signals for what all tasks share (metrics, connections, log context), not for the logic of one task.",
 )
 def signals(tour: Tour) -> Evidence:
     worker, name = tour.worker("--concurrency=2", "--include=tour.tasks.processes"), tour.name("signals")
@@ -202,11 +197,11 @@ def signals(tour: Tour) -> Evidence:
     return {"noted by signals": tour.noted(name, 3)}
 
 
-stopping = CONCEPT.lesson("stopping", "Warm, soft, cold: three ways to stop, and kill")
+stopping = CONCEPT.lesson("stopping", "Warm, soft and cold shutdown, and kill")
 
 
 def _busy(tour: Tour, seconds: float, **more: Any) -> tuple[Worker, AsyncResult]:
-    """A worker with one slot that runs a task of so many seconds and has taken another ahead; and the running task."""
+    """A worker with one slot that runs a task of this length and has prefetched another; and the running task."""
     worker = tour.worker("--concurrency=1", "--prefetch-multiplier=2", again=True, **more)
     running, ahead = [basic.sleep.apply_async((seconds,), queue=worker.queue) for _ in range(2)]
     tour.events.wait("started", of=[running])
@@ -215,11 +210,11 @@ def _busy(tour: Tour, seconds: float, **more: Any) -> tuple[Worker, AsyncResult]
 
 
 @stopping.step(
-    "Warm: it ends what it runs, and gives back the rest",
+    "Warm: running tasks finish, the other messages return to the queue",
     shows=(_busy,),
     covers=("warm stop",),
     expect={"exit code": 0, "running task": "SUCCESS", "back in the queue": 1},
-    learn="A warm stop waits for running tasks however long they take: a container's grace may be over before.",
+    learn="A warm shutdown waits for running tasks without a limit: the container may be killed before they end.",
 )
 def warm(tour: Tour) -> Evidence:
     worker, running = _busy(tour, 1.5)
@@ -232,11 +227,11 @@ def warm(tour: Tour) -> Evidence:
 
 
 @stopping.step(
-    "Soft: running tasks get a few seconds, then they go back, too",
+    "Soft: running tasks get a few seconds, then their messages return, too",
     covers=("soft stop",),
     expect={"exit code": at_most(1), "back in the queue": 2},
-    learn="What the stack's workers do on `docker stop` (SIGTERM remapped to SIGQUIT): 6 s for running tasks, "
-    "nothing is lost.",
+    learn="The stack's workers do this on `docker stop` (SIGTERM remapped to SIGQUIT): 6 s for running tasks, "
+    "and no task is lost.",
 )
 def soft(tour: Tour) -> Evidence:
     softly = {"worker_soft_shutdown_timeout": 1}
@@ -249,10 +244,10 @@ def soft(tour: Tour) -> Evidence:
 
 
 @stopping.step(
-    "Cold: everything goes back at once. Killed: nothing does, until the visibility timeout",
+    "Cold: all messages return at once. Killed: only after the visibility timeout",
     covers=("cold stop",),
     expect={"cold: back in the queue": 2, "killed: back in the queue": 0, "killed: unacknowledged in Redis": 2},
-    learn="A second signal makes a stop cold; SIGKILL leaves its messages in Redis, where others find them in time.",
+    learn="A second signal makes a shutdown cold; after SIGKILL other workers restore the messages when they time out.",
 )
 def cold(tour: Tour) -> Evidence:
     stopped, _ = _busy(tour, 20, settings={"worker_soft_shutdown_timeout": 0})

@@ -1,4 +1,4 @@
-"""Best practices and classic mistakes, each as the task that goes wrong and the one that does not."""
+"""Best practices and classic mistakes: each as a task that fails and one that works."""
 
 import socket
 import time
@@ -16,7 +16,7 @@ Amount = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
 def first_run(name: str) -> bool:
-    """Whether nobody has asked for this name before: the tasks below are killed at their first run."""
+    """Whether this is the first call for this name: the tasks below are killed at their first run."""
     return bool(durable.store.set(key(f"{name}-first"), "1", nx=True, ex=KEPT_FOR))
 
 
@@ -61,7 +61,7 @@ def transfer_in_steps(source: Name, target: Name, amount: Amount) -> None:
 @app.task(ignore_result=False, max_retries=0)
 @checked
 def transfer(source: Name, target: Name, amount: Amount) -> None:
-    """Moves money in one step: Redis makes all of a transaction or nothing."""
+    """Moves money in one step: Redis applies all of a transaction or nothing."""
     with durable.store.pipeline(transaction=True) as pipe:
         pipe.decrby(key(source), amount)
         pipe.incrby(key(target), amount)
@@ -75,7 +75,7 @@ def transfer(source: Name, target: Name, amount: Amount) -> None:
 @app.task(ignore_result=False)
 @checked
 def work(name: Name, items: Annotated[int, Field(ge=1, le=1000)], seconds_each: Seconds) -> int:
-    """Some work on so many items, each noted when it is done."""
+    """Process items, each noted when it is done."""
     for _ in range(items):
         time.sleep(seconds_each)
         note(name, "item")
@@ -85,14 +85,14 @@ def work(name: Name, items: Annotated[int, Field(ge=1, le=1000)], seconds_each: 
 @app.task(ignore_result=False)
 @checked
 def report(size: Annotated[int, Field(ge=1, le=1_000_000)]) -> str:
-    """A report of so many characters, as the result."""
+    """A report of `size` characters, as the result."""
     return "x" * size
 
 
 @app.task(ignore_result=False)
 @checked
 def report_kept(name: Name, size: Annotated[int, Field(ge=1, le=1_000_000)]) -> str:
-    """The same report, kept where reports are kept; the result says where."""
+    """The same report, stored elsewhere; the result is its key."""
     durable.store.set(key(name), "x" * size, ex=KEPT_FOR)
     return name
 
@@ -103,7 +103,7 @@ def report_kept(name: Name, size: Annotated[int, Field(ge=1, le=1_000_000)]) -> 
 @app.task(ignore_result=False)
 @checked
 def listen(timeout: Annotated[float, Field(gt=0, le=10)] | None) -> str:
-    """Wait for somebody who never speaks: for ever, or for as long as `timeout` says."""
+    """Wait for a peer that never sends: for ever, or up to `timeout`."""
     ours, _theirs = socket.socketpair()
     with ours, _theirs:
         ours.settimeout(timeout)
@@ -111,16 +111,16 @@ def listen(timeout: Annotated[float, Field(gt=0, le=10)] | None) -> str:
 
 
 def _call(name: str) -> str:
-    """A service that is away while the key `tour:<name>` exists."""
+    """A service that is unavailable while the key `tour:<name>` exists."""
     if durable.store.exists(key(name)):
-        raise AwayError(f"{name} is away")
+        raise AwayError(f"{name} is unavailable")
     return "an answer"
 
 
 @app.task(bind=True, ignore_result=False, max_retries=2)
 @checked
 def call_at_fixed_times(self: Task, name: Name) -> str:
-    """Tries again each second, two times."""
+    """Retries twice, each time after 1 s."""
     try:
         return _call(name)
     except AwayError as error:
@@ -130,7 +130,7 @@ def call_at_fixed_times(self: Task, name: Name) -> str:
 @app.task(ignore_result=False, autoretry_for=(AwayError,), max_retries=2, retry_backoff=1, retry_jitter=False)
 @checked
 def call_with_backoff(name: Name) -> str:
-    """Tries again after 1 s, then after 2: as often, and longer."""
+    """Retries twice, after 1 s and after 2 s."""
     return _call(name)
 
 
@@ -140,7 +140,7 @@ def call_with_backoff(name: Name) -> str:
 @app.task(bind=True, ignore_result=False)
 @checked
 def wait_for_another(self: Task, seconds: Annotated[float, Field(gt=0, le=10)]) -> Any:
-    """Sends a task and waits for it, in a worker whose only slot is its own. Celery forbids it; overruled here."""
+    """Sends a task and waits for it, in the worker's only slot. Celery forbids that; the check is disabled here."""
     promise = app.tasks["tasks.basic.add"].apply_async((1, 1), queue=self.request.delivery_info["routing_key"])
     return promise.get(timeout=seconds, disable_sync_subtasks=False)
 
@@ -154,7 +154,7 @@ def wait_as_celery_likes() -> Any:
 @app.task(ignore_result=False)
 @checked
 def read(name: Name) -> str:
-    """The value of a key that whoever called wrote, or is about to write."""
+    """The value of a key that the caller has written, or will write."""
     value = durable.store.get(key(name))
     if value is None:
         raise LookupError(f"there is no {name}")
@@ -163,30 +163,30 @@ def read(name: Name) -> str:
 
 @app.task(ignore_result=False)
 def print_label(address: str) -> str:
-    """Prints the address that came in the message."""
+    """Prints the address in the message."""
     return f"to {address}"
 
 
 @app.task(ignore_result=False)
 @checked
 def print_label_of(customer: Name) -> str:
-    """Prints the address that the customer has now."""
+    """Prints the customer's current address."""
     return f"to {durable.store.get(key(customer))}"
 
 
 @app.task(ignore_result=False)
 def greet(name: str, language: str) -> str:
-    """Was `greet(name)` yesterday: messages of then lack the new argument."""
+    """Was `greet(name)` yesterday: older messages lack the new argument."""
     return {"en": "hello", "de": "hallo"}[language] + " " + name
 
 
 @app.task(ignore_result=False)
 def greet_compatibly(name: str, language: str = "en") -> str:
-    """Was `greet_compatibly(name)` yesterday: the new argument has a default that means what was meant then."""
+    """Was `greet_compatibly(name)` yesterday: the default of the new argument keeps the old behaviour."""
     return {"en": "hello", "de": "hallo"}[language] + " " + name
 
 
 @app.task(ignore_result=False)
 def unique(words: Any) -> Any:
-    """The distinct words, as a set: fine as a function, but no JSON."""
+    """The distinct words, as a set: works as a function, but is not JSON."""
     return set(words)

@@ -1,4 +1,4 @@
-"""What a worker's processes share. Not among the app's imports: `celery worker --include=tour.tasks.processes`."""
+"""What a worker's processes share. Not imported by the app: `celery worker --include=tour.tasks.processes`."""
 
 import json
 import os
@@ -26,13 +26,13 @@ def _connect() -> socket.socket:
 
 @signals.worker_init.connect
 def open_before_the_fork(**_: Any) -> None:
-    """In the worker's main process: every child inherits this very connection."""
+    """In the worker's main process: every child inherits this connection."""
     connections["before"] = _connect()
 
 
 @signals.worker_process_init.connect
 def open_after_the_fork(**_: Any) -> None:
-    """In each child, as it starts: a connection of its own."""
+    """In each child, at its start: its own connection."""
     connections["after"] = _connect()
 
 
@@ -42,13 +42,13 @@ def show_connections(name: Name) -> None:
     """Note this process and the local ports of its connections: the same port is the same connection."""
     ports = {when: connection.getsockname()[1] for when, connection in connections.items()}
     note(name, json.dumps({"pid": os.getpid(), **ports}))
-    time.sleep(0.02)  # so that one process does not do all of them
+    time.sleep(0.02)  # so that one process does not run all of them
 
 
 @app.task(bind=True, ignore_result=False)
 @checked
 def hoard(self: Task, megabytes: Annotated[int, Field(ge=0, le=200)]) -> int:
-    """Keep so much memory for ever, as a leak does. Returns the process that has it."""
+    """Allocate memory and never free it, like a leak. Returns the PID."""
     ballast.append(b"x" * (megabytes << 20))
     return os.getpid()
 
@@ -56,12 +56,12 @@ def hoard(self: Task, megabytes: Annotated[int, Field(ge=0, le=200)]) -> int:
 @app.task(ignore_result=False)
 @checked
 def observed(name: Name) -> str:
-    """A task whose life the signals below note."""
+    """A task whose signals are noted below."""
     return name
 
 
 def noting(what: str) -> Any:
-    """A receiver of Celery's signals that notes what it was told of."""
+    """A receiver of Celery's signals that notes the signal's name."""
 
     def receiver(sender: Task, **_: Any) -> None:
         note(sender.request.args[0], what)

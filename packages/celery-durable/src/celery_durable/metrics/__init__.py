@@ -1,12 +1,12 @@
-"""What workers, beat and publishers report of themselves to Prometheus. Needs prometheus-client (the extra `metrics`).
+"""Prometheus metrics of workers, beat and publishers. Needs prometheus-client (the extra `metrics`).
 
-The library's signals and Celery's are counted; nothing that delivers messages knows of it.
+They are counted by receivers of the library's and Celery's signals; the delivery code does not depend on them.
 """
 
 import os
 from typing import Any
 
-# prometheus-client writes a file for each process into this folder as soon as a metric is made.
+# prometheus-client writes a file for each process into this folder as soon as a metric is created.
 if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
     os.makedirs(os.environ["PROMETHEUS_MULTIPROC_DIR"], exist_ok=True)
 
@@ -14,7 +14,7 @@ from celery_durable.metrics import beat, delivery, tasks, worker
 
 
 def install(app: Any) -> None:
-    """Count what the app does, and serve it where its Config names a port."""
+    """Count what the app does, and serve the metrics if Config.metrics_port is set."""
     tasks.connect()
     delivery.connect()
     beat.connect()

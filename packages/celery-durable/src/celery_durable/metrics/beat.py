@@ -1,4 +1,4 @@
-"""What beat reports of itself."""
+"""Beat's metrics."""
 
 from functools import cache
 from typing import Any
@@ -13,7 +13,7 @@ from celery_durable.signals import beat_sent, beat_ticked
 
 @cache
 def _gauges() -> tuple[Gauge, Gauge, Gauge]:
-    """Made at the first tick: every process of the app imports this module, and only beat may report a tick."""
+    """Created at the first tick: every process of the app imports this module, but only beat may report a tick."""
     mode: Any = "mostrecent"
     return (
         Gauge(
@@ -34,7 +34,7 @@ def _gauges() -> tuple[Gauge, Gauge, Gauge]:
 
 
 def connect() -> None:
-    """Count; a second time changes nothing."""
+    """Connect the receivers; a second call changes nothing."""
     beat_ticked.connect(_ticked)
     beat_sent.connect(_sent)
     signals.beat_init.connect(_serve)
@@ -51,7 +51,7 @@ def _sent(entry: str, lateness: float, **_: Any) -> None:
 
 
 def _serve(sender: Any, **_: Any) -> None:
-    """Of a beat with a process of its own; what `worker --beat` starts is served by its worker."""
+    """Serve the metrics of a beat in its own process; those of `worker --beat` are served by the worker."""
     durable = getattr(sender.app, "durable", None)
     if durable and durable.config.metrics_port is not None and current_process().name == "MainProcess":
         serve(durable.config.metrics_port, registry())

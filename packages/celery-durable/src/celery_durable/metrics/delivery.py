@@ -1,4 +1,4 @@
-"""Messages published, and those that took another way than their queue's."""
+"""Metrics of published messages, dead letters and the outbox."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,12 +21,12 @@ from celery_durable.signals import (
 PUBLISHED = Counter("celery_published_total", "Messages that Redis has accepted.", ["task", "queue"])
 PUBLISH_FAILURES = Counter(
     "celery_publish_failures_total",
-    "Publishes that raised. The message may be in the queue all the same: an exception does not mean 'not enqueued'.",
+    "Publishes that raised. The message may still be in the queue: an exception does not mean 'not enqueued'.",
     ["task"],
 )
 DEAD_LETTERS = Counter("celery_dead_letters_total", "Messages that became dead letters.", ["queue", "reason"])
 OVERFLOWED = Counter(
-    "celery_dead_letters_overflowed_total", "Dead letters removed because there were too many or too large ones."
+    "celery_dead_letters_overflowed_total", "Dead letters removed because the stream exceeded a limit."
 )
 OUTBOX_WRITTEN = Counter("celery_outbox_written_total", "Tasks written to the outbox.", ["task"])
 OUTBOX_REPUBLISHED = Counter(
@@ -35,7 +35,7 @@ OUTBOX_REPUBLISHED = Counter(
 
 
 def connect() -> None:
-    """Count; a second time changes nothing."""
+    """Connect the receivers; a second call changes nothing."""
     message_published.connect(_published)
     publish_failed.connect(_publish_failed)
     message_dead_lettered.connect(_dead_lettered)
@@ -69,7 +69,7 @@ def _republished(task: str, queue: str, **_: Any) -> None:
 
 
 class StoreCollector(Collector):
-    """What the store holds, asked at each scrape. While it is away there are no samples."""
+    """Reads the store at each scrape. While it is unavailable there are no samples."""
 
     def __init__(self, durable: Any) -> None:
         self._durable = durable

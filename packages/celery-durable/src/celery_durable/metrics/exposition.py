@@ -1,4 +1,4 @@
-"""Serves this process's metrics over HTTP, those of its pool children included."""
+"""Serves this process's metrics over HTTP, including those of its pool children."""
 
 import logging
 import os
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class ChildrenCollector(Collector):
-    """prometheus-client's multiprocess mode, for a pool whose children come and go.
+    """prometheus-client's multiprocess mode, for a pool whose children are replaced.
 
-    Each child writes files named after its PID. They must outlive it, or its counts would be lost; left alone they
-    would pile up with every recycled child. So before each scrape those of dead processes are added to one archive.
+    Each child writes files named after its PID. If they were deleted its counts would be lost; if they were kept they
+    would accumulate. So before each scrape the files of dead processes are merged into one archive.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +37,7 @@ class ChildrenCollector(Collector):
 
     @staticmethod
     def _absorb(dead: Path, archive: Path) -> None:
-        if not dead.name.startswith("gauge"):  # a dead process has no present value
+        if not dead.name.startswith("gauge"):  # a dead process has no current value
             total = MmapedDict(str(archive))
             for key, value, _timestamp, _position in MmapedDict.read_all_values_from_file(str(dead)):
                 total.write_value(key, total.read_value(key)[0] + value, 0.0)
@@ -46,7 +46,7 @@ class ChildrenCollector(Collector):
 
 
 def registry() -> CollectorRegistry:
-    """The registry to serve: that of this process, or of all its children where multiprocess mode is on."""
+    """The registry to serve: of this process, or of it and its children if multiprocess mode is on."""
     if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         result = CollectorRegistry()
         result.register(ChildrenCollector(Path(folder)))
@@ -55,7 +55,7 @@ def registry() -> CollectorRegistry:
 
 
 def serve(port: int, served: CollectorRegistry) -> None:
-    """Serve /metrics on `port` from a thread. A port that is taken costs the metrics, not the process."""
+    """Serve /metrics on `port` from a thread. If the port is in use the process runs on without metrics."""
     try:
         start_http_server(port, registry=served)
     except OSError as error:

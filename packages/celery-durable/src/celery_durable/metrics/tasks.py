@@ -1,7 +1,7 @@
 """Outcome, run time and queue wait of each task.
 
-Pool children see what a task did (Celery's signals around its run); what only the main process sees, a revoked message,
-the hard time limit, a lost child, the library announces as `request_ended`.
+Pool children count from Celery's signals before and after a run. A revoked message, the hard time limit and a lost
+child are seen only by the main process, where the library sends `request_ended`.
 """
 
 import time
@@ -13,7 +13,7 @@ from prometheus_client import Counter, Histogram
 from celery_durable.signals import request_ended
 from celery_durable.times import eta_of
 
-# From 1 ms to 10 min: a cached query and a task at the hard limit both fall inside.
+# From 1 ms to 10 min: includes both a cached query and a task at the hard time limit.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 TASKS = Counter("celery_tasks_total", "Task runs and how they ended.", ["task", "queue", "outcome"])
@@ -25,20 +25,20 @@ WAIT = Histogram(
     buckets=BUCKETS,
 )
 UNSTAMPED = Counter(
-    "celery_task_unstamped_total", "Tasks run without a publish stamp: no wait is known.", ["task", "queue"]
+    "celery_task_unstamped_total", "Tasks run without a publish time: their wait is unknown.", ["task", "queue"]
 )
 REDELIVERED = Counter("celery_task_redelivered_total", "Tasks run after their message was restored.", ["task", "queue"])
 
 
 def connect() -> None:
-    """Count; a second time changes nothing."""
+    """Connect the receivers; a second call changes nothing."""
     signals.task_prerun.connect(started)
     signals.task_postrun.connect(finished)
     request_ended.connect(ended_from_outside)
 
 
 def due_at(published_at: float | None, eta: float, redelivered_at: float | None) -> float | None:
-    """When a task could first have run (epoch seconds), or None for a message without a publish stamp."""
+    """When a task could first have run (epoch seconds), or None for a message without a publish time."""
     return None if published_at is None else max(published_at, eta, redelivered_at or 0.0)
 
 
@@ -64,7 +64,7 @@ def started(task: Task, **_: Any) -> None:
 def finished(task: Task, state: str | None, **_: Any) -> None:
     labels = _labels(task)
     RUNTIME.labels(*labels).observe(time.perf_counter() - task.request.started_at)
-    if state:  # None: the child is being killed, and the main process says why
+    if state:  # None: the child is being killed; the main process counts the outcome
         TASKS.labels(*labels, state.lower()).inc()
 
 

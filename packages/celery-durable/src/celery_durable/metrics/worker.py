@@ -13,7 +13,7 @@ from celery_durable.metrics.exposition import registry, serve
 
 
 class PoolCollector(Collector):
-    """Slots of the pool and what fills them, read from the worker's own state at each scrape."""
+    """Slots of the pool, and busy ones, read from the worker's own state at each scrape."""
 
     def __init__(self, worker: WorkController) -> None:
         self._worker = worker

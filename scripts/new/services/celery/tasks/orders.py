@@ -1,4 +1,4 @@
-"""An example to start from: a task that must run, and whose effect must happen exactly once."""
+"""An example: a task that must run, and whose effect must be applied exactly once."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from celery_app import app, durable
 from tasks.arguments import Name, checked
 
 Cents = Annotated[int, Field(gt=0, le=10_000_000)]
-KEPT_FOR = 30 * 86_400  # s; an order that comes a second time comes earlier than that
+KEPT_FOR = 30 * 86_400  # s; a duplicate of an order arrives within this time
 
 
 # outbox: it is published again until it has ended, even if Redis loses the message.
