@@ -75,6 +75,7 @@ DEMO = (
     "tests/unit/test_corpus.py",
     "tests/unit/test_index.py",
     "tests/unit/test_maintenance.py",
+    "tests/unit/test_new.py",
     "tests/unit/test_producer.py",
     "tests/unit/test_search.py",
     "tests/unit/test_tasks.py",

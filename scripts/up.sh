@@ -53,7 +53,7 @@ if grep -qE 'port is already allocated|address already in use' "$log"; then
     line=$(grep -E "_PORT=${port##*:}\$" .env | tail -n 1)
     printf '\n%s is taken by another program: change %s in .env (0 takes a free port), then make up.\n' "$port" "${line:-the port}"
 fi
-[ "$failed" = 0 ] && [ -z "$bad" ] || { printf '\nThe stack is not up.\n'; exit 1; }
+[ "$failed" = 0 ] && [ -z "$bad" ] || { printf '\nThe stack is not up. README.md, "When something is wrong", says what to do.\n'; exit 1; }
 
 printf '\nUp and healthy after %s s.\n\n' "$((SECONDS - started))"
 scripts/urls.sh
