@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
+from uuid import uuid4
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -162,8 +163,19 @@ def timed_publish(task: str, args: Sequence[Any], **options: Any) -> tuple[str, 
 
 
 def send_by_name(task: str, headers: Json) -> str:
-    """Publish a task, which need not exist, to `low`; returns its id."""
-    return str(app().send_task(task, headers=headers).id)
+    """Publish a task, which need not exist, to `low`, with headers that the library lets no publisher set."""
+    task_id = str(uuid4())
+    message = app().amqp.as_task_v2(task_id, task)
+    with app().amqp.producer_pool.acquire(block=True) as producer:
+        producer.publish(
+            message.body,
+            exchange="",
+            routing_key="low",
+            serializer="json",
+            headers={**message.headers, **headers},
+            **message.properties,
+        )
+    return task_id
 
 
 def take_out(task_id: str) -> bool:

@@ -46,7 +46,11 @@ SABOTAGES = (
         "crontab(hour=9, minute=0)",
     ),
     Sabotage(
-        "beat-restart", "runs of one tick", ADVANCED, "@app.task(base=PeriodicTask, bind=True", "@app.task(bind=True"
+        "beat-restart",
+        "runs of one tick",
+        ADVANCED,
+        "base=PeriodicTask, bind=True, ignore_result=False)\n@checked\ndef tick(self: PeriodicTask",
+        "bind=True, ignore_result=False)\n@checked\ndef tick(self: Task",
     ),
     Sabotage("chords", "result", "tasks/workflows.py", "return sum(numbers)", "return sum(numbers[1:])"),
     Sabotage(

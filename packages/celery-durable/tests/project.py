@@ -205,9 +205,12 @@ class Project:
 
 
 def close(app: Any) -> None:
-    """Close an app, and all connections of kombu's pools in this process."""
+    """Close an app and its connections in kombu's pools, which all apps of this process share."""
     app.close()
-    pools.reset()
+    durable = getattr(app, "durable", None)
+    for group in (pools.connections, pools.producers):
+        for connection in [each for each in group if getattr(each, "durable", None) is durable]:
+            group.pop(connection).force_close_all()
 
 
 def run_task(task: Any, headers: dict[str, Any], *args: Any) -> Any:

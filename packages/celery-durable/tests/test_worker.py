@@ -204,7 +204,9 @@ def test_the_soft_time_limit_is_tried_again_three_times(running: Running) -> Non
 @pytest.mark.parametrize("name", ["deadly", "deadly_early"])
 def test_a_task_that_kills_its_process_each_time_makes_a_dead_letter(running: Running, name: str) -> None:
     poll_until(lambda: not running.in_outbox(name), "its outbox entry to end", timeout=90)
-    assert running.project.noted(name) == [name] * 2
+    # Once more where both processes die at once: billiard gives a job whose acceptance it has not read yet to another
+    # process (Pool._join_exited_workers).
+    assert running.project.noted(name) in ([name] * 2, [name] * 3), running.worker.log
     if name == "deadly":
         letter = running.letter(name)
         assert letter.reason == Reason.WORKER_LOST
