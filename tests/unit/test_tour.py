@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tour import lesson as lessons
-from tour import page, record
-from tour.lesson import Check, Concept, Lesson, Seen, Step, both
+from tour import evidence, page, record
+from tour.evidence import Check, Seen, both
+from tour.lesson import Concept, Lesson, Step
 from tour.lessons import CONCEPTS, LESSONS
 
 ROOT = Path(__file__).parents[2]
@@ -234,15 +234,15 @@ def test_no_lesson_makes_its_own_evidence(file: Path) -> None:
 @pytest.mark.parametrize(
     ("check", "holds", "fails"),
     [
-        (lessons.equal(4), [4], [5, "4", 4.0, True, None]),
-        (lessons.equal([1, 2]), [[1, 2]], [[2, 1], [1], (1, 2)]),
-        (lessons.equal(0), [0], [False]),
-        (lessons.between(1, 2, "s"), [1, 1.5, 2], [0.9, 2.1]),
-        (lessons.at_least(3), [3, 4.5], [2]),
-        (lessons.at_most(3), [3, 0], [3.1]),
-        (lessons.containing("a", "b"), [["b", "c", "a"], "cab"], [["a"], "bc", []]),
-        (lessons.starting(1, 2), [[1, 2, 3], [1, 2]], [[2, 1], [1], []]),
-        (lessons.matching("^low@"), ["low@x"], ["high@x", ""]),
+        (evidence.equal(4), [4], [5, "4", 4.0, True, None]),
+        (evidence.equal([1, 2]), [[1, 2]], [[2, 1], [1], (1, 2)]),
+        (evidence.equal(0), [0], [False]),
+        (evidence.between(1, 2, "s"), [1, 1.5, 2], [0.9, 2.1]),
+        (evidence.at_least(3), [3, 4.5], [2]),
+        (evidence.at_most(3), [3, 0], [3.1]),
+        (evidence.containing("a", "b"), [["b", "c", "a"], "cab"], [["a"], "bc", []]),
+        (evidence.starting(1, 2), [[1, 2, 3], [1, 2]], [[2, 1], [1], []]),
+        (evidence.matching("^low@"), ["low@x"], ["high@x", ""]),
     ],
     ids=lambda value: value.words if isinstance(value, Check) else "",
 )
@@ -258,7 +258,7 @@ def step_expecting(**expect: object) -> Step:
 
 
 def test_evidence_is_compared_with_what_must_be_seen() -> None:
-    step = step_expecting(result=4, runs=lessons.at_least(2))
+    step = step_expecting(result=4, runs=evidence.at_least(2))
     good = record.findings(step, {"result": Seen(4, "backend"), "runs": Seen(3, "events")})
     assert [(finding.name, finding.holds, finding.source) for finding in good] == [
         ("result", True, "backend"),

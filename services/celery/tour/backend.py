@@ -6,7 +6,7 @@ from celery import states
 from celery.result import AsyncResult
 
 from celery_app import app, durable
-from tour.lesson import Seen
+from tour.evidence import Seen
 from tour.waiting import describe, until
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery_app import durable
-from tour.lesson import Seen
+from tour.evidence import Seen
 from tour.waiting import until
 
 

@@ -11,7 +11,7 @@ from celery.result import AsyncResult
 
 from celery_app import app
 from tour.backend import id_of
-from tour.lesson import Seen
+from tour.evidence import Seen
 from tour.waiting import PATIENCE, TookTooLongError, until
 
 ENDED = ("succeeded", "failed", "revoked", "rejected")

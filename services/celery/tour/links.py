@@ -4,7 +4,7 @@ import json
 import os
 from urllib.parse import quote
 
-from tour.lesson import Seen
+from tour.evidence import Seen
 from tour.waiting import UnavailableError
 
 DATASOURCE = "prometheus"  # its uid (grafana/provisioning/datasources)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tour.lesson import Seen
+from tour.evidence import Seen
 from tour.waiting import TookTooLongError, until
 
 # Fields of celery_durable.Config for a visibility timeout of 5 s, and the values that must be shorter.

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tour.lesson import Check, Evidence, Step
+from tour.evidence import Check, Evidence
+from tour.lesson import Step
 
 
 @dataclass(frozen=True)

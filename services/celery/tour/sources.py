@@ -19,7 +19,7 @@ from celery.schedules import BaseSchedule
 from celery_app import app, durable
 from settings import settings
 from tasks.notes import key
-from tour.lesson import Seen
+from tour.evidence import Seen
 from tour.waiting import UnavailableError, describe, until
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from tour.app import PREFIX, dead_letters_of, private_queue, unacked_keys
 from tour.backend import Backend
 from tour.broker import Broker
 from tour.events import Events
-from tour.lesson import Seen
+from tour.evidence import Seen
 from tour.processes import Beat, Process, Worker
 
 SETTLES_WITHIN = 5  # s for running tasks when a tour ends; later results expire

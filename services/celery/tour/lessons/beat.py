@@ -7,7 +7,8 @@ from celery.schedules import crontab
 from celery_durable import schedules as clock
 from tasks import advanced
 from tour import schedules
-from tour.lesson import Concept, Evidence, Seen, at_least, between, both
+from tour.evidence import Evidence, Seen, at_least, between, both
+from tour.lesson import Concept
 from tour.tour import Tour
 
 CONCEPT = Concept(

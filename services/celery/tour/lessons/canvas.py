@@ -5,7 +5,8 @@ from celery import chain, chord, group
 from tasks import basic, workflows
 from tasks.basic import add
 from tasks.workflows import square, total
-from tour.lesson import Concept, Evidence, at_least, at_most, between, both, matching
+from tour.evidence import Evidence, at_least, at_most, between, both, matching
+from tour.lesson import Concept
 from tour.tour import Tour
 
 CONCEPT = Concept(

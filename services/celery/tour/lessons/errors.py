@@ -4,7 +4,8 @@ from collections import Counter
 from itertools import pairwise
 
 from tasks import advanced, workflows
-from tour.lesson import Concept, Evidence, at_least, between, containing, matching
+from tour.evidence import Evidence, at_least, between, containing, matching
+from tour.lesson import Concept
 from tour.processes import SOON
 from tour.tour import Tour
 

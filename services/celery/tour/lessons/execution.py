@@ -2,7 +2,8 @@
 
 from celery_app import app
 from tasks import advanced, arguments, basic, shared
-from tour.lesson import Concept, Evidence, both, matching
+from tour.evidence import Evidence, both, matching
+from tour.lesson import Concept
 from tour.tour import Tour
 
 CONCEPT = Concept(

@@ -4,7 +4,8 @@ from uuid import uuid4
 
 from celery_app import app
 from tasks import advanced, basic, workflows
-from tour.lesson import Concept, Evidence, at_least, between, containing, matching
+from tour.evidence import Evidence, at_least, between, containing, matching
+from tour.lesson import Concept
 from tour.processes import SOON
 from tour.tour import Tour
 

@@ -5,7 +5,8 @@ from celery import chain
 from celery_app import app
 from tasks import basic
 from tasks.notes import KEPT_FOR, key
-from tour.lesson import Concept, Evidence, matching
+from tour.evidence import Evidence, matching
+from tour.lesson import Concept
 from tour.tasks import practices
 from tour.tour import Tour
 

@@ -3,7 +3,8 @@
 from celery_app import app
 from tasks import basic, workflows
 from tour import links
-from tour.lesson import Concept, Evidence, containing, matching
+from tour.evidence import Evidence, containing, matching
+from tour.lesson import Concept
 from tour.tour import Tour
 
 CONCEPT = Concept(

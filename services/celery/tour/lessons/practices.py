@@ -3,7 +3,8 @@
 from celery.result import AsyncResult
 
 from tasks.notes import KEPT_FOR, key
-from tour.lesson import Concept, Evidence, Seen, at_least, at_most, between, both, matching
+from tour.evidence import Evidence, Seen, at_least, at_most, between, both, matching
+from tour.lesson import Concept
 from tour.tasks import practices
 from tour.tour import Tour
 

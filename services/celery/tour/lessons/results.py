@@ -2,7 +2,8 @@
 
 from settings import RESULT_TTL
 from tasks import basic, workflows
-from tour.lesson import Concept, Evidence, at_least, between, containing, matching
+from tour.evidence import Evidence, at_least, between, containing, matching
+from tour.lesson import Concept
 from tour.tour import Tour
 
 CONCEPT = Concept(

@@ -3,7 +3,8 @@
 from typing import Any
 
 from tasks import basic, search
-from tour.lesson import Concept, Evidence, at_least, at_most
+from tour.evidence import Evidence, at_least, at_most
+from tour.lesson import Concept
 from tour.tour import Tour
 
 CONCEPT = Concept(

@@ -9,7 +9,8 @@ from uuid import UUID
 from celery_app import app
 from tasks import basic
 from tasks.notes import KEPT_FOR, key
-from tour.lesson import Concept, Evidence, containing, matching
+from tour.evidence import Evidence, containing, matching
+from tour.lesson import Concept
 from tour.tasks import practices
 from tour.tour import Tour
 

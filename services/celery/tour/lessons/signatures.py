@@ -5,7 +5,8 @@ import json
 from celery import chain, signature
 
 from tasks import basic, workflows
-from tour.lesson import Concept, Evidence, both, matching
+from tour.evidence import Evidence, both, matching
+from tour.lesson import Concept
 from tour.tour import Tour
 
 CONCEPT = Concept(

@@ -1,7 +1,8 @@
 """States."""
 
 from tasks import advanced, basic
-from tour.lesson import Concept, Evidence, containing, matching, starting
+from tour.evidence import Evidence, containing, matching, starting
+from tour.lesson import Concept
 from tour.tour import Tour
 
 CONCEPT = Concept(

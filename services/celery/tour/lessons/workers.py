@@ -9,7 +9,8 @@ from celery.result import AsyncResult
 
 from celery_app import app
 from tasks import basic
-from tour.lesson import Concept, Evidence, Seen, at_least, at_most, between
+from tour.evidence import Evidence, Seen, at_least, at_most, between
+from tour.lesson import Concept
 from tour.processes import Worker
 from tour.tasks import processes
 from tour.tour import Tour
