@@ -83,7 +83,7 @@ test-stack: build venv ## Tests of a running stack; one file: T=tests/stack/test
 lint: venv ## Style and types of Python, shell scripts and Dockerfiles
 	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check .
 	@.venv/bin/mypy
-	@.venv/bin/shellcheck scripts/*.sh offline/*.sh offline/redis/docker-entrypoint.sh services/celery/http-ok .ci/run
+	@.venv/bin/shellcheck scripts/*.sh offline/*.sh offline/redis/docker-entrypoint.sh services/celery/http-ok $(wildcard .ci/run)
 	@.venv/bin/hadolint services/*/Dockerfile offline/*/Dockerfile
 
 .PHONY: fmt

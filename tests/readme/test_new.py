@@ -107,7 +107,7 @@ def test_a_queue_a_periodic_task_and_a_receiver_are_added(shop: Shell) -> None:
         shop,
         "services/celery/beat_schedule.py",
         "ENTRIES = {\n",
-        'ENTRIES = {\n    "charge": {"task": "tasks.orders.charge", "schedule": every(5), "args": ["by-beat", 1]},\n',
+        'ENTRIES = {\n    "charge": {**entry("tasks.orders.charge", 5, "orders", 5), "args": ["by-beat", 1]},\n',
     )
     edit(shop, "prometheus/alertmanager.yml", "  receiver: none\n", "  receiver: on-call\n")
     edit(
