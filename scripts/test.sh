@@ -10,8 +10,10 @@ export STARTED PART
 lint() { make --no-print-directory lint; }
 # In parallel: most tests wait for their own workers and Redis, which the tests of a module share.
 unit() { .venv/bin/pytest -n 4 --dist loadscope packages tests/unit -m 'not installed'; }
-stack() { .venv/bin/pytest tests/stack tests/faults -m main; }
-more() { .venv/bin/pytest tests/stack tests/faults -m 'not main'; }
+on_stack=(tests/stack)
+on_stack+=(tests/faults) # demo
+stack() { .venv/bin/pytest "${on_stack[@]}" -m main; }
+more() { .venv/bin/pytest "${on_stack[@]}" -m 'not main'; }
 installed() { .venv/bin/pytest packages -m installed; } # demo
 docs() { .venv/bin/pytest tests/readme; } # demo
 

@@ -29,9 +29,9 @@ class TaskQueue:
         if not re.fullmatch("[a-z][a-z0-9-]*", self.name):
             raise ValueError(f"queue {self.name!r}: a name is a lower-case letter, then letters, digits and dashes")
         for name in ("concurrency", "replicas", "max_wait"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < (name != "replicas"):
-                raise ValueError(f"queue {self.name}: {name} is {value!r}; it must be a whole number, at least 1")
+            value, least = getattr(self, name), 0 if name == "replicas" else 1
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"queue {self.name}: {name} is {value!r}; it must be a whole number, at least {least}")
 
 
 # Callers wait for the tasks in `high`; its workers run no long tasks.

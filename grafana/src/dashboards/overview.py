@@ -1,5 +1,7 @@
 """Overview: the health of the stack at a glance. The current state on top, below its history by queue."""
 
+from itertools import pairwise
+
 from grafana_foundation_sdk.builders import common, stat, timeseries
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 from grafana_foundation_sdk.cog.builder import Builder
@@ -381,10 +383,10 @@ def overview() -> Dashboard:
         if row:
             dashboard.with_row(Row(row).id(panel_id).grid_pos(GridPos(x=0, y=y, w=WIDTH, h=1)))
             y, panel_id = y + 1, panel_id + 1
-        width = WIDTH // len(panels)
-        for column, panel in enumerate(panels):
+        edges = [WIDTH * column // len(panels) for column in range(len(panels) + 1)]
+        for (left, right), panel in zip(pairwise(edges), panels, strict=True):
             built = panel.build()
-            built.id_val, built.grid_pos = panel_id, GridPos(x=column * width, y=y, w=width, h=height)
+            built.id_val, built.grid_pos = panel_id, GridPos(x=left, y=y, w=right - left, h=height)
             dashboard.with_panel(Placed(built))
             panel_id += 1
         y += height
