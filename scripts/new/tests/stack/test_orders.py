@@ -29,9 +29,11 @@ def test_an_order_is_charged_by_a_worker(inside: Inside) -> None:
 @pytest.mark.disruptive
 def test_every_order_is_charged_once_although_a_worker_is_killed(stack: Stack, inside: Inside) -> None:
     before = takings(inside)
+    stack.compose.stop(["worker-low"])
     ids = inside.call(run.publish, "tasks.orders.charge", [[uuid4().hex, CENTS] for _ in range(ORDERS)])
+    stack.compose.start(["worker-low"])
     poll_until(lambda: takings(inside) > before, "a first order charged", 30, interval=0.05)
+    assert inside.call(run.backlog) > ORDERS / 2, "most were charged before the kill: nothing was tested"
     stack.crash("worker-low")
-    assert takings(inside) < before + ORDERS * CENTS, "all were charged before the kill: nothing was tested"
     poll_until(lambda: inside.call(run.states, ids) == ["SUCCESS"] * ORDERS, "every order charged", CHARGED_WITHIN)
     assert takings(inside) == before + ORDERS * CENTS
