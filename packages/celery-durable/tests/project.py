@@ -208,9 +208,12 @@ def close(app: Any) -> None:
     """Close an app and its connections in kombu's pools, which all apps of this process share."""
     app.close()
     durable = getattr(app, "durable", None)
-    for group in (pools.connections, pools.producers):
-        for connection in [each for each in group if getattr(each, "durable", None) is durable]:
-            group.pop(connection).force_close_all()
+    for group in (pools.producers, pools.connections):
+        for key, pool in list(group.items()):
+            connections = pool if group is pools.connections else pool.connections
+            if getattr(connections.connection, "durable", None) is durable:
+                pool.force_close_all()
+                group.pop(key)
 
 
 def run_task(task: Any, headers: dict[str, Any], *args: Any) -> Any:
