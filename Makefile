@@ -116,7 +116,7 @@ lessons: venv ## Write docs/lessons/ from a run of the tour on the running stack
 ##@ Measure
 
 .PHONY: test-faults
-test-faults: build venv ## Every fault, about 35 minutes; WITHOUT=outbox|…|all: its row must fail without a protection
+test-faults: build venv ## Every fault, about 40 minutes; WITHOUT=outbox|…|all: its row must fail without a protection
 	@FAULTS=all WITHOUT='$(WITHOUT)' .venv/bin/pytest tests/faults
 
 .PHONY: soak

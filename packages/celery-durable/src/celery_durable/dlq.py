@@ -114,12 +114,8 @@ class Command:
         if action == "show":
             return self._whole(letter)
         name = f"{letter.id} {letter.task}[{letter.task_id}]"
-        done = (
-            self._actions.drop(self._client, letter)
-            if action == "drop"
-            else self._actions.requeue(self._client, letter)
-        )
-        if not done:
+        act = self._actions.drop if action == "drop" else self._actions.requeue
+        if not act(self._client, letter):
             return f"no longer there: {name}"
         return f"dropped {name}" if action == "drop" else f"requeued {name} to {letter.queue}"
 
