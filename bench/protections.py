@@ -17,6 +17,8 @@ from redis.client import Pipeline
 from celery_app import app, durable
 
 BATCH, ROUNDS = 1000, 5
+CONSUMED_WITHIN = 60  # s; a batch takes about 2
+# The user `celery` of redis-results may write keys that begin with `tour:`.
 COUNT = "tour:bench"
 
 
@@ -31,7 +33,7 @@ def count_once(name: str) -> None:
     def effect(pipe: Pipeline) -> None:
         pipe.incr(COUNT)
 
-    durable.once(f"once:bench:{name}", effect, ttl=60)
+    durable.once(f"tour:bench:{name}", effect, ttl=60)
 
 
 KINDS = {
@@ -56,10 +58,13 @@ def publish(kind: str, turn: int) -> None:
         KINDS[kind].delay(f"{turn}-{number}-{kind}")
 
 
-def consume() -> None:
+def consume(kind: str) -> None:
     """Run the waiting batch."""
     app.control.add_consumer("low")  # without a reply, which would take a second
-    while int(durable.store.get(COUNT) or 0) < BATCH:
+    deadline = time.monotonic() + CONSUMED_WITHIN
+    while (count := int(durable.store.get(COUNT) or 0)) < BATCH:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{kind}: {count} of {BATCH} tasks had their effect; the worker's errors are above")
         time.sleep(0.005)
 
 
@@ -71,7 +76,7 @@ def measure() -> None:
         for kind in KINDS:
             app.control.cancel_consumer("low", reply=True)
             durable.store.delete(COUNT)
-            rates = rate(partial(publish, kind, turn)), rate(consume)
+            rates = rate(partial(publish, kind, turn)), rate(partial(consume, kind))
             if turn:  # the first round warms up
                 published[kind].append(rates[0])
                 run[kind].append(rates[1])

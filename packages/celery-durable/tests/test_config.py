@@ -50,10 +50,10 @@ def test_what_is_no_number_above_zero_is_refused(name: str, value: object) -> No
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_count_is_whole(name: str) -> None:
-    assert f"{name}: 1.5; it must be a whole number above 0" in refused(**{name: 1.5})
+    assert f"{name}: 1.5; it must be a whole number, 1 or above" in refused(**{name: 1.5})
 
 
-@pytest.mark.parametrize("value", [-1, 1.5, "1", None, True])
+@pytest.mark.parametrize("value", [-1, 1.5, "1", None, True, False])
 def test_a_priority_is_whole_and_not_below_zero(value: object) -> None:
     assert f"reconcile_priority: {value!r}; it must be a whole number, 0 or above" in refused(reconcile_priority=value)
     Config(store=STORE, reconcile_priority=0)
@@ -78,7 +78,7 @@ def test_a_file_is_a_path(name: str, value: object) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, "512m", 1.5, True])
 def test_a_memory_limit_is_a_number_of_bytes(value: object) -> None:
-    assert f"redis_memory_limit: {value!r}; it must be a whole number above 0, or None" in refused(
+    assert f"redis_memory_limit: {value!r}; it must be a whole number, 1 or above, or None" in refused(
         redis_memory_limit=value
     )
 

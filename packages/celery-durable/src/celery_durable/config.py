@@ -183,18 +183,16 @@ class Config:
             value = getattr(self, field.name)
             if field.type is float and not _is_number(value):
                 yield f"{field.name}: {value!r}; it must be a number above 0"
-            elif field.type is int and field.name != "reconcile_priority" and not _is_whole(value):
-                yield f"{field.name}: {value!r}; it must be a whole number above 0"
+            elif field.type is int and not _is_whole(value, least := 0 if field.name == "reconcile_priority" else 1):
+                yield f"{field.name}: {value!r}; it must be a whole number, {least} or above"
             elif field.type is bool and not isinstance(value, bool):
                 yield f"{field.name}: {value!r}; it must be True or False"
             elif field.type == Path | None and not isinstance(value, Path | None):
                 yield f"{field.name}: {value!r}; it must be a pathlib.Path, or None"
-        if self.reconcile_priority != 0 and not _is_whole(self.reconcile_priority):
-            yield f"reconcile_priority: {self.reconcile_priority!r}; it must be a whole number, 0 or above"
         if not isinstance(self.reconcile_queue, str | None):
             yield f"reconcile_queue: {self.reconcile_queue!r}; it must be the name of a queue, or None"
         if self.redis_memory_limit is not None and not _is_whole(self.redis_memory_limit):
-            yield f"redis_memory_limit: {self.redis_memory_limit!r}; it must be a whole number above 0, or None"
+            yield f"redis_memory_limit: {self.redis_memory_limit!r}; it must be a whole number, 1 or above, or None"
         if self.metrics_port is not None and not (_is_whole(self.metrics_port) and self.metrics_port <= 65535):
             yield f"metrics_port: {self.metrics_port!r}; it must be a port (1 to 65535), or None for no port"
         if not isinstance(self.store, str) or urlsplit(self.store).scheme not in ("redis", "rediss"):
@@ -253,5 +251,5 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and _is_number(value)
+def _is_whole(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
