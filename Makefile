@@ -10,7 +10,7 @@ FAULTS := PYTHONPATH=tests:services/celery:packages/celery-durable .venv/bin/pyt
 ##@ Run the stack
 
 .PHONY: up
-up: build ## Start everything, wait until it is healthy, print addresses
+up: build ## Start everything, try it, print addresses; V=1 shows compose's output
 	@scripts/up.sh
 
 # >>> demo
@@ -95,11 +95,15 @@ fmt: venv ## Format the Python code
 
 .PHONY: tour
 tour: .env ## The guided tour, each Celery concept as a live lesson: make tour [LESSON=chords] [PAUSE=1]
-	@$(RUN) -e PAUSE='$(PAUSE)' -e GRAFANA_ADDRESS="$$(scripts/grafana.sh)" client python -m tour $(LESSON)
+	@$(RUN) -e PAUSE='$(PAUSE)' -e GRAFANA_ADDRESS="$$(scripts/address.sh grafana 3000)" client python -m tour $(LESSON)
 
 .PHONY: client
 client: .env ## How tasks are called: runs services/celery/client.py and prints each call with its result
 	@$(CLIENT) python client.py
+
+.PHONY: ask
+ask: .env ## Ask the demo's search for a word, and see the task's way through the stack: make ask WORD=import
+	@$(RUN) -e FLOWER_ADDRESS="$$(scripts/address.sh flower 5555)" client python ask.py '$(WORD)'
 
 .PHONY: load
 load: .env ## Traffic in addition to the producer's: make load TRAFFIC=flood [FOR=60s]
@@ -152,6 +156,7 @@ images: engine env ## Get third-party images: present, pulled, or built from off
 
 .PHONY: build
 build: images ## Build our own images
+	@echo "build: the images of services/ (about a minute the first time)"
 	@$(COMPOSE) build --quiet beat queue-exporter
 
 .PHONY: dashboards

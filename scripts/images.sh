@@ -82,6 +82,7 @@ build_base() {
 build() {
     local image version start=$SECONDS
     if [ -n "$(built "$1")" ]; then return 0; fi
+    say "offline/$1" "building, up to some minutes"
     docker build --progress=plain --iidfile "$logs/$1.iid" --label "offline.recipe=$(recipe "$1")" \
         --build-arg "BASE=$(built base)" --build-arg "PYTHON=$(built python)" "offline/$1" >"$logs/$1.log" 2>&1 || return 1
     image=$(cat "$logs/$1.iid")
@@ -104,7 +105,7 @@ for name in python redis prometheus alertmanager redis_exporter celery-exporter 
     elif pull "$image" "$(line_of "$name")"; then
         say "$image" pulled
     else
-        echo "images: no registry answers: $(tail -n 1 "$logs/pull.log")"
+        echo "images: no registry answers ($(tail -n 1 "$logs/pull.log" | sed 's/.*: //'))"
         silent+=" $registry"
         missing+=" $name"
     fi
@@ -128,10 +129,10 @@ for name in $missing; do
     if [ "$name" = grafana ]; then
         block+="# no $image, so its profile is left out"$'\n'
         block+="COMPOSE_PROFILES=$(sed -E 's/(^|,)grafana(,|$)/\1\2/; s/,,/,/; s/^,|,$//g' <<<"$(value COMPOSE_PROFILES)")"$'\n'
-        say "$image" "not available, so its profile is left out"
+        say "$image" "left out: no registry, no stand-in"
     else
         block+="# instead of $image"$'\n'"$(line_of "$name")=$(built "$name")"$'\n'
-        say "$image" "stand-in $(built "$name")"
+        say "$image" "stand-in, version $(built "$name" | cut -d : -f 2)"
     fi
 done
 

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 record=$(mktemp)
 trap 'rm -f "$record"' EXIT
-docker compose run --rm --no-deps --no-TTY -e GRAFANA_ADDRESS="$(scripts/grafana.sh)" client python -m tour --json >"$record"
+docker compose run --rm --no-deps --no-TTY -e GRAFANA_ADDRESS="$(scripts/address.sh grafana 3000)" client python -m tour --json >"$record"
 mkdir -p docs/lessons
 # The pages contain the lessons' source, so they are written on the host.
 cd services/celery

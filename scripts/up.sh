@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Last step of `make up`: starts the stack, waits until every service is healthy, prints addresses.
-# On failure prints the service, its state and its last log lines; exits with 1.
+# Last step of `make up`: starts the stack, waits until every service is healthy, tries what a user will use, prints
+# addresses. On failure prints the service, its state and its last log lines; exits with 1. V=1 prints compose's output.
 set -uo pipefail
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+trap 'printf "\nup: interrupted; make up continues\n" >&2; exit 130' INT TERM
 started=$SECONDS
 
 # Prints "service file" for each mounted file that has changed since the container started, which still uses the old
@@ -37,8 +38,23 @@ if [ -n "$new" ]; then
     done
 fi
 
-docker compose up --detach --wait --wait-timeout 120 2> >(tee "$log" >&2)
-failed=$?
+# Reads compose's progress; prints a line for each container that has become healthy.
+healthy() {
+    local project name seen=' '
+    project=$(docker compose config --format json | sed -n 's/^  "name": "\(.*\)",*$/\1/p')
+    while read -r line; do
+        [ -z "${V:-}" ] || echo "$line"
+        [[ $line =~ ^Container\ ([^ ]+)\ +Healthy$ ]] || continue
+        name=${BASH_REMATCH[1]#"$project-"}
+        [[ $seen != *" $name "* ]] || continue # once more for each service that depends on it
+        seen+="$name "
+        printf '  %-22s healthy after %3s s\n' "${name%-1}" "$((SECONDS - started))"
+    done
+}
+
+echo "up: starting the services"
+docker compose up --detach --wait --wait-timeout 120 2>&1 | tee "$log" | healthy
+failed=${PIPESTATUS[0]}
 
 bad=$(docker compose ps --all --format '{{.Service}} {{.State}} {{.Health}} {{.ExitCode}}' |
     awk '!($2 == "running" && ($3 == "healthy" || $3 == "" || $3 == "0"))')
@@ -53,7 +69,32 @@ if grep -qE 'port is already allocated|address already in use' "$log"; then
     line=$(grep -E "_PORT=${port##*:}\$" .env | tail -n 1)
     printf '\n%s is taken by another program: change %s in .env (0 takes a free port), then make up.\n' "$port" "${line:-the port}"
 fi
-[ "$failed" = 0 ] && [ -z "$bad" ] || { printf '\nThe stack is not up. README.md, "When something is wrong", says what to do.\n'; exit 1; }
+not_up() { printf '\nThe stack is not up. README.md, "When something is wrong", says what to do.\n'; exit 1; }
+if [ "$failed" != 0 ] || [ -n "$bad" ]; then
+    grep -vE '^ *(Container|Network|Volume) |^ *$' "$log" # compose's reason
+    not_up
+fi
+
+# A health check shows that a program runs. This shows that they work together.
+echo "up: trying the queues, beat, and the logins"
+queues=$(docker compose ps --services --status running | sed -n 's/^worker-//p')
+# shellcheck disable=SC2086 # words
+docker compose run --rm --no-deps --no-TTY client python ready.py $queues 2> >(grep -v '^ Container ' >&2) || not_up
+
+# $1: name, $2: service, $3: its port, $4: a path that needs the login, $5: its password
+login() {
+    local address
+    address=$(scripts/address.sh "$2" "$3")
+    [ -n "$address" ] || return 0
+    if LOGIN="admin:$(cat "$5")" services/celery/http-ok "${address##*:}" "$4"; then
+        printf '  %-22s accepts the login\n' "$1"
+    else
+        printf '  %-22s does not accept the login admin with the password in %s\n' "$1" "$5"
+        return 1
+    fi
+}
+login Flower flower 5555 /api/workers secrets/flower_password || not_up
+login Grafana grafana 3000 /api/user secrets/grafana_password || not_up
 
 printf '\nUp and healthy after %s s.\n\n' "$((SECONDS - started))"
 scripts/urls.sh
@@ -67,8 +108,9 @@ TEXT
 # >>> demo
 cat <<'TEXT'
   make tour                          every concept of Celery as a live lesson
+  make ask WORD=import               one task, and its way through the stack
   make client                        how tasks are called
-  make load TRAFFIC=flood FOR=60s    thousands of low-priority tasks; queries stay fast
+  make load TRAFFIC=flood FOR=60s    thousands of tasks in `low`; queries stay fast
   make chaos FAULT=worker-kill       kill a worker under load: no task is lost
 TEXT
 # <<< demo

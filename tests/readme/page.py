@@ -1,14 +1,18 @@
 """A page of the documentation, followed step by step in a clone: its files, its edits, its commands."""
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from readme.clone import Shell
 
 
-def follow(page: str, shell: Shell) -> None:
-    """Follow each block of a page: python is a file, diff an edit, sh a command, text its output."""
-    output = ""
+def follow(page: str, shell: Shell, effects: Mapping[str, Callable[[], None]] | None = None) -> None:
+    """Follow each block of a page: python is a file, diff an edit, sh a command, text its output.
+
+    `effects`: a part of a command, and a check of what must hold after it. Each must be on the page.
+    """
+    output, effects = "", dict(effects or {})
     for kind, block in re.findall(r"^```(\w+)\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
         match kind:
             case "python":
@@ -17,12 +21,15 @@ def follow(page: str, shell: Shell) -> None:
                 _edit(shell.folder, block)
             case "sh":
                 output = shell.output(block)
+                for part in [part for part in effects if part in block]:
+                    effects.pop(part)()
             case "text":  # … stands for anything
                 for line in block.splitlines():
                     wanted = ".*".join(map(re.escape, line.split("…")))
                     assert re.search(rf"(^|\W){wanted}(\W|$)", output, re.MULTILINE), f"{line!r} not in:\n{output}"
             case _:
                 raise AssertionError(f"a block of unknown kind {kind}")
+    assert not effects, "commands that are not on the page"
 
 
 def _write(folder: Path, block: str) -> None:
