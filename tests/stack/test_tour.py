@@ -82,11 +82,11 @@ def test_one_lesson_as_plain_text(stack: Stack) -> None:
     for line in (
         r"1/2 The callback gets the results once all members have ended",
         r"    return chord\(squares\(numbers\), total\.s\(\)\)",  # the code that runs
-        r" \d\.\d\d s  workflows\.total +[0-9a-f]{8} +SUCCESS +low@\w+ +30",  # what happened, when and where
+        r" \d\.\d\d s SUCCESS +workflows\.total +[0-9a-f]{8} 30 low@\w{8}$",  # what happened, when and where
         r"✓ result: 30 · backend",
         r"→ A chord is a group with a callback",
     ):
-        assert re.search(line, done.stdout), line
+        assert re.search(line, done.stdout, re.MULTILINE), line
 
 
 def test_a_page_of_lessons(stack: Stack) -> None:

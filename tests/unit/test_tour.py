@@ -1,16 +1,20 @@
 """The tour without a stack: its lessons cover all concepts, its checks can fail, its pages are up to date."""
 
 import ast
+import io
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from tour import evidence, page, record
+from tour import evidence, page, record, show
+from tour.events import Event
 from tour.evidence import Check, Seen, both
 from tour.lesson import Concept, Lesson, Step
 from tour.lessons import CONCEPTS, LESSONS
+from tour.record import Finding, Outcome
 
 ROOT = Path(__file__).parents[2]
 
@@ -279,6 +283,122 @@ def test_conclusions_keep_their_sources() -> None:
     assert first.map(lambda value: value + 1) == Seen(3, "backend")
     assert both(first, second).map(sum) == Seen(5, "backend, events")
     assert both(first, first).source == "backend"
+
+
+# --- The terminal ---
+
+NODE = "low@ip-10-11-12-13.eu-central-1.compute.internal"
+ERROR = "AwayError('the service at payments.internal:8443 does not answer, and it will be tried again later')"
+TEXTS = {  # what an event of each type shows besides its task, its state and where it happened
+    "sent": {"queue": "low-tour-a1b2c3-7", "eta": "2026-01-01T12:34:56+00:00"},
+    "received": {"eta": "2026-01-01T12:34:56+00:00"},
+    "started": {},
+    "succeeded": {"result": "'" + "a sentence as a result, " * 6 + "'"},
+    "failed": {"exception": ERROR},
+    "retried": {"exception": ERROR},
+    "revoked": {"terminated": True},
+    "rejected": {},
+}
+
+
+def printed(width: int) -> tuple[Console, io.StringIO]:
+    """A console without a terminal, and what it prints."""
+    file = io.StringIO()
+    return Console(file=file, width=width), file
+
+
+def compact(text: str) -> str:
+    """A text without spaces, which may be folded anywhere."""
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_row_of_an_event_is_cut_or_too_wide(width: int) -> None:
+    for kind, fields in TEXTS.items():
+        terminal, file = printed(width)
+        name = "tour.tasks.practices.call_at_fixed_times"
+        terminal.print(show.timeline(Event(kind, 2.5, "0123456789abcdef", name, NODE, fields), since=1.25))
+        text = file.getvalue()
+        assert max(map(len, text.splitlines())) <= width, text
+        assert "…" not in text
+        for part in (show.STATES[kind][0], "practices.call_at_fixed_times", "01234567", *map(str, fields.values())):
+            if part not in ("True", "2026-01-01T12:34:56+00:00"):
+                assert compact(part) in compact(text), text
+        if "eta" in fields:
+            assert "due12:34:56" in compact(text)
+        if kind != "sent":
+            assert "low@ip-10-11" in text
+            assert "compute.internal" not in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_evidence_is_cut_or_too_wide(width: int) -> None:
+    terminal, file = printed(width)
+    screen = show.Screen(terminal, pause=False)
+    check, long = evidence.matching("^low@"), "a long name of what was seen " * 3
+    found = [Finding(long, check, value, "source") for value in (NODE, 7, ["received", "started", "succeeded"] * 3)]
+    step = step_expecting(result=4)
+    screen.result(step, Outcome(found, f"timed out waiting for {long}", unavailable=f"not running: {long}"))
+    text = file.getvalue()
+    assert max(map(len, text.splitlines())) <= width, text
+    assert "…" not in text
+    for finding in found:
+        assert compact(f"{long}: {show.value(finding.value)} (must be: {check.words})") in compact(text)
+    assert compact(f"waiting for {long}") in compact(text)
+    assert compact(f"not running: {long}") in compact(text)
+
+
+@pytest.mark.parametrize("lesson", LESSONS.values(), ids=LESSONS)
+def test_headings_code_and_sentences_of_a_lesson_fit_80_columns(lesson: Lesson) -> None:
+    terminal, file = printed(80)
+    screen = show.Screen(terminal, pause=False)
+    screen.lesson(lesson)
+    for number, step in enumerate(lesson.steps, 1):
+        screen.step(number, len(lesson.steps), step)
+        screen.result(step, Outcome())
+    screen.summary([(lesson, [Outcome(error="none")], 12.3)])
+    text = file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80, text
+    for step in lesson.steps:
+        assert compact(step.title) in compact(text)
+        assert compact(step.learn) in compact(text)
+        for _, code in step.code:
+            assert compact(code) in compact(text)
+
+
+def test_an_address_is_printed_whole_on_its_own_line() -> None:
+    terminal, file = printed(80)
+    address = "http://127.0.0.1:3000/explore?panes=" + "x" * 200
+    found = [Finding("open", evidence.matching("^http"), address, "Grafana")]
+    show.Screen(terminal, pause=False).result(step_expecting(open=1), Outcome(found))
+    assert address in [line.strip() for line in file.getvalue().splitlines()]
+
+
+def test_the_end_of_a_long_value_is_shown_as_well() -> None:
+    text = show.value("Traceback: " + "x" * 500 + " RuntimeError: why")
+    assert text.startswith("Traceback")
+    assert text.endswith("RuntimeError: why (529 characters)")
+
+
+@pytest.mark.parametrize(("no_color", "colours"), [("", True), ("1", False)])
+def test_no_color_is_honoured(no_color: str, colours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = show.console()
+    with terminal.capture() as captured:
+        terminal.print("[red]text[/]")
+    assert ("\x1b[31m" in captured.get()) == colours
+
+
+@pytest.mark.parametrize(("columns", "width"), [("80", 80), (None, 120)])
+def test_without_a_terminal_the_width_is_that_of_columns_or_120(
+    columns: str | None, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert show.console().width == width
 
 
 # --- Pages ---

@@ -9,15 +9,12 @@ from typing import Any, TextIO
 
 from kombu.exceptions import OperationalError
 from redis import RedisError
-from rich.console import Console
 
 from celery_app import app
 from tour.lessons import CONCEPTS, LESSONS
 from tour.run import Result, run, what_is_missing
-from tour.show import Screen, contents
+from tour.show import Screen, console, contents
 from tour.tour import Tour
-
-WIDTH = 120  # where there is no terminal
 
 
 def chosen(names: list[str]) -> list[str]:
@@ -93,19 +90,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON, and the tour on stderr")
     options = parser.parse_args(arguments)
     lessons = chosen(options.lessons)
-    console = Console(stderr=options.json)
-    if not console.is_terminal:
-        console.width = WIDTH
+    terminal = console(stderr=options.json)
     app.loader.import_default_modules()
     if not options.lessons:
-        contents(CONCEPTS, console)
+        contents(CONCEPTS, terminal)
     if missing := what_is_missing():
         print(f"tour: {missing}", file=sys.stderr)
         return 1
     pause = os.environ.get("PAUSE") == "1"
     if pause and not sys.stdin.isatty():
         parser.error("PAUSE=1 needs a terminal")
-    screen = Screen(console, pause)
+    screen = Screen(terminal, pause)
     return tour(lessons, screen, sys.stdout if options.json else None)
 
 
