@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tour import __main__ as program
 from tour import evidence, page, record, show
 from tour.events import Event
 from tour.evidence import Check, Seen, both
@@ -289,7 +290,9 @@ def test_conclusions_keep_their_sources() -> None:
 
 NODE = "low@ip-10-11-12-13.eu-central-1.compute.internal"
 ERROR = "AwayError('the service at payments.internal:8443 does not answer, and it will be tried again later')"
-TEXTS = {  # what an event of each type shows besides its task, its state and where it happened
+TEXTS: dict[
+    str, dict[str, Any]
+] = {  # what an event of each type shows besides its task, its state and where it happened
     "sent": {"queue": "low-tour-a1b2c3-7", "eta": "2026-01-01T12:34:56+00:00"},
     "received": {"eta": "2026-01-01T12:34:56+00:00"},
     "started": {},
@@ -364,6 +367,77 @@ def test_headings_code_and_sentences_of_a_lesson_fit_80_columns(lesson: Lesson) 
         assert compact(step.learn) in compact(text)
         for _, code in step.code:
             assert compact(code) in compact(text)
+
+
+def summary(outcomes: dict[str, list[Outcome]], width: int = 80, following: Lesson | None = None) -> str:
+    terminal, file = printed(width)
+    show.Screen(terminal, pause=False).summary(
+        [(LESSONS[name], steps, 12.3) for name, steps in outcomes.items()], following
+    )
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_whole_tour_ends_with_a_table_that_is_not_cut(width: int) -> None:
+    text = summary({name: [Outcome(error="why")] for name in LESSONS}, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for name, lesson in LESSONS.items():
+        assert re.search(rf"^{name} +{lesson.concept} +1 +FAILED +12.3 s$", text, re.MULTILINE)
+
+
+def test_each_failure_is_repeated_at_the_end_with_its_reason() -> None:
+    wrong = Finding("result", evidence.equal(30), 31, "source")
+    right = Finding("last to start", evidence.equal("total"), "total", "source")
+    text = summary(
+        {
+            "calling": [Outcome()],
+            "chords": [Outcome(), Outcome([wrong, right])],
+            "eta": [Outcome(error="timed out waiting for the end")],
+        }
+    )
+    _, end = text.split("in total.")
+    assert compact(end) == compact(
+        f"FAILED chords: {LESSONS['chords'].steps[1].title} ✗ result: 31 (must be: 30) · source"
+        f"FAILED eta: {LESSONS['eta'].steps[0].title} ✗ timed out waiting for the end"
+    )
+
+
+def test_a_lesson_run_alone_ends_with_the_next_one() -> None:
+    assert "Next: make tour LESSON=groups\n      Tasks in parallel\n" in summary({}, following=LESSONS["groups"])
+    assert "Next" not in summary({})
+
+
+def test_the_next_lesson_is_the_one_after_the_last_that_ran() -> None:
+    names = list(LESSONS)
+    assert program.following(names[:1]) is LESSONS[names[1]]
+    assert program.following(names[3:5]) is LESSONS[names[5]]
+    assert program.following(names[-1:]) is None
+    assert program.following(names) is None, "a whole tour"
+
+
+def test_a_whole_tour_begins_with_a_few_lines_and_the_list_is_shown_when_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal, file = printed(80)
+    show.welcome(CONCEPTS, terminal)
+    text = file.getvalue()
+    assert len(text.splitlines()) <= 6
+    assert f"{len(LESSONS)} lessons" in text
+    assert "make tour LESSON=list" in text
+    assert program.main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert max(map(len, listed.splitlines())) <= 80
+    for concept in CONCEPTS:
+        assert f"{concept.title}: LESSON={concept.page}\n" in listed
+        for lesson in concept.lessons:
+            assert compact(f"{lesson.name} {lesson.title}") in compact(listed)
+
+
+def test_an_unknown_lesson_is_an_error_that_says_where_the_known_ones_are() -> None:
+    with pytest.raises(SystemExit, match="no lesson 'cords'; make tour LESSON=list shows all lessons"):
+        program.main(["cords"])
 
 
 def test_an_address_is_printed_whole_on_its_own_line() -> None:

@@ -3,7 +3,8 @@
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -110,23 +111,30 @@ class Screen:
         if outcome.error:
             self._console.print(hanging("  [red]✗[/]", f"[red]{escape(outcome.error)}[/]"))
 
-    def summary(self, outcomes: Iterable[tuple[Lesson, list[Outcome], float]]) -> None:
-        """The table at the end, and what was skipped, with the reason."""
+    def summary(self, outcomes: Iterable[tuple[Lesson, list[Outcome], float]], following: Lesson | None = None) -> None:
+        """The table at the end; what failed and what was skipped, with the reason; and the lesson to run next."""
+        outcomes = list(outcomes)
         table = Table(box=None, pad_edge=False)
         for column in ("Lesson", "Concept", "Steps", "Outcome"):
             table.add_column(column, overflow="fold")
         table.add_column("Time", justify="right")
-        total, skipped = 0.0, {}
         for lesson, steps, seconds in outcomes:
-            total += seconds
-            skipped.update({step.unavailable: lesson.name for step in steps if step.unavailable})
             table.add_row(lesson.name, lesson.concept, str(len(steps)), word(steps), f"{seconds:.1f} s")
         self._console.print()
         self._console.rule(align="left")
         self._console.print(table)
-        self._console.print(f"\n{total:.0f} s in total.", highlight=False)
+        self._console.print(f"\n{sum(seconds for *_, seconds in outcomes):.0f} s in total.", highlight=False)
+        for lesson, steps, _ in outcomes:
+            for step, outcome in zip(lesson.steps, steps, strict=False):  # a failed step is the last
+                if outcome.failed:
+                    self._console.print(f"\n[red]FAILED[/] {lesson.name}: {escape(step.title)}", highlight=False)
+                    self._evidence(replace(outcome, findings=[each for each in outcome.findings if not each.holds]))
+        skipped = {step.unavailable: lesson.name for lesson, steps, _ in outcomes for step in steps if step.unavailable}
         for why, name in skipped.items():
-            self._print(f"{name}, in part: {escape(why)}")
+            self._console.print(hanging("[yellow]-[/]", f"{name}, in part: {escape(why)}", width=1))
+        if following:
+            self._console.print(f"\nNext: make tour LESSON={following.name}", highlight=False)
+            self._console.print(f"      {escape(following.title)}", highlight=False)
 
     def _show_events(self) -> None:
         while True:
@@ -224,9 +232,22 @@ def word(steps: list[Outcome]) -> str:
     return "[yellow]in part[/]" if any(step.unavailable for step in steps) else "[green]ok[/]"
 
 
+def welcome(concepts: Sequence[Concept], console: Console) -> None:
+    """What a whole tour is, and how to choose from it."""
+    lessons = sum(len(concept.lessons) for concept in concepts)
+    console.print(
+        f"{lessons} lessons on {len(concepts)} concepts of Celery, about five minutes. Ctrl-C ends the tour.\n"
+        "  make tour LESSON=list      shows all lessons\n"
+        "  make tour LESSON=chords    runs one lesson\n"
+        "  make tour LESSON=canvas    runs the lessons of a concept\n"
+        "  make tour PAUSE=1          waits for Enter before each step",
+        highlight=False,
+    )
+
+
 def contents(concepts: Iterable[Concept], console: Console) -> None:
     """The list of lessons."""
     for concept in concepts:
-        console.print(f"\n[bold]{concept.title}[/] [dim]{concept.page}[/]", highlight=False)
+        console.print(f"\n[bold]{concept.title}[/]: LESSON={concept.page}", highlight=False)
         for lesson in concept.lessons:
-            console.print(f"  {lesson.name:<18} {escape(lesson.title)}", highlight=False)
+            console.print(hanging(f"  {lesson.name}", escape(lesson.title), width=20))
