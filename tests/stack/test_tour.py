@@ -83,7 +83,7 @@ def test_one_lesson_as_plain_text(stack: Stack) -> None:
         r"1/2 The callback gets the results once all members have ended",
         r"    return chord\(squares\(numbers\), total\.s\(\)\)",  # the code that runs
         r" \d\.\d\d s SUCCESS +workflows\.total +[0-9a-f]{8} 30 low@\w{8}$",  # what happened, when and where
-        r"✓ result: 30 · backend",
+        r"✓ result: 30 · from the result backend",
         r"→ +A chord is a group with a callback",
         r"^Next: make tour LESSON=nested-canvas$",
     ):

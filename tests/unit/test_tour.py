@@ -247,13 +247,22 @@ def test_no_lesson_makes_its_own_evidence(file: Path) -> None:
         (evidence.at_most(3), [3, 0], [3.1]),
         (evidence.containing("a", "b"), [["b", "c", "a"], "cab"], [["a"], "bc", []]),
         (evidence.starting(1, 2), [[1, 2, 3], [1, 2]], [[2, 1], [1], []]),
-        (evidence.matching("^low@"), ["low@x"], ["high@x", ""]),
+        (evidence.matching("^low@", "a text"), ["low@x"], ["high@x", ""]),
+        (evidence.worker_of("low"), ["low@x"], ["high@x", "lower@x", ""]),
+        (evidence.error("KeyError", "(x)"), ["KeyError: no (x)", "a <class 'KeyError'> (x)"], ["KeyError: y", "(x)"]),
     ],
     ids=lambda value: value.words if isinstance(value, Check) else "",
 )
 def test_a_check_holds_and_fails(check: Check, holds: list[Any], fails: list[Any]) -> None:
     assert all(check.holds(value) for value in holds)
     assert not any(check.holds(value) for value in fails)
+
+
+@pytest.mark.parametrize(("lesson", "step"), STEPS)
+def test_what_must_be_seen_is_said_in_words(lesson: Lesson, step: Step) -> None:
+    """No regular expression: those are for the program."""
+    for name, check in step.expect.items():
+        assert check.exact or not re.search(r"[\\^$*|`]|\.[+*]|matches", check.words), name
 
 
 def step_expecting(**expect: object) -> Step:
@@ -338,7 +347,7 @@ def test_no_row_of_an_event_is_cut_or_too_wide(width: int) -> None:
 def test_no_evidence_is_cut_or_too_wide(width: int) -> None:
     terminal, file = printed(width)
     screen = show.Screen(terminal, pause=False)
-    check, long = evidence.matching("^low@"), "a long name of what was seen " * 3
+    check, long = evidence.worker_of("low"), "a long name of what was seen " * 3
     found = [Finding(long, check, value, "source") for value in (NODE, 7, ["received", "started", "succeeded"] * 3)]
     step = step_expecting(result=4)
     screen.result(step, Outcome(found, f"timed out waiting for {long}", unavailable=f"not running: {long}"))
@@ -398,7 +407,7 @@ def test_each_failure_is_repeated_at_the_end_with_its_reason() -> None:
     )
     _, end = text.split("in total.")
     assert compact(end) == compact(
-        f"FAILED chords: {LESSONS['chords'].steps[1].title} ✗ result: 31 (must be: 30) · source"
+        f"FAILED chords: {LESSONS['chords'].steps[1].title} ✗ result: 31 (must be: 30) · from source"
         f"FAILED eta: {LESSONS['eta'].steps[0].title} ✗ timed out waiting for the end"
     )
 
@@ -443,7 +452,7 @@ def test_an_unknown_lesson_is_an_error_that_says_where_the_known_ones_are() -> N
 def test_an_address_is_printed_whole_on_its_own_line() -> None:
     terminal, file = printed(80)
     address = "http://127.0.0.1:3000/explore?panes=" + "x" * 200
-    found = [Finding("open", evidence.matching("^http"), address, "Grafana")]
+    found = [Finding("open", evidence.matching("^http", "an address"), address, "Grafana")]
     show.Screen(terminal, pause=False).result(step_expecting(open=1), Outcome(found))
     assert address in [line.strip() for line in file.getvalue().splitlines()]
 
@@ -491,8 +500,9 @@ def test_there_is_no_other_page() -> None:
 
 def test_a_page_says_what_was_seen() -> None:
     written = (ROOT / "docs/lessons/states.md").read_text()
-    assert re.search(r"^\| traceback \| matches `in failing` \| `.*Traceback.*` \| backend \|$", written, re.MULTILINE)
-    assert re.search(r"^\| state \| `'FAILURE'` \|  \| backend \|$", written, re.MULTILINE)
+    says = r"names the function that failed \| `.*Traceback.*` \| the result backend"
+    assert re.search(rf"^\| traceback \| {says} \|$", written, re.MULTILINE)
+    assert re.search(r"^\| state \| `'FAILURE'` \|  \| the result backend \|$", written, re.MULTILINE)
 
 
 def test_no_page_is_written_from_a_tour_that_failed() -> None:

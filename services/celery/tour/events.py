@@ -92,7 +92,7 @@ class Events:
                 raise TookTooLongError(
                     f"timed out after {timeout:g} s: {count} events {'/'.join(types)} expected, {len(matching())} came"
                 )
-            return Seen(sorted(matching(), key=lambda event: event.at), "events")
+            return Seen(sorted(matching(), key=lambda event: event.at), "the workers' events")
 
     def path(self, task: AsyncResult | str) -> Seen[list[str]]:
         """The types of all events of a task by time, once it has ended."""
@@ -100,7 +100,7 @@ class Events:
         self.wait("sent", of=[task])  # sent after the publish: a fast worker may have ended the task by then
         with self._changed:
             found = [event for event in self._all if event.task == id_of(task)]
-        return Seen([event.type for event in sorted(found, key=lambda event: event.at)], "events")
+        return Seen([event.type for event in sorted(found, key=lambda event: event.at)], "the workers' events")
 
     def settle(self, timeout: float) -> None:
         """Wait up to `timeout` for the end of all running tasks."""

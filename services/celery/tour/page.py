@@ -69,7 +69,7 @@ def _step(lesson: Lesson, step: Step, recorded: dict[str, Any]) -> list[str]:
     parts = [f"### {step.title}\n"]
     for file, code in step.code:
         parts += ["```python", f"# {file}", code, "```\n"]
-    parts += ["| Evidence | Must be | Seen | By |", "|---|---|---|---|"]
+    parts += ["| Evidence | Must be | Seen | Source |", "|---|---|---|---|"]
     for name, check in step.expect.items():
         finding = recorded["findings"].get(name)
         seen = f"`{_cell(value(finding['value']))}`" if finding and not check.exact else ""

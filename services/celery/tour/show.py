@@ -222,7 +222,7 @@ def line(finding: Finding) -> Table:
     text = f"{escape(finding.name)}: [bold]{escape(seen)}[/]"
     if not finding.check.exact or not finding.holds:
         text += f" [dim](must be: {escape(finding.check.words)})[/]"
-    return hanging(f"  {mark}", f"{text} [dim]· {finding.source}[/]")
+    return hanging(f"  {mark}", f"{text} [dim]· from {finding.source}[/]")
 
 
 def word(steps: list[Outcome]) -> str:

@@ -83,7 +83,7 @@ def inspect(what: str, node: str) -> Seen[Any]:
     def ask() -> dict[str, Any]:
         return dict(getattr(app.control.inspect([node], timeout=1, limit=1), what)() or {})
 
-    return Seen(until(ask, f"{node} to answer `inspect {what}`")[node], "remote control")
+    return Seen(until(ask, f"{node} to answer `inspect {what}`")[node], "the worker's answer")
 
 
 def pool_size(node: str, least: int) -> Seen[int]:
@@ -93,12 +93,12 @@ def pool_size(node: str, least: int) -> Seen[int]:
         return len(inspect("stats", node).value["pool"]["processes"])
 
     until(lambda: size() >= least, f"{least} processes of {node}")
-    return Seen(size(), "remote control")
+    return Seen(size(), "the worker's answer")
 
 
 def replied(replies: list[dict[str, Any]]) -> Seen[dict[str, Any]]:
     """The workers' replies to a command of `app.control`, by node."""
-    return Seen({node: answer for reply in replies for node, answer in reply.items()}, "remote control")
+    return Seen({node: answer for reply in replies for node, answer in reply.items()}, "the worker's answer")
 
 
 # --- HTTP inside the stack ---
@@ -117,7 +117,7 @@ def counted(task: str) -> Seen[float]:
     line = re.compile(rf'^celery_tasks_total{{(?=.*outcome="success").*task="{task}".*}} (\S+)$', re.MULTILINE)
     addresses = {info[4][0] for info in socket.getaddrinfo("worker-low", settings.metrics_port)}
     texts = [_get(f"http://{address}:{settings.metrics_port}/metrics") for address in addresses]
-    return Seen(sum(float(found) for text in texts for found in line.findall(text)), "metrics")
+    return Seen(sum(float(found) for text in texts for found in line.findall(text)), "the workers' metrics")
 
 
 class Flower:
@@ -129,7 +129,7 @@ class Flower:
         """The JSON at a path. Raises HTTPError if it is refused, UnavailableError if Flower does not answer."""
         try:
             credentials = ("admin", self.PASSWORD.read_text().strip()) if login else None
-            return Seen(json.loads(_get(f"http://flower:5555{path}", credentials)), "Flower")
+            return Seen(json.loads(_get(f"http://flower:5555{path}", credentials)), "Flower's API")
         except HTTPError:
             raise
         except OSError as error:

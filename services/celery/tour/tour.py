@@ -58,7 +58,7 @@ class Tour:
 
     def all_results(self, group: GroupResult) -> Seen[list[Any]]:
         """What each member of a group returned, in the group's order."""
-        return Seen([self.backend.result(member).value for member in group.results], "backend")
+        return Seen([self.backend.result(member).value for member in group.results], "the result backend")
 
     def progress(self, task: AsyncResult) -> Seen[list[int]]:
         """The steps that tasks.advanced.progress reports while it runs; the screen shows them."""
@@ -73,7 +73,7 @@ class Tour:
 
         self.until(ended, "the last step")
         self._show_progress(steps := self.backend.now(task)["result"]["steps"], steps)
-        return Seen(seen, "backend")
+        return Seen(seen, "the result backend")
 
     # --- Names, queues and processes of the tour ---
 

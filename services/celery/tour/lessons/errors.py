@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import pairwise
 
 from tasks import advanced, workflows
-from tour.evidence import Evidence, at_least, between, containing, matching
+from tour.evidence import Evidence, at_least, between, containing, error
 from tour.lesson import Concept
 from tour.processes import SOON
 from tour.tour import Tour
@@ -65,7 +65,7 @@ def jitter(tour: Tour) -> Evidence:
     "dont_autoretry_for: errors that are not retried",
     shows=(advanced.GoneError,),
     covers=("dont_autoretry_for",),
-    expect={"path": ["sent", "received", "started", "failed"], "error": matching("GoneError: service")},
+    expect={"path": ["sent", "received", "started", "failed"], "error": error("GoneError")},
     learn="Retry transient errors only; wrong arguments, for example, are not one.",
 )
 def dont(tour: Tour) -> Evidence:
@@ -83,7 +83,7 @@ by_hand = CONCEPT.lesson("manual-retry", "Retrying from inside the task")
     expect={
         "tries": 2,
         "what happened": {"sent": 2, "received": 2, "started": 2, "retried": 1, "rejected": 1, "failed": 1},
-        "error at last": matching("AwayError: .* does not answer"),
+        "error at last": error("AwayError", "does not answer"),
     },
     learn="When the retries are exhausted the task fails with the error passed to `retry`; here its message "
     "becomes a dead letter: `make dlq`.",
@@ -117,7 +117,7 @@ def ignore(tour: Tour) -> Evidence:
     "Reject: the message is refused",
     shows=(advanced.refuse,),
     covers=("Reject",),
-    expect={"state": "FAILURE", "error": matching("Reject"), "left in the queue": 0, "not acknowledged": 0},
+    expect={"state": "FAILURE", "error": error("Reject"), "left in the queue": 0, "not acknowledged": 0},
     learn="Reject without requeue removes the message, here to the dead letters (`make dlq`); "
     "with `requeue=True` it returns to its queue.",
 )
@@ -141,11 +141,11 @@ acks = CONCEPT.lesson("acks-late", "What happens to a task whose process is kill
     covers=("acks_late", "task_retry_on_worker_lost", "max_retries"),
     expect={
         "early: runs": 1,
-        "early: ends as": matching("WorkerLostError"),
+        "early: ends as": error("WorkerLostError"),
         "late: runs": 2,
         "late: ends as": "done",
         "poison: runs": 2,
-        "poison: ends as": matching("WorkerLostError"),
+        "poison: ends as": error("WorkerLostError"),
     },
     learn="By default Celery acknowledges before the run, and the task of a killed process is lost; with acks_late it "
     "runs again, so it must be idempotent.",

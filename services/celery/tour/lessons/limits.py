@@ -4,7 +4,7 @@ from uuid import uuid4
 
 from celery_app import app
 from tasks import advanced, basic, workflows
-from tour.evidence import Evidence, at_least, between, containing, matching
+from tour.evidence import Evidence, at_least, between, containing, error
 from tour.lesson import Concept
 from tour.processes import SOON
 from tour.tour import Tour
@@ -40,7 +40,7 @@ def soft(tour: Tour) -> Evidence:
     "The hard limit kills the process",
     shows=(advanced.stop_never,),
     covers=("hard limit",),
-    expect={"error": matching("TimeLimitExceeded"), "noted": ["ignored"], "processes afterwards": at_least(1)},
+    expect={"error": error("TimeLimitExceeded"), "noted": ["ignored"], "processes afterwards": at_least(1)},
     learn="The hard limit is for code that ignores the soft one; the worker starts a new process and continues.",
 )
 def hard(tour: Tour) -> Evidence:

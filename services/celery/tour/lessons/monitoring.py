@@ -68,7 +68,7 @@ controlling = CONCEPT.lesson("control", "Remote control: commands for workers")
         "queues before": 1,
         "queues after add_consumer": 2,
         "processes after pool_grow(2)": 3,
-        "rate_limit answers": matching("new rate limit set"),
+        "rate_limit answers": matching("new rate limit set", "new rate limit set"),
         "exit code after shutdown": 0,
     },
     learn="Commands go to all workers unless `destination` is given; their effect ends with the worker.",
@@ -116,7 +116,12 @@ def stream(tour: Tour) -> Evidence:
 @listening.step(
     "Flower's API returns the same task",
     covers=("Flower by its API",),
-    expect={"state": "SUCCESS", "name": "tasks.basic.add", "result": "4", "without a login": matching("401")},
+    expect={
+        "state": "SUCCESS",
+        "name": "tasks.basic.add",
+        "result": "4",
+        "without a login": matching("401", "the error 401, unauthorized"),
+    },
     learn="Flower keeps events in memory and shows them on pages and in an API; it enables events on all workers.",
 )
 def flower(tour: Tour) -> Evidence:
@@ -152,7 +157,9 @@ def metrics(tour: Tour) -> Evidence:
     "A link to Grafana for one task",
     shows=(links.explore,),
     covers=("a link to Grafana for one task",),
-    expect={"open": matching(r"^http://.+/explore\?.+tasks\.workflows\.times")},
+    expect={
+        "open": matching(r"^http://.+/explore\?.+tasks\.workflows\.times", "an address that contains the task's name")
+    },
     learn="Such a link leads from a task's name to its rate, failures and run time; use it in tools and alerts.",
 )
 def grafana(tour: Tour) -> Evidence:

@@ -3,7 +3,7 @@
 from celery.result import AsyncResult
 
 from tasks.notes import KEPT_FOR, key
-from tour.evidence import Evidence, Seen, at_least, at_most, between, both, matching
+from tour.evidence import Evidence, Seen, at_least, at_most, between, both, error
 from tour.lesson import Concept
 from tour.tasks import practices
 from tour.tour import Tour
@@ -131,9 +131,9 @@ patience = CONCEPT.lesson("time-outs", "Time-outs for everything that a task wai
     shows=(practices.listen,),
     covers=("time-outs: failure", "time-outs: solution"),
     expect={
-        "without: ends as": matching("SoftTimeLimitExceeded"),
+        "without: ends as": error("SoftTimeLimitExceeded"),
         "without: a slot is held for": at_least(1.9, "s"),
-        "with: ends as": matching("TimeoutError"),
+        "with: ends as": error("TimeoutError"),
         "with: a slot is held for": at_most(1, "s"),
     },
     learn="Each wait for another service needs its own time-out; the task's time limit is the last resort, and until "
@@ -162,7 +162,7 @@ backoff = CONCEPT.lesson("retry-backoff", "Retries with backoff")
     "A service is unavailable for two and a half seconds; both try three times",
     shows=(practices.call_at_fixed_times, practices.call_with_backoff),
     covers=("retries with backoff: failure", "retries with backoff: solution"),
-    expect={"each second": matching("AwayError"), "after 1 s and 2 s": "an answer"},
+    expect={"each second": error("AwayError"), "after 1 s and 2 s": "an answer"},
     learn="With the same number of tries, backoff covers a longer outage than fixed delays.",
 )
 def outage(tour: Tour) -> Evidence:

@@ -9,7 +9,7 @@ from uuid import UUID
 from celery_app import app
 from tasks import basic
 from tasks.notes import KEPT_FOR, key
-from tour.evidence import Evidence, containing, matching
+from tour.evidence import Evidence, containing, error
 from tour.lesson import Concept
 from tour.tasks import practices
 from tour.tour import Tour
@@ -33,7 +33,7 @@ kinds = CONCEPT.lesson("json", "Arguments as JSON")
         "a Decimal arrives as": "Decimal",
         "a UUID arrives as": "UUID",
         "{1: 'one'} arrives as": {"1": "one"},
-        "a function": matching("EncodeError"),
+        "a function": error("EncodeError"),
     },
     learn="Send lists, strings, numbers and dicts with string keys; other types depend on extensions of kombu's JSON.",
 )

@@ -33,7 +33,7 @@ def success(tour: Tour) -> Evidence:
     expect={
         "state": "FAILURE",
         "error": "RuntimeError: this task always fails: as shown",
-        "traceback": matching("in failing"),
+        "traceback": matching("in failing", "names the function that failed"),
     },
     learn="A failed task's exception is stored even if results are ignored (`task_store_errors_even_if_ignored`).",
 )
