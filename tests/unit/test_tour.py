@@ -1,16 +1,20 @@
 """The tour without a stack: its lessons cover all concepts, its checks can fail, its pages are up to date."""
 
 import ast
+import builtins
 import io
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from tasks import basic
 from tour import __main__ as program
 from tour import evidence, page, record, show
+from tour.code import YOURS, calls_of
 from tour.events import Event
 from tour.evidence import Check, Seen, both
 from tour.lesson import Concept, Lesson, Step
@@ -218,10 +222,56 @@ def test_a_step_shows_its_code_says_what_must_be_seen_and_leaves_one_sentence(le
     assert step.expect
     assert step.learn.endswith(".")
     assert len(step.learn) < 160
+    assert step.code
     for file, code in step.code:
-        source = (ROOT / file).read_text()
-        assert code
-        assert all(line.strip() in source for line in code.splitlines())
+        if file != YOURS:
+            source = (ROOT / file).read_text()
+            assert code
+            assert all(line.strip() in source for line in code.splitlines())
+
+
+def names_of(tree: ast.AST, context: type[ast.expr_context]) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
+
+
+@pytest.mark.parametrize(("lesson", "step"), STEPS)
+def test_the_calls_of_a_step_are_those_of_a_user_without_the_tours_helpers(lesson: Lesson, step: Step) -> None:
+    """Each name that they use is Python's, imported by the lesson, or defined above it."""
+    known = {"app", "durable", *dir(builtins), *vars(sys.modules[step.run.__module__])} - {"tour"}
+    for file, code in step.code:
+        if file == YOURS:
+            tree = ast.parse(code)
+            arguments = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+            functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+            known |= names_of(tree, ast.Store) | arguments | functions
+            assert names_of(tree, ast.Load) <= known
+            assert not names_of(tree, ast.Load) & {"tour", "both", "Seen"}
+
+
+def a_step(tour: Any) -> Any:
+    worker, name = tour.worker("--concurrency=1"), tour.name("a-name")
+    tour.events.wait("started")
+    first = basic.add.apply_async((1, 1), queue=worker.queue)
+    times = tour.noted(name)
+    worker.stop()
+    return {
+        "result": tour.backend.result(first).map(lambda result: result + 1),
+        "state": tour.backend.reaches(first, "SUCCESS"),
+        "answer": tour.inspect("ping", worker.name),
+        "times": times,
+    }
+
+
+def test_the_tours_helpers_are_shown_as_celerys_api_and_evidence_is_left_out() -> None:
+    _, code = calls_of(a_step)
+    assert code.splitlines() == [
+        "# celery -A celery_app worker -Q lesson --concurrency=1",
+        'first = basic.add.apply_async((1, 1), queue="lesson")',
+        "# the worker is stopped",
+        "first.get(timeout=30)",
+        "first.state",
+        'app.control.inspect(["worker@host"]).ping()',
+    ]
 
 
 @pytest.mark.parametrize(
@@ -372,6 +422,7 @@ def test_headings_code_and_sentences_of_a_lesson_fit_80_columns(lesson: Lesson) 
     text = file.getvalue()
     assert max(map(len, text.splitlines())) <= 80, text
     for step in lesson.steps:
+        assert step.code[-1][0] in text
         assert compact(step.title) in compact(text)
         assert compact(step.learn) in compact(text)
         for _, code in step.code:

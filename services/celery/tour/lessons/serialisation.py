@@ -46,11 +46,9 @@ def travel(tour: Tour) -> Evidence:
     }
     sent = {name: basic.echo.delay(value) for name, value in plain.items()}
     keys = basic.echo.delay({1: "one"})
+    arrived = {name: tour.backend.result(promise) for name, promise in sent.items()}
     return {
-        **{
-            f"{name} arrives as": tour.backend.result(promise).map(lambda r: r["kind"])
-            for name, promise in sent.items()
-        },
+        **{f"{name} arrives as": seen.map(lambda r: r["kind"]) for name, seen in arrived.items()},
         "{1: 'one'} arrives as": tour.backend.result(keys).map(lambda r: r["value"]),
         "a function": tour.raised(lambda: basic.echo.delay(print)),
     }

@@ -1,5 +1,6 @@
 """States."""
 
+from celery_app import app
 from tasks import advanced, basic
 from tour.evidence import Evidence, containing, matching, starting
 from tour.lesson import Concept
@@ -110,7 +111,7 @@ pending = CONCEPT.lesson("pending", "What PENDING does not mean")
 )
 def unknown(tour: Tour) -> Evidence:
     return {
-        "state of an unknown id": tour.backend.state("no-such-task"),
+        "state of an unknown id": tour.backend.state(app.AsyncResult("no-such-task")),
         "stored in the backend": tour.backend.stored("no-such-task"),
     }
 

@@ -82,6 +82,7 @@ def computing(tour: Tour) -> Evidence:
 
 @pools.step(
     "gevent on Redis needs a prefetch multiplier above 1",
+    shows=(_seconds,),
     covers=("which work suits each", "prefetch"),
     expect={"8 waits of 0.2 s, prefetch 2": between(0.3, 1.4, "s"), "the same, prefetch 1": at_least(1.5, "s")},
     learn="A gevent worker has no event loop: without a free prefetch slot it checks for messages only every 2 s.",
@@ -229,6 +230,7 @@ def warm(tour: Tour) -> Evidence:
 
 @stopping.step(
     "Soft: running tasks get a few seconds, then their messages return, too",
+    shows=(_busy,),
     covers=("soft stop",),
     expect={"exit code": at_most(1), "back in the queue": 2},
     learn="The stack's workers do this on `docker stop` (SIGTERM remapped to SIGQUIT): 6 s for running tasks, "
@@ -246,6 +248,7 @@ def soft(tour: Tour) -> Evidence:
 
 @stopping.step(
     "Cold: all messages return at once. Killed: only after the visibility timeout",
+    shows=(_busy,),
     covers=("cold stop",),
     expect={"cold: back in the queue": 2, "killed: back in the queue": 0, "killed: unacknowledged in Redis": 2},
     learn="A second signal makes a shutdown cold; after SIGKILL other workers restore the messages when they time out.",
