@@ -103,10 +103,10 @@ SABOTAGES = (
     Sabotage("time-outs", "with: ends as", PRACTICES, "ours.settimeout(timeout)", "ours.settimeout(None)"),
     Sabotage(
         "retry-backoff",
-        "after 1 s and 2 s",
+        "after 3 s and 6 s",
         PRACTICES,
-        "max_retries=2, retry_backoff=1",
-        "max_retries=0, retry_backoff=1",
+        "max_retries=2, retry_backoff=3",
+        "max_retries=0, retry_backoff=3",
     ),
     Sabotage("changed-signature", "with a default", PRACTICES, 'language: str = "en"', "language: str"),
     Sabotage("too-early", "written, then published", PRACTICES, "value = durable.store.get(key(name))", "value = None"),
@@ -119,7 +119,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "small-tasks",
-        "40 tasks of one, to that",
+        "slots that 40 tasks of one use",
         "tour/lessons/practices.py",
         'tour.worker("--concurrency=2"), tour.name("items")',
         'tour.worker("--concurrency=1"), tour.name("items")',
@@ -139,9 +139,9 @@ SABOTAGES = (
         "promise.get(timeout=9)",
     ),
     Sabotage(
-        "cost-of-results", "results stored", "tour/lessons/results.py", "ignore_result=ignore)", "ignore_result=False)"
+        "cost-of-results", "stored, without", "tour/lessons/results.py", "ignore_result=ignore)", "ignore_result=False)"
     ),
-    Sabotage("eta", "started after", "tour/lessons/limits.py", "countdown=1.5", "countdown=0.5"),
+    Sabotage("eta", "started after", "tour/lessons/limits.py", "countdown=4", "countdown=1"),
     Sabotage(
         "ids",
         "sent with the customer's id",

@@ -20,6 +20,7 @@ from stack.sabotages import SABOTAGES, Sabotage
 from stack.stack import PROJECT, ROOT, Stack, changed_app
 from stack.web import Prometheus
 from tour.lessons import LESSONS
+from tour.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -216,4 +217,4 @@ def test_the_lesson_fails_when_what_it_shows_is_not_true(sabotage: Sabotage, sab
     if sabotage.finding:
         assert sabotage.finding in wrong, steps
     else:
-        assert "timed out after 30 s" in steps[-1]["error"], steps
+        assert f"timed out after {PATIENCE} s" in steps[-1]["error"], steps

@@ -15,7 +15,7 @@ from tasks import basic
 from tour import __main__ as program
 from tour import evidence, page, record, show
 from tour.code import YOURS, calls_of
-from tour.events import Event
+from tour.events import Event, at_once, delay
 from tour.evidence import Check, Seen, both
 from tour.lesson import Concept, Lesson, Step
 from tour.lessons import CONCEPTS, LESSONS
@@ -533,6 +533,31 @@ def test_without_a_terminal_the_width_is_that_of_columns_or_120(
     if columns:
         monkeypatch.setenv("COLUMNS", columns)
     assert show.console().width == width
+
+
+# --- Evidence that holds on a busy machine ---
+
+
+def test_the_number_of_tasks_that_ran_at_the_same_time() -> None:
+    def event(kind: str, at: float, task: str) -> Event:
+        return Event(kind, at, task, "name", "worker", {})
+
+    two = [event("started", 1, "a"), event("started", 2, "b"), event("succeeded", 3, "a"), event("failed", 4, "b")]
+    one = [event("started", 1, "a"), event("succeeded", 2, "a"), event("started", 2.5, "b"), event("failed", 3, "b")]
+    assert (at_once([]), at_once(one), at_once(two), at_once(two[::-1])) == (0, 1, 2, 2)
+
+
+def test_the_delay_of_a_message_is_the_time_from_its_publish_to_its_eta() -> None:
+    assert delay(Event("sent", 1000.0, "id", "name", "worker", {"eta": "1970-01-01T00:16:41.500000+00:00"})) == 1.5
+
+
+@pytest.mark.parametrize(("lesson", "step"), STEPS)
+def test_no_step_requires_that_something_was_quick(lesson: Lesson, step: Step) -> None:
+    """Upper bounds in seconds are only for times that are stored, in a message or in Redis, and not measured."""
+    stored = {"first delay", "second delay", "third delay", "expires after", "TTL"}
+    for name, check in step.expect.items():
+        if check.words.endswith(" s"):
+            assert check.words.startswith("at least") or name in stored, name
 
 
 # --- Pages ---

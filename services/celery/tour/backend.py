@@ -1,5 +1,6 @@
 """Evidence from the result backend."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from celery import states
@@ -53,6 +54,10 @@ class Backend:
     def stored(self, task: AsyncResult | str) -> Seen[bool]:
         """Whether the backend stores anything about it."""
         return Seen(bool(durable.store.exists(f"celery-task-meta-{id_of(task)}")), "the result backend")
+
+    def count_stored(self, tasks: Iterable[AsyncResult]) -> Seen[int]:
+        """Of how many tasks the backend stores something."""
+        return Seen(sum(self.stored(task).value for task in tasks), "the result backend")
 
     @staticmethod
     def now(task: AsyncResult | str) -> dict[str, Any]:

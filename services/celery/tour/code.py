@@ -6,6 +6,7 @@ example `tour.backend.result(promise)` by `promise.get(timeout=30)`; statements 
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,7 +137,7 @@ class _Calls:
             text = self._rewritten(value)
         except _OnlyEvidenceError:
             return ""
-        return text if "." in text else ""  # not a variable or a constant
+        return text if re.search(r"[.(]", text) else ""  # not a variable or a constant
 
     def _command(self, call: ast.Call) -> str:
         """The command line of a process of the tour."""

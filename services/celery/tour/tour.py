@@ -27,6 +27,8 @@ class Tour:
     """One tour. All that it creates has its name, and `clean` removes it."""
 
     elapsed = staticmethod(events.elapsed)
+    at_once = staticmethod(events.at_once)
+    delay = staticmethod(events.delay)
     until = staticmethod(waiting.until)
     returned = staticmethod(sources.returned)
     raised = staticmethod(sources.raised)

@@ -41,7 +41,7 @@ inspecting = CONCEPT.lesson("inspect", "Remote control: what a worker is doing")
 )
 def ask(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=1", "--prefetch-multiplier=3")
-    running = basic.sleep.apply_async((3,), queue=worker.queue)
+    running = basic.sleep.apply_async((8,), queue=worker.queue)
     tour.events.wait("started", of=[running])
     reserved = basic.add.apply_async((1, 1), queue=worker.queue)
     later = basic.add.apply_async((1, 1), queue=worker.queue, countdown=30)

@@ -104,8 +104,8 @@ ids = CONCEPT.lesson("ids", "Ids instead of objects")
 def stale(tour: Tour) -> Evidence:
     customer = tour.name("customer")
     tour.redis("SET", key(customer), "Old Street", "EX", KEPT_FOR)
-    copy = practices.print_label.apply_async(("Old Street",), countdown=0.5)
-    reference = practices.print_label_of.apply_async((customer,), countdown=0.5)
+    copy = practices.print_label.apply_async(("Old Street",), countdown=2)
+    reference = practices.print_label_of.apply_async((customer,), countdown=2)
     tour.redis("SET", key(customer), "New Street", "EX", KEPT_FOR)  # the address changes while both wait
     return {
         "sent with the address": tour.backend.result(copy),

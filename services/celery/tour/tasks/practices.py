@@ -127,10 +127,10 @@ def call_at_fixed_times(self: Task, name: Name) -> str:
         raise self.retry(exc=error, countdown=1) from error
 
 
-@app.task(ignore_result=False, autoretry_for=(AwayError,), max_retries=2, retry_backoff=1, retry_jitter=False)
+@app.task(ignore_result=False, autoretry_for=(AwayError,), max_retries=2, retry_backoff=3, retry_jitter=False)
 @checked
 def call_with_backoff(name: Name) -> str:
-    """Retries twice, after 1 s and after 2 s."""
+    """Retries twice, after 3 s and after 6 s."""
     return _call(name)
 
 
