@@ -142,6 +142,30 @@ SABOTAGES = (
         "cost-of-results", "stored, without", "tour/lessons/results.py", "ignore_result=ignore)", "ignore_result=False)"
     ),
     Sabotage("eta", "started after", "tour/lessons/limits.py", "countdown=4", "countdown=1"),
+    Sabotage("no-overlap", "with a lock", PRACTICES, "if not lock.acquire():", "if False:"),
+    Sabotage(
+        "async-code",
+        "took less than that",
+        PRACTICES,
+        "await asyncio.gather(*(fetch(seconds) for _ in range(times)))",
+        "[await fetch(seconds) for _ in range(times)]",
+    ),
+    Sabotage(
+        "transactions",
+        "by the outbox",
+        "tour/tasks/orders.py",
+        "promises = [ship.apply_async((path, number)",
+        "promises = [ship.apply_async((path, 9)",
+    ),
+    Sabotage("test-worker", "a set", "tour/tasks/testing.py", "return set(words)", "return list(words)"),
+    Sabotage("own-commands", "answers", "tour/tasks/processes.py", "{'on' if on else 'off'}", "off"),
+    Sabotage(
+        "compression",
+        "bytes, compressed to plain",
+        "tour/lessons/serialisation.py",
+        'queue=queue, compression="gzip"',
+        "queue=queue",
+    ),
     Sabotage(
         "ids",
         "sent with the customer's id",

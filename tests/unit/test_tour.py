@@ -39,6 +39,7 @@ TABLE: dict[str, set[str]] = {
         "pydantic arguments",
         "get_task_logger",
         "ignore_result",
+        "async code",
     },
     "States": {
         "PENDING",
@@ -88,6 +89,7 @@ TABLE: dict[str, set[str]] = {
         "what a missed tick does",
         "two beats",
         "ping of beat",
+        "changing a schedule while it runs",
     },
     "Errors and retries": {
         "autoretry_for",
@@ -152,7 +154,7 @@ TABLE: dict[str, set[str]] = {
         "soft stop",
         "cold stop",
     },
-    "Serialisation": {"JSON", "why not pickle", "what cannot be sent", "ids instead of objects"},
+    "Serialisation": {"JSON", "why not pickle", "what cannot be sent", "ids instead of objects", "compression"},
     "Monitoring": {
         "status",
         "inspect active",
@@ -169,6 +171,9 @@ TABLE: dict[str, set[str]] = {
         "Flower by its API",
         "metrics",
         "a link to Grafana for one task",
+        "a control command of one's own",
+        "broadcast",
+        "a stuck worker",
     },
     "Best practices": {
         f"{practice}: {half}"
@@ -179,6 +184,7 @@ TABLE: dict[str, set[str]] = {
             "results sparingly",
             "time-outs",
             "retries with backoff",
+            "no overlapping runs",
         )
         for half in ("failure", "solution")
     },
@@ -190,6 +196,8 @@ TABLE: dict[str, set[str]] = {
         "an argument that is not JSON",
         "a changed signature while old messages wait",
         "testing with eager mode only",
+        "testing with a real worker",
+        "a transaction and a task",
     },
 }
 

@@ -5,6 +5,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from kombu.compression import decompress
+
 from celery_app import durable
 from tour.evidence import Seen
 from tour.waiting import until
@@ -47,6 +49,10 @@ class Broker:
         until(lambda: taken() == count, f"{count} unacknowledged messages of {queue}")
         return Seen(taken(), "the broker")
 
+    def take_until(self, queue: str, task: str) -> None:
+        """Remove all messages of a private queue until there is one of this task."""
+        until(lambda: task in [each.headers["task"] for each in self.take(queue, 0).value], f"a message of {task}")
+
     def take(self, queue: str, least: int = 1) -> Seen[list[Message]]:
         """Remove and return all messages of a private queue, most urgent first, once there are `least`."""
         self.waiting(queue, least)
@@ -54,6 +60,9 @@ class Broker:
         for priority, name in enumerate(durable.priority_lists(queue)):
             while raw := durable.broker.rpop(name):
                 message = json.loads(raw)
-                args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
+                body = base64.b64decode(message["body"])
+                if compression := message["headers"].get("compression"):
+                    body = decompress(body, compression)
+                args, kwargs, _ = json.loads(body)
                 taken.append(Message(message["headers"], args, kwargs, priority, len(raw)))
         return Seen(taken, "the broker")

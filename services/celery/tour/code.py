@@ -9,6 +9,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,8 @@ class _Calls:
             case "replied", [replies]:
                 return self._rewritten(replies)
             case "redis", [ast.Constant(value=str(command)), *values]:
-                texts = [self._rewritten(value) for value in values[:2]]
+                kept = takewhile(lambda value: ast.unparse(value) != "'EX'", values)  # the tour's keys expire
+                texts = [self._rewritten(value) for value in kept]
                 return f"durable.store.{command.lower()}({', '.join(texts)})"
             case "name", [name]:
                 return self._rewritten(name)

@@ -4,6 +4,8 @@ import base64
 import json
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -20,7 +22,7 @@ from celery_app import app, durable
 from settings import settings
 from tasks.notes import key
 from tour.evidence import Seen
-from tour.waiting import UnavailableError, describe, until
+from tour.waiting import PATIENCE, UnavailableError, describe, until
 
 T = TypeVar("T")
 
@@ -54,6 +56,12 @@ def due(schedule: BaseSchedule) -> Seen[float]:
 def seconds_until(text: str) -> float:
     """Seconds from now to a time in ISO 8601."""
     return datetime.fromisoformat(text).timestamp() - time.time()
+
+
+def printed(module: str) -> Seen[list[str]]:
+    """The lines that a module prints when it runs as a program. Raises CalledProcessError if it fails."""
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    return Seen(done.stdout.splitlines(), "its output")
 
 
 # --- What tasks store in redis-results ---

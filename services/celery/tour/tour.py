@@ -32,6 +32,7 @@ class Tour:
     until = staticmethod(waiting.until)
     returned = staticmethod(sources.returned)
     raised = staticmethod(sources.raised)
+    printed = staticmethod(sources.printed)
     due = staticmethod(sources.due)
     seconds_until = staticmethod(sources.seconds_until)
     noted = staticmethod(sources.noted)

@@ -1,11 +1,13 @@
 """Beat."""
 
+import json
 from collections import Counter
 
 from celery.schedules import crontab
 
 from celery_durable import schedules as clock
 from tasks import advanced
+from tasks.notes import key
 from tour import schedules
 from tour.events import Event
 from tour.evidence import Evidence, Seen, at_least, between, both
@@ -138,3 +140,31 @@ pings = CONCEPT.lesson("beat-ping", "Is beat alive?")
 def ping(tour: Tour) -> Evidence:
     beat = tour.beat("ticks", tour.queue(), "ping", settings={"beat_enable_remote_control": True})
     return {"answer": tour.inspect("ping", beat.name)}
+
+
+changing = CONCEPT.lesson("beat-changes", "Changing the schedule while beat runs")
+
+
+@changing.step(
+    "A scheduler that reads its entries from Redis before each tick",
+    shows=(schedules.Stored,),
+    covers=("changing a schedule while it runs",),
+    expect={"sent at first": ["first"], "after the change": ["second"]},
+    learn="Celery's own scheduler reads `beat_schedule` once: use one with a store, such as django-celery-beat's, or "
+    "write one.",
+)
+def change(tour: Tour) -> Evidence:
+    queue, name = tour.queue(), tour.name("schedule")
+    entries = [json.dumps({"task": task, "seconds": 1, "queue": queue}) for task in ("first", "second")]
+    tour.redis("HSET", key(name), "first", entries[0])
+    stored = {"beat_scheduler": "tour.schedules:Stored", "beat_max_loop_interval": 1, "schedule_key": key(name)}
+    tour.beat("empty", queue, "stored", settings=stored)
+    before = tour.broker.take(queue, 2)
+    tour.redis("HDEL", key(name), "first")
+    tour.redis("HSET", key(name), "second", entries[1])
+    tour.broker.take_until(queue, "second")
+    after = tour.broker.take(queue, 2)
+    return {
+        "sent at first": before.map(lambda found: sorted({message.headers["task"] for message in found})),
+        "after the change": after.map(lambda found: sorted({message.headers["task"] for message in found})),
+    }

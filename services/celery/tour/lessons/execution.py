@@ -4,6 +4,7 @@ from celery_app import app
 from tasks import advanced, arguments, basic, shared
 from tour.evidence import Evidence, both, error, matching, worker_of
 from tour.lesson import Concept
+from tour.tasks import practices
 from tour.tour import Tour
 
 CONCEPT = Concept(
@@ -242,3 +243,27 @@ def hooks(tour: Tour) -> Evidence:
     advanced.divide.delay(fine, 4, 2)
     advanced.divide.delay(broken, 4, 0)
     return {"noted by the hooks": tour.noted(fine, 3), "noted after a failure": tour.noted(broken, 3)}
+
+
+coroutines = CONCEPT.lesson("async-code", "Async code in a task")
+
+
+@coroutines.step(
+    "A task is a function; it runs a coroutine with asyncio.run",
+    shows=(practices.fetch, practices.fetch_as_coroutine, practices.fetch_all),
+    covers=("async code",),
+    expect={
+        "a coroutine as the task": matching("coroutine", "an error: a coroutine is not JSON"),
+        "seconds of waits in one task": 6.0,
+        "took less than that": True,
+    },
+    learn="Celery does not await: call `asyncio.run` in the task. Its waits run side by side, but hold one slot.",
+)
+def asynchronous(tour: Tour) -> Evidence:
+    coroutine, all_of_them = practices.fetch_as_coroutine.delay(0.1), practices.fetch_all.delay(0.3, 20)
+    said = tour.backend.result(all_of_them)
+    return {
+        "a coroutine as the task": tour.backend.result(coroutine),
+        "seconds of waits in one task": said.map(lambda s: s["waits in total"]),
+        "took less than that": said.map(lambda s: s["seconds"] < s["waits in total"]),
+    }

@@ -7,7 +7,7 @@ from tasks import basic
 from tasks.notes import KEPT_FOR, key
 from tour.evidence import Evidence, error, matching
 from tour.lesson import Concept
-from tour.tasks import practices
+from tour.tasks import orders, practices, testing
 from tour.tour import Tour
 
 CONCEPT = Concept(
@@ -145,3 +145,55 @@ def only(tour: Tour) -> Evidence:
         "eager": tour.returned(lambda: sorted(practices.unique.apply((words,)).get())),
         "by a worker": tour.backend.result(practices.unique.delay(words)),
     }
+
+
+transactions = CONCEPT.lesson("transactions", "A transaction of a database, and a task")
+
+
+@transactions.step(
+    "Published inside the transaction, after it, and from an outbox",
+    shows=(orders.ship, orders.place_inside, orders.place_after, orders.place, orders.relay),
+    covers=("a transaction and a task",),
+    expect={
+        "inside the transaction": error("LookupError", "there is no order 1"),
+        "after the commit": "shipped: tea",
+        "a crash after the commit": error("CrashError"),
+        "by the outbox": "shipped: tea",
+        "tasks for the four orders": 3,
+    },
+    learn="Publish after the commit; if no task may be lost, write it to a table in the same transaction and publish "
+    "from there.",
+)
+def transaction(tour: Tour) -> Evidence:
+    worker, path = tour.worker("--concurrency=1", "--include=tour.tasks.orders"), str(tour.folder / "shop.sqlite")
+    inside = orders.place_inside(path, 1, worker.queue)
+    after = orders.place_after(path, 2, worker.queue)
+    crashed = tour.raised(lambda: orders.place_after(path, 3, worker.queue, crash=True))
+    orders.place(path, 4)  # a crash here loses nothing: the outbox is in the database
+    (relayed,) = orders.relay(path, worker.queue)
+    sent = tour.events.wait("sent", name="tour.tasks.orders.ship", count=3)
+    return {
+        "inside the transaction": tour.backend.result(inside),
+        "after the commit": tour.backend.result(after),
+        "a crash after the commit": crashed,
+        "by the outbox": tour.backend.result(relayed),
+        "tasks for the four orders": sent.map(len),
+    }
+
+
+tests = CONCEPT.lesson("test-worker", "A test with a real worker")
+
+
+@tests.step(
+    "start_worker runs a worker in a thread of the test",
+    shows=(testing.unique, testing.sorted_words, testing.test_with_a_worker),
+    covers=("testing with a real worker",),
+    expect={
+        "a set": matching("^FAILURE .*JSON", "FAILURE: a set is not JSON"),
+        "a list": "SUCCESS ['milk', 'tea']",
+    },
+    learn="A worker in a thread finds what eager mode hides, without Redis; delivery and its faults need a real stack.",
+)
+def with_worker(tour: Tour) -> Evidence:
+    printed = tour.printed("tour.tasks.testing")
+    return {"a set": printed.map(lambda lines: lines[0]), "a list": printed.map(lambda lines: lines[1])}

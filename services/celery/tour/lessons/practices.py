@@ -3,7 +3,7 @@
 from celery.result import AsyncResult
 
 from tasks.notes import KEPT_FOR, key
-from tour.evidence import Evidence, Seen, at_least, at_most, both, error
+from tour.evidence import Evidence, Seen, at_least, at_most, between, both, error
 from tour.lesson import Concept
 from tour.tasks import practices
 from tour.tour import Tour
@@ -166,3 +166,36 @@ def outage(tour: Tour) -> Evidence:
     given_up = tour.backend.result(fixed)
     tour.redis("UNLINK", key(service))  # the service is available again
     return {"each second": given_up, "after 3 s and 6 s": tour.backend.result(growing)}
+
+
+alone = CONCEPT.lesson("no-overlap", "Runs that must not overlap")
+
+
+@alone.step(
+    "A second run begins while the first one is running",
+    shows=(practices.rebuild, practices.rebuild_alone),
+    covers=("no overlapping runs: failure", "no overlapping runs: solution"),
+    expect={
+        "without a lock": ["rebuilt", "rebuilt"],
+        "with a lock": ["rebuilt", "skipped: another run holds the lock"],
+        "runs with a lock": 1,
+        "the lock while it ran": between(1, 60, "s TTL"),
+    },
+    learn="A lock with a TTL lets one run work, and ends if that run is killed. It can end too early: apply effects "
+    "with `once`.",
+)
+def overlapping(tour: Tour) -> Evidence:
+    worker, plain, locked = tour.worker("--concurrency=2"), tour.name("plain"), tour.name("locked")
+    twice = [practices.rebuild.apply_async((plain, 0.5), queue=worker.queue) for _ in range(2)]
+    without = [tour.backend.result(promise) for promise in twice]
+    first = practices.rebuild_alone.apply_async((locked, 5), queue=worker.queue)
+    tour.noted(locked, 1)
+    ttl = tour.redis("TTL", key(f"{locked}-first"))
+    second = practices.rebuild_alone.apply_async((locked, 5), queue=worker.queue)
+    skipped, done = tour.backend.result(second), tour.backend.result(first)
+    return {
+        "without a lock": both(*without).map(list),
+        "with a lock": both(done, skipped).map(list),
+        "runs with a lock": tour.noted(locked).map(len),
+        "the lock while it ran": ttl,
+    }

@@ -9,7 +9,7 @@ from uuid import UUID
 from celery_app import app
 from tasks import basic
 from tasks.notes import KEPT_FOR, key
-from tour.evidence import Evidence, containing, error
+from tour.evidence import Evidence, at_most, both, containing, error
 from tour.lesson import Concept
 from tour.tasks import practices
 from tour.tour import Tour
@@ -110,4 +110,29 @@ def stale(tour: Tour) -> Evidence:
     return {
         "sent with the address": tour.backend.result(copy),
         "sent with the customer's id": tour.backend.result(reference),
+    }
+
+
+sizes = CONCEPT.lesson("compression", "Compressed messages")
+
+
+@sizes.step(
+    "compression= for one call, task_compression for all",
+    shows=(basic.echo,),
+    covers=("compression",),
+    expect={"bytes, compressed to plain": at_most(0.2, "of it"), "the task gets": "str", "of length": 20_000},
+    learn="Compression saves memory in Redis and costs CPU at both ends: for large arguments that an id cannot "
+    "replace.",
+)
+def compressed(tour: Tour) -> Evidence:
+    queue, text = tour.queue(), "a long text, " * 2000
+    basic.echo.apply_async((text,), queue=queue)
+    plain = tour.broker.take(queue).map(lambda messages: messages[0].size)
+    basic.echo.apply_async((text,), queue=queue, compression="gzip")
+    small = tour.broker.take(queue).map(lambda messages: messages[0].size)
+    arrived = tour.backend.result(basic.echo.apply_async((text[:20_000],), compression="gzip"))
+    return {
+        "bytes, compressed to plain": both(small, plain).map(lambda sizes: sizes[0] / sizes[1]),
+        "the task gets": arrived.map(lambda said: said["kind"]),
+        "of length": arrived.map(lambda said: len(said["value"])),
     }
