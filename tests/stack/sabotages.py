@@ -114,8 +114,8 @@ SABOTAGES = (
         "fork-safety",
         "connections opened after it",
         "tour/tasks/processes.py",
-        "@signals.worker_process_init.connect",
-        "@signals.worker_init.connect",
+        "@signals.worker_process_init.connect\ndef open_after",
+        "@signals.worker_init.connect\ndef open_after",
     ),
     Sabotage(
         "small-tasks",

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import current_app
 from rich.console import Console
 
+from stack.sabotages import SABOTAGES, Sabotage
 from tasks import basic
 from tour import __main__ as program
 from tour import evidence, page, record, show
@@ -289,6 +291,18 @@ def test_no_lesson_makes_its_own_evidence(file: Path) -> None:
     """Evidence is read by tour/backend.py, broker.py, events.py …; a lesson may only draw conclusions from it."""
     calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
     assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "Seen"]
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.lesson)
+def test_each_change_that_must_make_a_lesson_fail_can_be_made(sabotage: Sabotage) -> None:
+    assert (ROOT / "services/celery" / sabotage.file).read_text().count(sabotage.old) == 1
+    found = {name for step in LESSONS[sabotage.lesson].steps for name in step.expect}
+    assert not sabotage.finding or sabotage.finding in found
+
+
+def test_no_lesson_changes_the_current_app() -> None:
+    """A signature that is read from JSON belongs to the current app."""
+    assert current_app.main == "celery_app"
 
 
 # --- Checks ---

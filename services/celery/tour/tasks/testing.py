@@ -5,7 +5,7 @@ import time
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 
-app = Celery("a-test", broker="memory://", backend="cache+memory://")
+app = Celery("a-test", broker="memory://", backend="cache+memory://", set_as_current=False)
 app.conf.update(broker_connection_retry_on_startup=True, worker_redirect_stdouts=False)
 
 
