@@ -57,7 +57,7 @@ class _Calls:
         self._lines = source.splitlines()
         (self._function,) = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
         self._evidence: set[str] = set()  # variables that hold evidence
-        self._processes: dict[str, str] = {}  # variables that hold a process of the tour, and its command
+        self._processes: dict[str, str] = {}  # variable that holds a process of the tour: worker or beat
 
     def text(self) -> str:
         """The rewritten body."""
