@@ -256,6 +256,7 @@ def test_the_calls_of_a_step_are_those_of_a_user_without_the_tours_helpers(lesso
             known |= names_of(tree, ast.Store) | arguments | functions
             assert names_of(tree, ast.Load) <= known
             assert not names_of(tree, ast.Load) & {"tour", "both", "Seen"}
+            assert not re.search(r"\.value\b", code)
 
 
 def a_step(tour: Any) -> Any:
@@ -280,7 +281,7 @@ def test_the_tours_helpers_are_shown_as_celerys_api_and_evidence_is_left_out() -
         "# the worker is stopped",
         "first.get(timeout=30)",
         "first.state",
-        'app.control.inspect(["worker@host"]).ping()',
+        'app.control.inspect(["worker@host"]).ping()["worker@host"]',
     ]
 
 

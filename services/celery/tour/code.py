@@ -57,6 +57,7 @@ class _Calls:
         self._lines = source.splitlines()
         (self._function,) = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
         self._evidence: set[str] = set()  # variables that hold evidence
+        self._seen: set[str] = set()  # variables that hold what is a plain value in the code that is shown
         self._processes: dict[str, str] = {}  # variable that holds a process of the tour: worker or beat
 
     def text(self) -> str:
@@ -107,6 +108,8 @@ class _Calls:
                         yield f"# the {self._processes[name]} {comment}"
                 case _:
                     yield from self._rewritten(node).splitlines()
+                    if isinstance(node, ast.Assign):
+                        self._seen |= {ast.unparse(target) for target in node.targets}
         except _OnlyEvidenceError:
             self._evidence |= {
                 each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
@@ -172,6 +175,8 @@ class _Calls:
                 return self._api(ast.unparse(function).removeprefix("tour."), node)
             case ast.Attribute(value=ast.Call(func=function) as value, attr="value") if _of_the_tour(function):
                 return self._rewritten(value)
+            case ast.Attribute(value=ast.Name(id=name), attr="value") if name in self._seen:
+                return name
             case ast.Attribute(value=ast.Name(id=name), attr="queue") if name in self._processes:
                 return QUEUE
             case ast.Attribute(value=ast.Name(id=name), attr="name") if name in self._processes:
@@ -195,7 +200,8 @@ class _Calls:
             case "returned", [function]:
                 return f"{self._rewritten(function)}()"
             case "inspect", [ast.Constant(value=str(what)), node]:
-                return f"app.control.inspect([{self._rewritten(node)}]).{what}()"
+                name = self._rewritten(node)
+                return f"app.control.inspect([{name}]).{what}()[{name}]"
             case "replied", [replies]:
                 return self._rewritten(replies)
             case "redis", [ast.Constant(value=str(command)), *values]:

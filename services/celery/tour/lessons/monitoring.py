@@ -222,12 +222,12 @@ def hangs(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=1", "--include=tour.tasks.processes")
     promise = practices.listen.apply_async((None,), queue=worker.queue)
     tour.events.wait("started", of=[promise])
-    active = tour.inspect("active", worker.name).map(lambda tasks: tasks[0])
-    os.kill(active.value["worker_pid"], signal.SIGUSR2)
+    active = tour.inspect("active", worker.name)
+    os.kill(active.value[0]["worker_pid"], signal.SIGUSR2)
     line = worker.log("in listen").map(lambda lines: lines[0].strip())
     promise.revoke(terminate=True)
     return {
-        "running": active.map(lambda task: task["name"]),
+        "running": active.map(lambda tasks: tasks[0]["name"]),
         "the stack names": line,
         "after terminate": tour.backend.reaches(promise, "REVOKED"),
     }
