@@ -94,8 +94,8 @@ fmt: venv ## Format the Python code
 ##@ The demo
 
 .PHONY: tour
-tour: .env ## The guided tour, each Celery concept as a live lesson: make tour [LESSON=chords] [PAUSE=1]
-	@$(RUN) -e PAUSE='$(PAUSE)' -e GRAFANA_ADDRESS="$$(scripts/address.sh grafana 3000)" client python -m tour $(LESSON)
+tour: .env ## The guided tour, each Celery concept as a live lesson: make tour [LESSON=list|chords] [PAUSE=1]
+	@$(RUN) -e COLUMNS -e NO_COLOR -e PAUSE='$(PAUSE)' -e GRAFANA_ADDRESS="$$(scripts/address.sh grafana 3000)" client python -m tour $(LESSON)
 
 .PHONY: client
 client: .env ## How tasks are called: runs services/celery/client.py and prints each call with its result

@@ -265,7 +265,9 @@ MESSAGES: dict[str, Callable[[Clone], str]] = {
     "tour: no worker consumes the queue …": lambda clone: clone.run(
         "docker compose up -d --wait redis redis-results; docker compose stop worker-high; make tour LESSON=chords"
     )[1],
-    "LESSON: no lesson '…'; choose from: …": lambda clone: clone.run("make tour LESSON=cords")[1],
+    "LESSON: no lesson '…'; make tour LESSON=list shows all lessons": lambda clone: clone.run("make tour LESSON=cords")[
+        1
+    ],
 }
 
 

@@ -9,15 +9,15 @@ from typing import Any, TextIO
 
 from kombu.exceptions import OperationalError
 from redis import RedisError
-from rich.console import Console
 
 from celery_app import app
+from tour.lesson import Lesson
 from tour.lessons import CONCEPTS, LESSONS
 from tour.run import Result, run, what_is_missing
-from tour.show import Screen, contents
+from tour.show import Screen, console, contents, welcome
 from tour.tour import Tour
 
-WIDTH = 120  # where there is no terminal
+LIST = "list"  # in place of a lesson
 
 
 def chosen(names: list[str]) -> list[str]:
@@ -29,10 +29,15 @@ def chosen(names: list[str]) -> list[str]:
     lessons = [lesson for name in names for lesson in pages.get(name, [name])] or list(LESSONS)
     for name in lessons:
         if name not in LESSONS:
-            print(f"LESSON: no lesson {name!r}; choose from: {', '.join(LESSONS)}", file=sys.stderr)
-            print(f"or a page of lessons: {', '.join(pages)}", file=sys.stderr)
-            raise SystemExit(2)
+            raise SystemExit(f"LESSON: no lesson {name!r}; make tour LESSON={LIST} shows all lessons")
     return lessons
+
+
+def following(lessons: list[str]) -> Lesson | None:
+    """The lesson after the last of these; None after the last of the tour, and after all of them."""
+    everything = list(LESSONS)
+    after = everything.index(lessons[-1]) + 1
+    return None if lessons == everything or after == len(everything) else LESSONS[everything[after]]
 
 
 def as_json(done: list[Result]) -> list[dict[str, Any]]:
@@ -70,7 +75,7 @@ def tour(lessons: list[str], screen: Screen, record: TextIO | None) -> int:
                 code = 1
                 break
             code = code or int(failed)
-        screen.summary(done)
+        screen.summary(done, following(lessons))
     except KeyboardInterrupt:
         print("\ntour: interrupted, cleaning up …", file=sys.stderr)
         code = 130
@@ -89,23 +94,26 @@ def tour(lessons: list[str], screen: Screen, record: TextIO | None) -> int:
 def main(arguments: list[str]) -> int:
     """Run the lessons named in the arguments. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="tour", description=__doc__)
-    parser.add_argument("lessons", nargs="*", metavar="LESSON", help="a lesson, or a page of lessons (default: all)")
+    parser.add_argument(
+        "lessons", nargs="*", metavar="LESSON", help=f"a lesson, or a page; default: all; {LIST}: show them"
+    )
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON, and the tour on stderr")
     options = parser.parse_args(arguments)
+    terminal = console(stderr=options.json)
+    if options.lessons == [LIST]:
+        contents(CONCEPTS, terminal)
+        return 0
     lessons = chosen(options.lessons)
-    console = Console(stderr=options.json)
-    if not console.is_terminal:
-        console.width = WIDTH
     app.loader.import_default_modules()
     if not options.lessons:
-        contents(CONCEPTS, console)
+        welcome(CONCEPTS, terminal)
     if missing := what_is_missing():
         print(f"tour: {missing}", file=sys.stderr)
         return 1
     pause = os.environ.get("PAUSE") == "1"
     if pause and not sys.stdin.isatty():
         parser.error("PAUSE=1 needs a terminal")
-    screen = Screen(console, pause)
+    screen = Screen(terminal, pause)
     return tour(lessons, screen, sys.stdout if options.json else None)
 
 

@@ -1,5 +1,6 @@
 """Evidence from the result backend."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from celery import states
@@ -21,7 +22,7 @@ class Backend:
     def meta(self, task: AsyncResult | str, field: str) -> Seen[Any]:
         """One field, once the task has ended: status, name, worker, queue, retries, traceback …"""
         until(lambda: self.now(task)["status"] in states.READY_STATES, f"task {id_of(task)} to end")
-        return Seen(self.now(task).get(field), "backend")
+        return Seen(self.now(task).get(field), "the result backend")
 
     def result(self, task: AsyncResult | str) -> Seen[Any]:
         """Its result, or its exception as text, once it has ended."""
@@ -30,12 +31,12 @@ class Backend:
 
     def state(self, task: AsyncResult | str) -> Seen[str]:
         """Its current state."""
-        return Seen(self.now(task)["status"], "backend")
+        return Seen(self.now(task)["status"], "the result backend")
 
     def reaches(self, task: AsyncResult | str, state: str) -> Seen[str]:
         """Its state, once it is `state`."""
         until(lambda: self.now(task)["status"] == state, f"task {id_of(task)} in state {state}", interval=0.005)
-        return Seen(state, "backend")
+        return Seen(state, "the result backend")
 
     def states(self, task: AsyncResult | str) -> Seen[list[str]]:
         """Each state from now until it has ended."""
@@ -48,11 +49,15 @@ class Backend:
             return state in states.READY_STATES
 
         until(ended, f"task {id_of(task)} to end", interval=0.005)
-        return Seen(seen, "backend")
+        return Seen(seen, "the result backend")
 
     def stored(self, task: AsyncResult | str) -> Seen[bool]:
         """Whether the backend stores anything about it."""
-        return Seen(bool(durable.store.exists(f"celery-task-meta-{id_of(task)}")), "backend")
+        return Seen(bool(durable.store.exists(f"celery-task-meta-{id_of(task)}")), "the result backend")
+
+    def count_stored(self, tasks: Iterable[AsyncResult]) -> Seen[int]:
+        """Of how many tasks the backend stores something."""
+        return Seen(sum(self.stored(task).value for task in tasks), "the result backend")
 
     @staticmethod
     def now(task: AsyncResult | str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from celery import signals
@@ -32,6 +33,23 @@ class Event:
 def elapsed(first: Event, last: Event) -> float:
     """Seconds from one event to another."""
     return last.at - first.at
+
+
+def at_once(events: list[Event]) -> int:
+    """The largest number of tasks that ran at the same time, from their events `started` and those of their ends."""
+    running, most = set[str](), 0
+    for event in sorted(events, key=lambda event: event.at):
+        if event.type == "started":
+            running.add(event.task)
+        elif event.type in ENDED:
+            running.discard(event.task)
+        most = max(most, len(running))
+    return most
+
+
+def delay(sent: Event) -> float:
+    """Seconds from the publish of a message to its ETA."""
+    return datetime.fromisoformat(sent.fields["eta"]).timestamp() - sent.at
 
 
 class Events:
@@ -92,7 +110,7 @@ class Events:
                 raise TookTooLongError(
                     f"timed out after {timeout:g} s: {count} events {'/'.join(types)} expected, {len(matching())} came"
                 )
-            return Seen(sorted(matching(), key=lambda event: event.at), "events")
+            return Seen(sorted(matching(), key=lambda event: event.at), "the workers' events")
 
     def path(self, task: AsyncResult | str) -> Seen[list[str]]:
         """The types of all events of a task by time, once it has ended."""
@@ -100,7 +118,7 @@ class Events:
         self.wait("sent", of=[task])  # sent after the publish: a fast worker may have ended the task by then
         with self._changed:
             found = [event for event in self._all if event.task == id_of(task)]
-        return Seen([event.type for event in sorted(found, key=lambda event: event.at)], "events")
+        return Seen([event.type for event in sorted(found, key=lambda event: event.at)], "the workers' events")
 
     def settle(self, timeout: float) -> None:
         """Wait up to `timeout` for the end of all running tasks."""

@@ -69,14 +69,25 @@ def at_most(high: float, unit: str = "") -> Check:
 def containing(*parts: object) -> Check:
     """It contains each of the parts."""
     words = ", ".join(part if isinstance(part, str) else repr(part) for part in parts)
-    return Check(f"has {words}", lambda seen: all(part in seen for part in parts))
+    return Check(f"contains {words}", lambda seen: all(part in seen for part in parts))
 
 
 def starting(*items: object) -> Check:
     """A list that begins with these items."""
-    return Check(f"begins with {list(items)!r}", lambda seen: list(seen[: len(items)]) == list(items))
+    return Check(f"begins with {', '.join(map(str, items))}", lambda seen: list(seen[: len(items)]) == list(items))
 
 
-def matching(pattern: str) -> Check:
-    """Text in which the regular expression is found."""
-    return Check(f"matches `{pattern}`", lambda seen: re.search(pattern, seen) is not None)
+def matching(pattern: str, words: str) -> Check:
+    """Text in which the regular expression is found; `words` say what that means."""
+    return Check(words, lambda seen: re.search(pattern, seen) is not None)
+
+
+def error(kind: str, text: str = "") -> Check:
+    """An error of a class, whose message contains a text."""
+    words = f"the error {kind}" + (f", which says: {text}" if text else "")
+    return matching(rf"\b{kind}\b.*{re.escape(text)}", words)
+
+
+def worker_of(queue: str) -> Check:
+    """The node name of a worker of a queue."""
+    return matching(f"^{queue}@", f"a worker of the queue {queue}")

@@ -1,19 +1,14 @@
 """Lessons: steps that run something on the live stack and return evidence of what happened (tour/evidence.py)."""
 
-import inspect
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tour.code import calls_of, source_of
 from tour.evidence import Check, Evidence, equal
 
 if TYPE_CHECKING:
     from tour.tour import Tour
-
-APP = Path(__file__).parents[1]
-LIBRARY = "celery_durable"
 
 
 @dataclass(frozen=True)
@@ -29,8 +24,9 @@ class Step:
 
     @property
     def code(self) -> list[tuple[str, str]]:
-        """(file in the project, source) of all that is shown; the step's own body is the last."""
-        return [*(source_of(shown) for shown in self.shows), body_of(self.run)]
+        """(file in the project, source) of all that is shown; the step's own calls are the last, if it has any."""
+        code = [*(source_of(shown) for shown in self.shows), calls_of(self.run)]
+        return [(file, text) for file, text in code if text]
 
 
 @dataclass(frozen=True)
@@ -75,27 +71,3 @@ class Concept:
         lesson = Lesson(name, title, self.title)
         self.lessons.append(lesson)
         return lesson
-
-
-def _in_project(shown: Any) -> str:
-    """The path in the project of an object's source; the library is installed from packages/celery-durable."""
-    file = Path(inspect.getfile(shown)).resolve()
-    if LIBRARY in file.parts:
-        return "packages/celery-durable/src/" + "/".join(file.parts[file.parts.index(LIBRARY) :])
-    return f"services/celery/{file.relative_to(APP)}"
-
-
-def source_of(shown: Any) -> tuple[str, str]:
-    """File and source of a task with its decorators, a function or a class."""
-    function = shown
-    if not inspect.isclass(shown):
-        function = inspect.unwrap(getattr(shown, "_orig_run", None) or getattr(shown, "run", shown))
-        function = getattr(function, "__func__", function)
-    return _in_project(function), textwrap.dedent(inspect.getsource(function)).rstrip()
-
-
-def body_of(function: Any) -> tuple[str, str]:
-    """File and source of a step's body, without decorator and signature."""
-    lines = inspect.getsource(function).splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("def "))
-    return _in_project(function), textwrap.dedent("\n".join(lines[start + 1 :])).strip()

@@ -25,4 +25,6 @@ def explore(task: str) -> Seen[str]:
         for ref, query in (("A", outcomes), ("B", run_time))
     ]
     pane = {"datasource": DATASOURCE, "queries": queries, "range": {"from": "now-15m", "to": "now"}}
-    return Seen(f"http://{grafana}/explore?schemaVersion=1&panes={quote(json.dumps({'task': pane}))}", "Grafana")
+    return Seen(
+        f"http://{grafana}/explore?schemaVersion=1&panes={quote(json.dumps({'task': pane}))}", "Grafana's address"
+    )

@@ -46,7 +46,8 @@ def _contents() -> str:
             NOTICE,
             "# Lessons\n",
             "Each lesson runs on the live stack, shows what happens and checks it. `make tour` runs all,",
-            "`make tour LESSON=chords` one, `make tour LESSON=canvas` those of a page; `PAUSE=1` waits for Enter.",
+            "`make tour LESSON=chords` one, `make tour LESSON=canvas` those of a page; `LESSON=list` shows them.",
+            "`PAUSE=1` waits for Enter before each step.",
             "A page shows the source code, what must be seen, and what was seen when the page was written.\n",
             "| Concept | Lessons |",
             "|---|---|",
@@ -69,7 +70,7 @@ def _step(lesson: Lesson, step: Step, recorded: dict[str, Any]) -> list[str]:
     parts = [f"### {step.title}\n"]
     for file, code in step.code:
         parts += ["```python", f"# {file}", code, "```\n"]
-    parts += ["| Evidence | Must be | Seen | By |", "|---|---|---|---|"]
+    parts += ["| Evidence | Must be | Seen | Source |", "|---|---|---|---|"]
     for name, check in step.expect.items():
         finding = recorded["findings"].get(name)
         seen = f"`{_cell(value(finding['value']))}`" if finding and not check.exact else ""

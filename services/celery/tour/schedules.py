@@ -1,11 +1,14 @@
 """Schedules of the beats that lessons start: functions of the queue to send to (tour/app.py)."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery.schedules import crontab, schedule, solar
 
+from celery_app import durable
 from celery_durable import every, zoned
+from celery_durable.scheduler import Scheduler
 
 Schedule = dict[str, dict[str, Any]]
 
@@ -64,3 +67,23 @@ def ticks(queue: str) -> Schedule:
             "options": {"queue": queue},
         }
     }
+
+
+def empty(queue: str) -> Schedule:
+    """No entries: `Stored` reads them from Redis."""
+    return {}
+
+
+class Stored(Scheduler):
+    """Reads its entries from a hash in Redis before each tick: name of the entry -> JSON with task, seconds, queue."""
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        stored = durable.store.hgetall(self.app.conf.schedule_key)
+        entries = {name: json.loads(text) for name, text in stored.items()}
+        self.merge_inplace(
+            {
+                name: {"task": entry["task"], "schedule": every(entry["seconds"]), "options": {"queue": entry["queue"]}}
+                for name, entry in entries.items()
+            }
+        )
+        return super().tick(*args, **kwargs)

@@ -4,6 +4,8 @@ import base64
 import json
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -20,7 +22,7 @@ from celery_app import app, durable
 from settings import settings
 from tasks.notes import key
 from tour.evidence import Seen
-from tour.waiting import UnavailableError, describe, until
+from tour.waiting import PATIENCE, UnavailableError, describe, until
 
 T = TypeVar("T")
 
@@ -56,6 +58,12 @@ def seconds_until(text: str) -> float:
     return datetime.fromisoformat(text).timestamp() - time.time()
 
 
+def printed(module: str) -> Seen[list[str]]:
+    """The lines that a module prints when it runs as a program. Raises CalledProcessError if it fails."""
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    return Seen(done.stdout.splitlines(), "its output")
+
+
 # --- What tasks store in redis-results ---
 
 
@@ -83,7 +91,7 @@ def inspect(what: str, node: str) -> Seen[Any]:
     def ask() -> dict[str, Any]:
         return dict(getattr(app.control.inspect([node], timeout=1, limit=1), what)() or {})
 
-    return Seen(until(ask, f"{node} to answer `inspect {what}`")[node], "remote control")
+    return Seen(until(ask, f"{node} to answer `inspect {what}`")[node], "the worker's answer")
 
 
 def pool_size(node: str, least: int) -> Seen[int]:
@@ -93,12 +101,12 @@ def pool_size(node: str, least: int) -> Seen[int]:
         return len(inspect("stats", node).value["pool"]["processes"])
 
     until(lambda: size() >= least, f"{least} processes of {node}")
-    return Seen(size(), "remote control")
+    return Seen(size(), "the worker's answer")
 
 
 def replied(replies: list[dict[str, Any]]) -> Seen[dict[str, Any]]:
     """The workers' replies to a command of `app.control`, by node."""
-    return Seen({node: answer for reply in replies for node, answer in reply.items()}, "remote control")
+    return Seen({node: answer for reply in replies for node, answer in reply.items()}, "the worker's answer")
 
 
 # --- HTTP inside the stack ---
@@ -117,7 +125,7 @@ def counted(task: str) -> Seen[float]:
     line = re.compile(rf'^celery_tasks_total{{(?=.*outcome="success").*task="{task}".*}} (\S+)$', re.MULTILINE)
     addresses = {info[4][0] for info in socket.getaddrinfo("worker-low", settings.metrics_port)}
     texts = [_get(f"http://{address}:{settings.metrics_port}/metrics") for address in addresses]
-    return Seen(sum(float(found) for text in texts for found in line.findall(text)), "metrics")
+    return Seen(sum(float(found) for text in texts for found in line.findall(text)), "the workers' metrics")
 
 
 class Flower:
@@ -129,7 +137,7 @@ class Flower:
         """The JSON at a path. Raises HTTPError if it is refused, UnavailableError if Flower does not answer."""
         try:
             credentials = ("admin", self.PASSWORD.read_text().strip()) if login else None
-            return Seen(json.loads(_get(f"http://flower:5555{path}", credentials)), "Flower")
+            return Seen(json.loads(_get(f"http://flower:5555{path}", credentials)), "Flower's API")
         except HTTPError:
             raise
         except OSError as error:

@@ -27,9 +27,12 @@ class Tour:
     """One tour. All that it creates has its name, and `clean` removes it."""
 
     elapsed = staticmethod(events.elapsed)
+    at_once = staticmethod(events.at_once)
+    delay = staticmethod(events.delay)
     until = staticmethod(waiting.until)
     returned = staticmethod(sources.returned)
     raised = staticmethod(sources.raised)
+    printed = staticmethod(sources.printed)
     due = staticmethod(sources.due)
     seconds_until = staticmethod(sources.seconds_until)
     noted = staticmethod(sources.noted)
@@ -58,7 +61,7 @@ class Tour:
 
     def all_results(self, group: GroupResult) -> Seen[list[Any]]:
         """What each member of a group returned, in the group's order."""
-        return Seen([self.backend.result(member).value for member in group.results], "backend")
+        return Seen([self.backend.result(member).value for member in group.results], "the result backend")
 
     def progress(self, task: AsyncResult) -> Seen[list[int]]:
         """The steps that tasks.advanced.progress reports while it runs; the screen shows them."""
@@ -73,7 +76,7 @@ class Tour:
 
         self.until(ended, "the last step")
         self._show_progress(steps := self.backend.now(task)["result"]["steps"], steps)
-        return Seen(seen, "backend")
+        return Seen(seen, "the result backend")
 
     # --- Names, queues and processes of the tour ---
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 30  # s that a step waits for a condition; the stack may be busy
+PATIENCE = 60  # s that a step waits for a condition: the machine may be busy with something else
 
 
 class TookTooLongError(Exception):

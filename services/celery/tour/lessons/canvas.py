@@ -107,8 +107,12 @@ def callback(tour: Tour) -> Evidence:
     covers=("a chord whose member fails",),
     expect={
         "state of the callback": "FAILURE",
-        "error": matching("ChordError: Dependency .* raised RuntimeError"),
-        "noted by the error callback": matching("tasks.workflows.total: Dependency"),
+        "error": matching(
+            "ChordError: Dependency .* raised RuntimeError", "a ChordError that names the member's error"
+        ),
+        "noted by the error callback": matching(
+            "tasks.workflows.total: Dependency", "the callback's name and the error"
+        ),
         "runs of the callback": 0,
     },
     learn="Give the callback a `link_error`; else a failed chord is only noticed by a caller that reads its result.",

@@ -2,8 +2,9 @@
 
 from celery_app import app
 from tasks import advanced, arguments, basic, shared
-from tour.evidence import Evidence, both, matching
+from tour.evidence import Evidence, both, error, matching, worker_of
 from tour.lesson import Concept
+from tour.tasks import practices
 from tour.tour import Tour
 
 CONCEPT = Concept(
@@ -19,7 +20,7 @@ calling = CONCEPT.lesson("calling", "Four ways to call a task, and what each doe
     "delay sends a message, and a worker runs the task",
     shows=(basic.add,),
     covers=("delay",),
-    expect={"path": ["sent", "received", "started", "succeeded"], "result": 4, "worker": matching("^low@")},
+    expect={"path": ["sent", "received", "started", "succeeded"], "result": 4, "worker": worker_of("low")},
     learn="`delay` only puts a message into a queue and returns at once; it returns an AsyncResult, not the result.",
 )
 def delay(tour: Tour) -> Evidence:
@@ -34,7 +35,7 @@ def delay(tour: Tour) -> Evidence:
 @calling.step(
     "apply_async takes options: queue, priority, time",
     covers=("apply_async",),
-    expect={"queue": "high", "result": 42, "worker": matching("^high@")},
+    expect={"queue": "high", "result": 42, "worker": worker_of("high")},
     learn="`delay(2, 2)` is short for `apply_async((2, 2))`; options of the message need `apply_async`.",
 )
 def apply_async(tour: Tour) -> Evidence:
@@ -136,7 +137,7 @@ args = CONCEPT.lesson("arguments", "Where wrong arguments are detected")
 @args.step(
     "The number of arguments is checked by the caller",
     covers=("argument checking",),
-    expect={"the caller got": matching("TypeError: add.. missing 1 required"), "messages published": 0},
+    expect={"the caller got": error("TypeError", "missing 1 required"), "messages published": 0},
     learn="Celery checks a call against the function's signature before it sends a message.",
 )
 def signature(tour: Tour) -> Evidence:
@@ -164,7 +165,10 @@ def check(tour: Tour) -> Evidence:
     "pydantic=True converts JSON to a model and a model to JSON",
     shows=(basic.Order, basic.Receipt, basic.buy),
     covers=("pydantic arguments",),
-    expect={"result": {"item": "tea", "total": 7.5}, "error of a bad order": matching(r"ValidationError'>\(\[\]\)")},
+    expect={
+        "result": {"item": "tea", "total": 7.5},
+        "error of a bad order": matching(r"ValidationError'>\(\[\]\)", "the error ValidationError, without its text"),
+    },
     learn="The model checks the arguments; but the backend cannot store the text of pydantic's own error.",
 )
 def models(tour: Tour) -> Evidence:
@@ -192,7 +196,11 @@ logging = CONCEPT.lesson("logging", "Log lines with the task's name and id")
     "get_task_logger adds the task's name and id",
     shows=(basic.note,),
     covers=("get_task_logger",),
-    expect={"line in the worker's log": matching(r"tasks\.basic\.note\[[0-9a-f-]{36}\]: noted: tea is ready")},
+    expect={
+        "line in the worker's log": matching(
+            r"tasks\.basic\.note\[[0-9a-f-]{36}\]: noted: tea is ready", "the task's name, its id, and the text"
+        )
+    },
     learn="Log with `get_task_logger`: then a task's lines can be found by its id in the logs of all workers.",
 )
 def task_logger(tour: Tour) -> Evidence:
@@ -235,3 +243,27 @@ def hooks(tour: Tour) -> Evidence:
     advanced.divide.delay(fine, 4, 2)
     advanced.divide.delay(broken, 4, 0)
     return {"noted by the hooks": tour.noted(fine, 3), "noted after a failure": tour.noted(broken, 3)}
+
+
+coroutines = CONCEPT.lesson("async-code", "Async code in a task")
+
+
+@coroutines.step(
+    "A task is a function; it runs a coroutine with asyncio.run",
+    shows=(practices.fetch, practices.fetch_as_coroutine, practices.fetch_all),
+    covers=("async code",),
+    expect={
+        "a coroutine as the task": matching("coroutine", "an error: a coroutine is not JSON"),
+        "seconds of waits in one task": 6.0,
+        "took less than that": True,
+    },
+    learn="Celery does not await: call `asyncio.run` in the task. Its waits run side by side, but hold one slot.",
+)
+def asynchronous(tour: Tour) -> Evidence:
+    coroutine, all_of_them = practices.fetch_as_coroutine.delay(0.1), practices.fetch_all.delay(0.3, 20)
+    said = tour.backend.result(all_of_them)
+    return {
+        "a coroutine as the task": tour.backend.result(coroutine),
+        "seconds of waits in one task": said.map(lambda s: s["waits in total"]),
+        "took less than that": said.map(lambda s: s["seconds"] < s["waits in total"]),
+    }

@@ -1,10 +1,14 @@
 """Monitoring."""
 
+import os
+import signal
+
 from celery_app import app
 from tasks import basic, workflows
 from tour import links
 from tour.evidence import Evidence, containing, matching
 from tour.lesson import Concept
+from tour.tasks import practices, processes
 from tour.tour import Tour
 
 CONCEPT = Concept(
@@ -41,7 +45,7 @@ inspecting = CONCEPT.lesson("inspect", "Remote control: what a worker is doing")
 )
 def ask(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=1", "--prefetch-multiplier=3")
-    running = basic.sleep.apply_async((3,), queue=worker.queue)
+    running = basic.sleep.apply_async((8,), queue=worker.queue)
     tour.events.wait("started", of=[running])
     reserved = basic.add.apply_async((1, 1), queue=worker.queue)
     later = basic.add.apply_async((1, 1), queue=worker.queue, countdown=30)
@@ -68,7 +72,7 @@ controlling = CONCEPT.lesson("control", "Remote control: commands for workers")
         "queues before": 1,
         "queues after add_consumer": 2,
         "processes after pool_grow(2)": 3,
-        "rate_limit answers": matching("new rate limit set"),
+        "rate_limit answers": matching("new rate limit set", "new rate limit set"),
         "exit code after shutdown": 0,
     },
     learn="Commands go to all workers unless `destination` is given; their effect ends with the worker.",
@@ -116,7 +120,12 @@ def stream(tour: Tour) -> Evidence:
 @listening.step(
     "Flower's API returns the same task",
     covers=("Flower by its API",),
-    expect={"state": "SUCCESS", "name": "tasks.basic.add", "result": "4", "without a login": matching("401")},
+    expect={
+        "state": "SUCCESS",
+        "name": "tasks.basic.add",
+        "result": "4",
+        "without a login": matching("401", "the error 401, unauthorized"),
+    },
     learn="Flower keeps events in memory and shows them on pages and in an API; it enables events on all workers.",
 )
 def flower(tour: Tour) -> Evidence:
@@ -152,8 +161,73 @@ def metrics(tour: Tour) -> Evidence:
     "A link to Grafana for one task",
     shows=(links.explore,),
     covers=("a link to Grafana for one task",),
-    expect={"open": matching(r"^http://.+/explore\?.+tasks\.workflows\.times")},
+    expect={
+        "open": matching(r"^http://.+/explore\?.+tasks\.workflows\.times", "an address that contains the task's name")
+    },
     learn="Such a link leads from a task's name to its rate, failures and run time; use it in tools and alerts.",
 )
 def grafana(tour: Tour) -> Evidence:
     return {"open": links.explore("tasks.workflows.times")}
+
+
+commands = CONCEPT.lesson("own-commands", "Commands of your own for workers")
+
+
+@commands.step(
+    "A command that answers, and one that is broadcast to several workers",
+    shows=(processes.running_for, processes.switch),
+    covers=("a control command of one's own", "broadcast"),
+    expect={
+        "running_for names the running task": True,
+        "workers that answered the broadcast": 2,
+        "answers": ["debug is on"],
+    },
+    learn="A command reaches each worker that is connected now, and is not stored: use it for a worker's state; work "
+    "belongs in a queue.",
+)
+def own_commands(tour: Tour) -> Evidence:
+    first = tour.worker("--concurrency=1", "--include=tour.tasks.processes")
+    second = tour.worker("--concurrency=1", "--include=tour.tasks.processes", again=True)
+    running = basic.sleep.apply_async((8,), queue=first.queue)
+    tour.events.wait("started", of=[running])
+    durations = app.control.broadcast("running_for", destination=[first.name], reply=True, timeout=30, limit=1)
+    both_of_them, wanted = [first.name, second.name], {"name": "debug", "on": True}
+    switched = app.control.broadcast("switch", wanted, destination=both_of_them, reply=True, timeout=30, limit=2)
+    answers = tour.replied(switched)
+    return {
+        "running_for names the running task": tour.replied(durations).map(
+            lambda replies: list(replies[first.name]) == [running.id]
+        ),
+        "workers that answered the broadcast": answers.map(len),
+        "answers": answers.map(lambda replies: sorted({reply["ok"] for reply in replies.values()})),
+    }
+
+
+stuck = CONCEPT.lesson("stuck-task", "A task that hangs: which one, and where")
+
+
+@stuck.step(
+    "inspect names the task and its process, a signal prints the line where it waits",
+    shows=(practices.listen, processes.dump_stacks_at_a_signal),
+    covers=("a stuck worker",),
+    expect={
+        "running": "tour.tasks.practices.listen",
+        "the stack names": matching("practices.py.* in listen", "the file, the line, and the function listen"),
+        "after terminate": "REVOKED",
+    },
+    learn="`inspect active` shows the task and its process, `faulthandler` the line where it waits; `terminate` "
+    "ends it.",
+)
+def hangs(tour: Tour) -> Evidence:
+    worker = tour.worker("--concurrency=1", "--include=tour.tasks.processes")
+    promise = practices.listen.apply_async((None,), queue=worker.queue)
+    tour.events.wait("started", of=[promise])
+    active = tour.inspect("active", worker.name)
+    os.kill(active.value[0]["worker_pid"], signal.SIGUSR2)
+    line = worker.log("in listen").map(lambda lines: lines[0].strip())
+    promise.revoke(terminate=True)
+    return {
+        "running": active.map(lambda tasks: tasks[0]["name"]),
+        "the stack names": line,
+        "after terminate": tour.backend.reaches(promise, "REVOKED"),
+    }

@@ -9,7 +9,7 @@ from uuid import UUID
 from celery_app import app
 from tasks import basic
 from tasks.notes import KEPT_FOR, key
-from tour.evidence import Evidence, containing, matching
+from tour.evidence import Evidence, at_most, both, containing, error
 from tour.lesson import Concept
 from tour.tasks import practices
 from tour.tour import Tour
@@ -33,7 +33,7 @@ kinds = CONCEPT.lesson("json", "Arguments as JSON")
         "a Decimal arrives as": "Decimal",
         "a UUID arrives as": "UUID",
         "{1: 'one'} arrives as": {"1": "one"},
-        "a function": matching("EncodeError"),
+        "a function": error("EncodeError"),
     },
     learn="Send lists, strings, numbers and dicts with string keys; other types depend on extensions of kombu's JSON.",
 )
@@ -46,11 +46,9 @@ def travel(tour: Tour) -> Evidence:
     }
     sent = {name: basic.echo.delay(value) for name, value in plain.items()}
     keys = basic.echo.delay({1: "one"})
+    arrived = {name: tour.backend.result(promise) for name, promise in sent.items()}
     return {
-        **{
-            f"{name} arrives as": tour.backend.result(promise).map(lambda r: r["kind"])
-            for name, promise in sent.items()
-        },
+        **{f"{name} arrives as": seen.map(lambda r: r["kind"]) for name, seen in arrived.items()},
         "{1: 'one'} arrives as": tour.backend.result(keys).map(lambda r: r["value"]),
         "a function": tour.raised(lambda: basic.echo.delay(print)),
     }
@@ -106,10 +104,35 @@ ids = CONCEPT.lesson("ids", "Ids instead of objects")
 def stale(tour: Tour) -> Evidence:
     customer = tour.name("customer")
     tour.redis("SET", key(customer), "Old Street", "EX", KEPT_FOR)
-    copy = practices.print_label.apply_async(("Old Street",), countdown=0.5)
-    reference = practices.print_label_of.apply_async((customer,), countdown=0.5)
+    copy = practices.print_label.apply_async(("Old Street",), countdown=2)
+    reference = practices.print_label_of.apply_async((customer,), countdown=2)
     tour.redis("SET", key(customer), "New Street", "EX", KEPT_FOR)  # the address changes while both wait
     return {
         "sent with the address": tour.backend.result(copy),
         "sent with the customer's id": tour.backend.result(reference),
+    }
+
+
+sizes = CONCEPT.lesson("compression", "Compressed messages")
+
+
+@sizes.step(
+    "compression= for one call, task_compression for all",
+    shows=(basic.echo,),
+    covers=("compression",),
+    expect={"bytes, compressed to plain": at_most(0.2, "of it"), "the task gets": "str", "of length": 20_000},
+    learn="Compression saves memory in Redis and costs CPU at both ends: for large arguments that an id cannot "
+    "replace.",
+)
+def compressed(tour: Tour) -> Evidence:
+    queue, text = tour.queue(), "a long text, " * 2000
+    basic.echo.apply_async((text,), queue=queue)
+    plain = tour.broker.take(queue).map(lambda messages: messages[0].size)
+    basic.echo.apply_async((text,), queue=queue, compression="gzip")
+    small = tour.broker.take(queue).map(lambda messages: messages[0].size)
+    arrived = tour.backend.result(basic.echo.apply_async((text[:20_000],), compression="gzip"))
+    return {
+        "bytes, compressed to plain": both(small, plain).map(lambda sizes: sizes[0] / sizes[1]),
+        "the task gets": arrived.map(lambda said: said["kind"]),
+        "of length": arrived.map(lambda said: len(said["value"])),
     }

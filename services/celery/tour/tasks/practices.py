@@ -1,5 +1,6 @@
 """Best practices and classic mistakes: each as a task that fails and one that works."""
 
+import asyncio
 import socket
 import time
 from typing import Annotated, Any
@@ -127,10 +128,10 @@ def call_at_fixed_times(self: Task, name: Name) -> str:
         raise self.retry(exc=error, countdown=1) from error
 
 
-@app.task(ignore_result=False, autoretry_for=(AwayError,), max_retries=2, retry_backoff=1, retry_jitter=False)
+@app.task(ignore_result=False, autoretry_for=(AwayError,), max_retries=2, retry_backoff=3, retry_jitter=False)
 @checked
 def call_with_backoff(name: Name) -> str:
-    """Retries twice, after 1 s and after 2 s."""
+    """Retries twice, after 3 s and after 6 s."""
     return _call(name)
 
 
@@ -190,3 +191,59 @@ def greet_compatibly(name: str, language: str = "en") -> str:
 def unique(words: Any) -> Any:
     """The distinct words, as a set: works as a function, but is not JSON."""
     return set(words)
+
+
+# --- Overlapping runs ---
+
+
+@app.task(ignore_result=False)
+@checked
+def rebuild(name: Name, seconds: Seconds) -> str:
+    """Rebuild something; a second run may begin before the first has ended."""
+    note(name, "begun")
+    time.sleep(seconds)
+    return "rebuilt"
+
+
+@app.task(ignore_result=False)
+@checked
+def rebuild_alone(name: Name, seconds: Seconds) -> str:
+    """The same, unless another run holds the lock. Its TTL frees it if this run is killed: longer than any run."""
+    lock = durable.store.lock(key(f"{name}-first"), timeout=60, blocking=False)
+    if not lock.acquire():
+        return "skipped: another run holds the lock"
+    try:
+        note(name, "begun")
+        time.sleep(seconds)
+        return "rebuilt"
+    finally:
+        lock.release()
+
+
+# --- Async code ---
+
+
+async def fetch(seconds: float) -> float:
+    """Like a request with an async client."""
+    await asyncio.sleep(seconds)
+    return seconds
+
+
+@app.task(ignore_result=False)
+async def fetch_as_coroutine(seconds: float) -> float:
+    """A task that is itself a coroutine: the worker calls it, and does not await it."""
+    return await fetch(seconds)
+
+
+@app.task(ignore_result=False)
+@checked
+def fetch_all(seconds: Seconds, times: Annotated[int, Field(ge=1, le=100)]) -> dict[str, float]:
+    """Runs coroutines side by side in an event loop of its own, with a limit for all of them."""
+
+    async def side_by_side() -> None:
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(fetch(seconds) for _ in range(times)))
+
+    begun = time.monotonic()
+    asyncio.run(side_by_side())
+    return {"waits in total": seconds * times, "seconds": time.monotonic() - begun}

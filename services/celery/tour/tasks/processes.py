@@ -1,13 +1,18 @@
-"""What a worker's processes share. Not imported by the app: `celery worker --include=tour.tasks.processes`."""
+"""What a worker's processes share, and commands for them. Not imported by the app: `celery worker
+--include=tour.tasks.processes`."""
 
+import faulthandler
 import json
 import os
+import signal
 import socket
 import time
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from celery import signals
+from celery.worker.control import control_command, inspect_command
+from celery.worker.state import active_requests
 from pydantic import Field
 
 from celery_app import Task, app
@@ -71,3 +76,27 @@ def noting(what: str) -> Any:
 
 for _signal in (signals.task_prerun, signals.task_success, signals.task_postrun):
     _signal.connect(noting(_signal.name), sender=observed, weak=False)
+
+
+# --- Commands of your own, and a stack dump ---
+
+switches: dict[str, bool] = {}
+
+
+@inspect_command()
+def running_for(state: Any) -> dict[str, float]:
+    """How long each task of this worker has been running (s), by its id."""
+    return {request.id: round(time.time() - request.time_start, 1) for request in active_requests if request.time_start}
+
+
+@control_command(args=[("name", str), ("on", bool)], signature="<name> <on>")
+def switch(state: Any, name: str, on: bool) -> dict[str, Any]:
+    """Switch something on or off in this worker, until it ends."""
+    switches[name] = on
+    return {"ok": f"{name} is {'on' if on else 'off'}"}
+
+
+@signals.worker_process_init.connect
+def dump_stacks_at_a_signal(**_: Any) -> None:
+    """SIGUSR2 prints the stack of each thread to stderr. Not SIGUSR1: it is Celery's for the soft time limit."""
+    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
