@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 HEADER = "check: these are wrong; nothing was changed:\n"
@@ -181,6 +184,30 @@ def test_a_wrong_line_is_named_with_its_rule(line: str, problem: str, project: P
     assert output.count("\n") == 2, f"more than one is listed: {output}"
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("MAX_MESSAGE_BYTES", ("-1", "0", "1", "1.5", "x", "")),
+        ("MAX_DOCUMENT_BYTES", ("-1", "0", "1", "1.5", "x", "")),  # demo
+        ("MAX_QUEUE_DEPTH", ("-1", "0", "1", "1.5", "x", "")),  # demo
+        ("TASK_EVENTS", ("true", "False", "x", "")),
+        ("REDIS_MEMORY_LIMIT", ("512m", "1G", "6mb", "1.5g", "512MiB", "x")),
+        ("REDIS_BROKER_URL", ("redis://redis:6379/0", "rediss://redis", "amqp://redis", "redis+cluster://redis", "")),
+    ],
+)
+def test_the_services_have_the_same_rule(name: str, values: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    program = runpy.run_path(str(ROOT / "scripts/check.py"))
+    for value in values:
+        monkeypatch.setenv(name, value)
+        try:
+            load_settings()
+            accepted = True
+        except SystemExit:
+            accepted = False
+        problem = program["problem_of"](program["Setting"](name, value, ""))
+        assert (problem == "") == accepted, f"{value}: {problem}"
+
+
 def test_every_mistake_is_listed_at_once(project: Project) -> None:
     wrong = ("WORKER_LOW_REPLICAS=x", "FLOWER_PORT=x", "MAX_MESSAGE_BYTES=x", "REDIS_IMAGE=X", "TASK_EVENTS=x")
     for line in wrong:
@@ -334,6 +361,13 @@ def test_down_and_clean_do_nothing_without_env_or_to_the_project_of_another_fold
     code, output = project.run("make", target, FORCE="1")
     assert code != 0
     assert "so the project's name is unknown" in output
+
+
+def test_a_project_name_that_only_compose_would_know(project: Project) -> None:
+    project.set("COMPOSE_PROJECT_NAME=$USER")
+    code, output = project.check("owner")
+    assert code == 1
+    assert ": COMPOSE_PROJECT_NAME=$USER: must be lower-case letters" in output
 
 
 def test_docker_that_does_not_answer(project: Project) -> None:
