@@ -50,7 +50,7 @@ class Setting:
 
 def without_login(text: str) -> str:
     """A setting without the login in its URL, to be shown."""
-    return re.sub("//[^/@]*@", "//…@", text)
+    return re.sub("//.*@", "//…@", text)
 
 
 # --- The rules: each returns what a value must be, or nothing if the value is right ---
@@ -99,7 +99,7 @@ def redis_url(value: str) -> str:
     try:
         parts = urlsplit(value)
         right = (
-            parts.scheme in ("redis", "rediss")
+            scheme in ("redis", "rediss")
             and bool(parts.hostname)
             and parts.port != 0
             and re.fullmatch("(/[0-9]*)?", parts.path) is not None
@@ -143,14 +143,12 @@ def corpus_dir(value: str) -> str:
     if not value:
         return ""
     if not value.startswith("/") or ":" in value:
-        return f"must be an absolute path without a colon, such as {Path.cwd() / 'documents'}"
+        return f"must be an absolute path without a colon, such as {ROOT / 'documents'}"
     if not os.path.isdir(value):
         what = "is not a folder" if os.path.exists(value) else "does not exist"
         return f"{what}; set it to the folder of the documents"
-    unreadable = (
-        next(_unreadable(value), None) if sys.platform == "linux" else None
-    )  # elsewhere modes are not the host's
-    if unreadable:
+    # Elsewhere containers run in a virtual machine, which maps owners.
+    if sys.platform == "linux" and (unreadable := next(_unreadable(value), None)):
         return f"{unreadable} is unreadable for the containers (uid {UID}): chmod -R a+rX {value}"
     return ""
 
@@ -217,9 +215,7 @@ def read(text: str, wrong: list[str]) -> Iterator[Setting]:
         if line.endswith("\r"):
             with_cr.append(number)
             line = line[:-1]
-        if line.startswith(
-            ("# >>> stand-ins", "# <<< stand-ins")
-        ):  # written by scripts/images.sh, over the user's lines
+        if line.startswith(("# >>> stand-ins", "# <<< stand-ins")):  # scripts/images.sh repeats settings there
             by_user = line.startswith("# <<<")
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -229,9 +225,9 @@ def read(text: str, wrong: list[str]) -> Iterator[Setting]:
             wrong.append(f"{where}: {line}: must be NAME=value; delete it, or begin a comment with #")
             continue
         name, value = match[1], match[2]
-        problem = (
-            "" if line == f"{name}={value}" else "must have no spaces around the name and the value, and no export"
-        )
+        problem = "must have no spaces around the name and the value, and no export"
+        if line == f"{name}={value}":
+            problem = ""
         if value[:1] in ("'", '"'):
             problem, value = "must have no quotes", value.strip("'\"")
         elif " #" in value:
@@ -365,14 +361,11 @@ def _user(port: int, service: str, project: str) -> str:
 def _program(port: int) -> str:
     """The program that listens on a port, if Linux' /proc shows it to us."""
     sockets = set()
-    try:
-        for table in ("tcp", "tcp6"):
-            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
-                _, address, _, state, *rest = line.split()
-                if state == "0A" and address.endswith(f":{port:04X}"):  # 0A: LISTEN
-                    sockets.add(f"socket:[{rest[5]}]")
-    except OSError:
-        return ""
+    for table in filter(os.path.exists, ("/proc/net/tcp", "/proc/net/tcp6")):
+        for line in Path(table).read_text().splitlines()[1:]:
+            _, address, _, state, *rest = line.split()
+            if state == "0A" and address.endswith(f":{port:04X}"):  # 0A: LISTEN
+                sockets.add(f"socket:[{rest[5]}]")
     for descriptor in iglob("/proc/[0-9]*/fd/*"):
         try:
             if os.readlink(descriptor) in sockets:
@@ -392,7 +385,9 @@ def configurations(right: dict[str, Setting]) -> Iterator[str]:
         if name in right:
             run = ["docker", "run", "--rm", "--pull=never", "--network=none", f"--entrypoint={tool}"]
             run += [f"--volume={ROOT}/prometheus:/etc/prometheus:ro", "--workdir=/etc/prometheus"]
-            done = subprocess.run([*run, right[name].value, *arguments], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [*run, right[name].value, *arguments], capture_output=True, text=True, errors="replace", check=False
+            )
             if 0 < done.returncode < NOT_RUN:
                 yield f"prometheus/{arguments[-1]}: {tool} refuses it: {_reason(done.stdout + done.stderr)}"
 
