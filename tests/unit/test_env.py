@@ -109,3 +109,13 @@ def test_a_full_disk_leaves_no_part_of_a_secret(project: Path) -> None:
     assert done.returncode == 1
     assert "env: secrets/flower_password could not be written" in done.stderr
     assert not [path for path in secrets.iterdir() if path.name in ("flower_password", ".flower_password.new")]
+
+
+def test_a_full_disk_leaves_env_as_it_was_when_scaling(project: Path) -> None:
+    run(project)
+    made = contents(project)
+    command = "trap '' XFSZ; ulimit -f 0; exec scripts/scale.sh LOW=4"
+    done = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "scale: .env could not be written; the reason is above. It was not changed.\n" in done.stderr
+    assert contents(project) == made
