@@ -1,6 +1,8 @@
 # `make help` lists the targets; they are implemented in scripts/ and compose.yaml.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+# Even with `make -j`: what is checked first must be done first.
+.NOTPARALLEL:
 COMPOSE := docker compose
 # --no-deps: otherwise it would recreate Redis after an edit of .env, which only `make up` may do.
 RUN := $(COMPOSE) run --rm --no-deps
@@ -10,8 +12,17 @@ FAULTS := PYTHONPATH=tests:services/celery:packages/celery-durable .venv/bin/pyt
 ##@ Run the stack
 
 .PHONY: up
-up: build ## Start everything, try it, print addresses; V=1 shows compose's output
+up: check build ## Start everything, try it, print addresses; V=1 shows compose's output
 	@scripts/up.sh
+
+.PHONY: check
+check: engine env ## List all that is wrong with settings, ports and files; changes nothing that runs
+	@python3 scripts/check.py
+
+# What acts on the whole project: without .env its name is unknown, and it may be another folder's.
+.PHONY: owner
+owner:
+	@python3 scripts/check.py owner
 
 # >>> demo
 .PHONY: new
@@ -20,11 +31,11 @@ new: venv ## Create your own stack in a new folder, without the demo: make new D
 
 # <<< demo
 .PHONY: down
-down: .env ## Stop and remove the containers; data is kept
+down: owner .env ## Stop and remove the containers; data is kept
 	@$(COMPOSE) --profile '*' down
 
 .PHONY: clean
-clean: .env ## Stop and remove the containers and all data (asks first; FORCE=1 does not)
+clean: owner .env ## Stop and remove the containers and all data (asks first; FORCE=1 does not)
 	@scripts/clean.sh
 
 .PHONY: urls

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# `make engine`: finds a container engine with Compose v2 and buildx. If one is missing, and the user is root on Debian
-# or Ubuntu, it prints what it does, installs the distribution's packages and starts the daemon. SETUP=0 forbids it.
+# `make engine`: finds a container engine with Compose v2 and buildx, and Python. If one is missing, and the user is root
+# on Debian or Ubuntu, it prints what it does, installs the distribution's packages and starts the daemon. SETUP=0 forbids
+# it.
 set -euo pipefail
 
 SETUP=${SETUP:-1}
-HOW='Install Docker Engine 20.10 or newer with its compose and buildx plugins: docs.docker.com/engine/install'
+HOW='Install Python 3.9 or newer, and Docker Engine 20.10 or newer with its compose and buildx plugins: docs.docker.com/engine/install'
 LOG=$(mktemp -t engine.XXXXXX)
 trap 'rm -f "$LOG"' EXIT
 
@@ -25,6 +26,7 @@ may_change_or_fail() {
 # Each stores its result for the last line: a call takes 0.1 s.
 daemon_answers() { server=$(docker version --format '{{.Server.Version}}' 2>"$LOG"); }
 compose_is_v2() { compose=$(docker compose version --short 2>/dev/null) && [[ $compose =~ ^v?([2-9]|[1-9][0-9])\. ]]; }
+has_python() { python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; } # for scripts/check.py
 has_buildx() { buildx=$(docker buildx version 2>/dev/null | awk '{ print $2 }') && [ -n "$buildx" ]; }
 
 # The engine's address if it is not this machine's own: DOCKER_HOST, a context, Docker Desktop. The user must start it.
@@ -67,12 +69,13 @@ install_from_debian_13() {
     rm -rf "$dir"
 }
 
-# $@: what is missing, of: engine compose buildx
+# $@: what is missing, of: engine compose buildx python
 install() {
     local missing=" $* " what='' id='' version='' package packages=() from_13=()
     [[ $missing != *' engine '* ]] || what+=', a container engine (docker)'
     [[ $missing != *' compose '* ]] || what+=', Compose v2 (docker compose)'
     [[ $missing != *' buildx '* ]] || what+=', buildx (docker buildx)'
+    [[ $missing != *' python '* ]] || what+=', Python 3.9 or newer (python3)'
     what="missing: ${what#, }"
     if [[ $missing == *' compose '* ]] && have docker-compose; then what+=' (the installed docker-compose is v1, too old)'; fi
     may_change_or_fail "$what" "$HOW; or run this as root on Debian or Ubuntu."
@@ -90,6 +93,7 @@ install() {
         # in Debian 13 the client is a separate package; elsewhere it is in docker.io
         if ! have docker && on_offer docker-cli '^[0-9]'; then packages+=(docker-cli); fi
     fi
+    if [[ $missing == *' python '* ]]; then packages+=(python3); fi
     for plugin in compose buildx; do
         if [[ $missing != *" $plugin "* ]]; then continue; fi
         package=$("${plugin}_package")
@@ -151,9 +155,11 @@ missing=''
 [ "$engine" != missing ] || missing+=' engine'
 compose_is_v2 || missing+=' compose'
 has_buildx || missing+=' buildx'
+has_python || missing+=' python'
 # shellcheck disable=SC2086 # words
 [ -z "$missing" ] || install $missing
 
 [ "$engine" = answers ] || daemon_answers || start_daemon
 [ -z "$missing" ] || { compose_is_v2 && has_buildx; } || fail "$(command -v docker) still finds no Compose v2 or no buildx: is another docker first in PATH?"
+has_python || fail "$(command -v python3) is still older than 3.9: is another python3 first in PATH?"
 say "docker $server, compose $compose, buildx $buildx"

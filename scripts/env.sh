@@ -1,21 +1,42 @@
 #!/usr/bin/env bash
 # Creates .env from .env.example, and the secrets, once; existing ones are not changed. Renders Redis' users from
-# services/redis/*.acl.template when a template or a password has changed.
+# services/redis/*.acl.template when a template or a password has changed. Each file is written in one step: a full disk
+# leaves no part of one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if [ ! -f .env ]; then
-    cp .env.example .env
+fail() { printf 'env: %s\n' "$@" >&2; exit 1; }
+
+unwritten() { rm -f "$2"; fail "$1 could not be written; the reason is above. It was not changed."; }
+
+# Replaces .env with what is on stdin.
+replace() {
+    if [ -e .env ]; then cp -p .env .env.new || unwritten .env .env.new; fi # its mode
+    { cat >.env.new && mv -f .env.new .env; } || unwritten .env .env.new
+}
+
+if [ ! -e .env ]; then
+    replace <.env.example
     echo "env: created .env from .env.example"
 fi
-# Settings that are in .env.example but not in .env are added with their defaults; the others are not changed.
-while IFS= read -r line; do
-    if ! grep -q "^${line%%=*}=" .env; then
-        [ -z "$(tail -c 1 .env)" ] || echo >>.env
-        echo "$line" >>.env
-        echo "env: added to .env: $line (.env.example explains it)"
-    fi
-done < <(grep -E '^[A-Z_]+=' .env.example)
+# Settings that are in .env.example but not in .env are added with their defaults; the others are not changed. A line
+# with spaces counts: `make check` says what is wrong with it.
+added=$(grep -E '^[A-Z_]+=' .env.example | while IFS= read -r line; do
+    grep -qE "^[[:space:]]*(export[[:space:]]+)?${line%%=*}[[:space:]]*=" .env || echo "$line"
+done)
+if [ -n "$added" ]; then
+    # awk ends the last line if it has no end
+    { awk 1 .env && echo "$added"; } | replace
+    while IFS= read -r line; do echo "env: added to .env: $line (.env.example explains it)"; done <<<"$added"
+fi
+
+# With umask 077 git creates files that only the owner may read. Containers read these with their own users: mounted, or
+# copied into images with the host's file modes.
+folders=(grafana offline packages prometheus services tests)
+folders+=(bench) # demo
+find "${folders[@]}" -name __pycache__ -prune -o \
+    \( -type d ! -perm -005 -o -type f ! -perm -004 \) -exec chmod a+rX {} + ||
+    fail "containers must be able to read these files, but their modes could not be changed; the reason is above."
 
 # Access is limited on the folder, not the files: a container reads a secret with the host's file mode and its own uid.
 mkdir -p secrets
@@ -24,10 +45,9 @@ chmod 700 secrets
 # $1: file in secrets/, its content on stdin. Replaced atomically, and only if it has changed.
 write() {
     local new=secrets/.$1.new
-    cat >"$new"
+    cat >"$new" || unwritten "secrets/$1" "$new"
     if cmp -s "$new" "secrets/$1"; then rm "$new"; return; fi
-    chmod 444 "$new"
-    mv -f "$new" "secrets/$1"
+    { chmod 444 "$new" && mv -f "$new" "secrets/$1"; } || unwritten "secrets/$1" "$new"
     echo "env: created secrets/$1"
 }
 

@@ -16,7 +16,9 @@ done
 [ "${#services[@]}" -gt 0 ] || fail "no number given: make scale $(head -n 1 <<<"$queues")=2"
 for argument in "$@"; do
     knob=WORKER_${argument%%=*}_REPLICAS
-    sed "s/^$knob=.*/$knob=${argument#*=}/" .env >.env.new && cat .env.new >.env && rm .env.new
+    # replaced in one step: a full disk leaves no part of it
+    { cp -p .env .env.new && sed "s/^$knob=.*/$knob=${argument#*=}/" .env >.env.new && mv -f .env.new .env; } ||
+        { rm -f .env.new; fail ".env could not be written; the reason is above. It was not changed."; }
 done
 # --no-recreate: running containers continue, even if other lines of .env have changed.
 docker compose up --detach --no-recreate --wait "${services[@]}"

@@ -233,6 +233,13 @@ def port_taken(clone: Clone) -> str:
         return clone.run("make up", FLOWER_PORT=port)[1]
 
 
+def started_by_another(clone: Clone) -> str:
+    labels = {"project": clone.project, "project.working_dir": clone.folder.parent}
+    options = " ".join(f"--label com.docker.compose.{name}={value}" for name, value in labels.items())
+    create = f"docker create --name {clone.project}-other {options} $(sed -n 's/^REDIS_IMAGE=//p' .env | tail -n 1)"
+    return clone.run(f"{create}; make down; docker rm {clone.project}-other")[1]
+
+
 def redis_stopped(clone: Clone) -> str:
     run = "docker compose run --rm --no-deps -e TRAFFIC=steady -e FOR=5s producer"
     return clone.run(f"docker compose stop redis; {run}")[1]
@@ -241,7 +248,9 @@ def redis_stopped(clone: Clone) -> str:
 #: The command that causes each message that the README quotes. `…` in a quote matches anything.
 MESSAGES: dict[str, Callable[[Clone], str]] = {
     "engine: missing: …": lambda clone: clone.run("make engine", SETUP="0", PATH=without_docker(clone))[1],
-    "127.0.0.1:… is taken by another program": port_taken,
+    "check: these are wrong; nothing was changed:": lambda clone: clone.run("make up", MAX_MESSAGE_BYTES="many")[1],
+    "127.0.0.1:… is taken by …": port_taken,
+    "the folder … has started this project": started_by_another,
     "Grafana is left out: …": lambda clone: clone.run("sed -i '$aCOMPOSE_PROFILES=events' .env; make urls")[1],
     "Wrong settings (.env.example describes them):": lambda clone: clone.run(
         "docker compose run --rm --no-deps -e MAX_QUEUE_DEPTH=many producer"

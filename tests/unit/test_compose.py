@@ -81,9 +81,22 @@ def test_compose_does_without(word: str) -> None:
     assert word not in COMPOSE
 
 
-def test_docker_compose_accepts_the_file_with_the_defaults() -> None:
-    command = ["docker", "compose", "--env-file", ".env.example", "--profile", "*", "config", "--quiet"]
+def config(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run `docker compose config`, without the environment's settings."""
+    command = ["docker", "compose", *options, "--profile", "*", "config", "--quiet"]
     environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_docker_compose_without_env_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text(COMPOSE)
+    done = config(tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.endswith(": run make env first\n")
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_docker_compose_accepts_the_file_with_the_defaults() -> None:
+    done = config(ROOT, "--env-file", ".env.example")
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "compose warns"

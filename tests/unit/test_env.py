@@ -12,8 +12,10 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A copy of the files that the script needs."""
-    for path in ("scripts", "services/redis"):
+    for path in ("scripts", "services/redis", "prometheus"):
         shutil.copytree(ROOT / path, tmp_path / path)
+    for path in ("bench", "grafana", "offline", "packages", "tests"):
+        (tmp_path / path).mkdir()
     shutil.copy(ROOT / ".env.example", tmp_path)
     return tmp_path
 
@@ -64,3 +66,56 @@ def test_a_changed_template_is_rendered_again(project: Path) -> None:
     template.write_text(template.read_text() + "user more on nopass\n")
     assert run(project) == "env: created secrets/redis_broker.acl\n"
     assert (project / "secrets/redis_broker.acl").read_text().endswith("\nuser more on nopass\n")
+
+
+def test_what_containers_read_is_readable_for_them_after_a_clone_with_umask_077(project: Path) -> None:
+    for path in ("services/redis/redis.conf", "prometheus/rules", "prometheus/alertmanager.yml"):
+        (project / path).chmod(0o700 if (project / path).is_dir() else 0o600)
+    run(project)
+    wrong = [
+        path
+        for folder in ("services", "prometheus", "grafana", "packages")
+        for path in [project / folder, *(project / folder).rglob("*")]
+        if path.stat().st_mode & 0o004 == 0 or (path.is_dir() and path.stat().st_mode & 0o001 == 0)
+    ]
+    assert wrong == []
+
+
+def test_a_line_with_spaces_is_not_overridden_by_a_default(project: Path) -> None:
+    (project / ".env").write_text("MAX_MESSAGE_BYTES = 5\n")
+    assert "MAX_MESSAGE_BYTES" not in run(project)
+    assert "MAX_MESSAGE_BYTES=" not in (project / ".env").read_text()
+
+
+@pytest.mark.parametrize("existing", [None, "COMPOSE_PROJECT_NAME=mine\n" * 50])
+def test_a_full_disk_leaves_no_part_of_env(project: Path, existing: str | None) -> None:
+    """A file-size limit fails as a full disk does: after a part is written."""
+    if existing is not None:
+        (project / ".env").write_text(existing)
+    command = "trap '' XFSZ; ulimit -f 1; exec scripts/env.sh"  # 1 KiB
+    done = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "env: .env could not be written; the reason is above. It was not changed.\n" in done.stderr
+    assert not (project / ".env.new").exists()
+    assert ((project / ".env").read_text() if (project / ".env").exists() else None) == existing
+
+
+def test_a_full_disk_leaves_no_part_of_a_secret(project: Path) -> None:
+    run(project)
+    secrets = project / "secrets"
+    (secrets / "flower_password").unlink()
+    command = "trap '' XFSZ; ulimit -f 0; exec scripts/env.sh"
+    done = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "env: secrets/flower_password could not be written" in done.stderr
+    assert not [path for path in secrets.iterdir() if path.name in ("flower_password", ".flower_password.new")]
+
+
+def test_a_full_disk_leaves_env_as_it_was_when_scaling(project: Path) -> None:
+    run(project)
+    made = contents(project)
+    command = "trap '' XFSZ; ulimit -f 0; exec scripts/scale.sh LOW=4"
+    done = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "scale: .env could not be written; the reason is above. It was not changed.\n" in done.stderr
+    assert contents(project) == made
