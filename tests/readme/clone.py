@@ -23,6 +23,9 @@ class Shell:
         # As set by a user whose machine also runs other programs.
         ports = {name: "0" for name in knobs if name.endswith("_PORT")}
         self.environment = {**clean, **ports}
+        # Containers of a run that was killed: `make up` refuses a project that another folder has started.
+        mine = f"--filter label=com.docker.compose.project={project}"
+        self.run(f"docker ps --all --quiet {mine} | xargs --no-run-if-empty docker rm --force")
 
     def run(self, command: str, **environment: str) -> tuple[int, str]:
         """Run a shell command; returns its exit code and all its output."""

@@ -237,7 +237,7 @@ def started_by_another(clone: Clone) -> str:
     labels = {"project": clone.project, "project.working_dir": clone.folder.parent}
     options = " ".join(f"--label com.docker.compose.{name}={value}" for name, value in labels.items())
     create = f"docker create --name {clone.project}-other {options} $(sed -n 's/^REDIS_IMAGE=//p' .env | tail -n 1)"
-    return clone.run(f"{create}; make down; docker rm {clone.project}-other")[1]
+    return clone.run(f"make images; {create}; make down; docker rm {clone.project}-other")[1]
 
 
 def redis_stopped(clone: Clone) -> str:
