@@ -24,7 +24,7 @@ from celery_durable.ticks import Ticks
 
 logger = logging.getLogger(__name__)
 
-OTHER = "other"  # metrics label for a queue that the app does not define: the name comes from a message
+OTHER = "other"  # metrics label for a task or queue that the app does not define: its name may be from a message
 
 
 class Durable:
@@ -36,7 +36,7 @@ class Durable:
     def __init__(self, app: Any, config: Config) -> None:
         self.app, self.config = app, config
         self._clients = Clients(config)
-        self.outbox = Outbox(config, lambda: self.store)
+        self.outbox = Outbox(config, lambda: self.store, sender=app)
         self.revocations = Revocations(config, lambda: self.broker, lambda: self.broker_key("revoked"))
         self.chords = Chords(config, lambda: self.store)
         self.ticks = Ticks(config, lambda: self.store)
@@ -158,6 +158,10 @@ class Durable:
         return [self.priority_list(queue, entry.priority) for queue in self.app.amqp.queues_of(entry)]
 
     # --- Names for metrics ---
+
+    def task_of(self, name: str) -> str:
+        """The name of a task of the app. Any other comes perhaps from a message, and each would be another series."""
+        return name if name in self.app.tasks else OTHER
 
     def queue_of(self, delivery_info: Any) -> str:
         """The queue of the app that a message came from or goes to, by its binding. Never a name from the message
