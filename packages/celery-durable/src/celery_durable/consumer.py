@@ -5,7 +5,6 @@ reason. An unknown task may belong to a deployment in progress: its message retu
 messages are renewed, so that no other worker runs them, however long they wait.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +14,9 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from celery_durable.dead_letters import Reason
+from celery_durable.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Errors of the broker, not of a message. kombu's own list contains KeyError, which a malformed message can raise: the
 # worker would reconnect and get the same message again, for ever.

@@ -1,7 +1,6 @@
 """`Durable`: what `install` returns, and the state of one app that the library's parts share."""
 
 import json
-import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,13 +15,14 @@ from celery_durable.chords import Chords
 from celery_durable.clients import Clients, connect
 from celery_durable.config import Config
 from celery_durable.dead_letters import DeadLetters
+from celery_durable.logs import get_logger
 from celery_durable.once import Once, once
 from celery_durable.outbox import BrokerView, Entry, Outbox
 from celery_durable.revocations import Revocations
 from celery_durable.settings import TransportOptions
 from celery_durable.ticks import Ticks
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 OTHER = "other"  # metrics label for a task or queue that the app does not define: its name may be from a message
 

@@ -15,7 +15,6 @@ entry runs twice; after a fault it may, so apply its effect with `once`.
     <key_prefix>outbox:ended:<task id>  number of the last message of an entry that had several
 """
 
-import logging
 import math
 import re
 import time
@@ -28,10 +27,11 @@ from kombu.utils.json import dumps, loads
 from redis import RedisError
 
 from celery_durable.config import Config
+from celery_durable.logs import get_logger
 from celery_durable.signals import outbox_republished, publish_failed
 from celery_durable.times import eta_of
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PUBLICATION = "outbox_publication"  # the header
 
