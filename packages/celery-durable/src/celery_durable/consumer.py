@@ -5,7 +5,7 @@ reason. An unknown task may belong to a deployment in progress: its message retu
 messages are renewed, so that no other worker runs them, however long they wait.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from celery.worker import consumer, state
@@ -15,6 +15,7 @@ from redis import RedisError
 
 from celery_durable.dead_letters import Reason
 from celery_durable.logs import get_logger
+from celery_durable.messages import check_body, check_delivery, check_headers
 
 logger = get_logger(__name__)
 
@@ -24,43 +25,17 @@ CONNECTION_ERRORS = (OSError, RedisError, OperationalError)
 
 PATIENCE = "unknown_for"  # header: s that workers have delayed a message of an unknown task
 
-NUMBER = (int, float, type(None))
-TEXT = (str, type(None))
-# Types that Celery assumes; a wrong one crashes it only later, in its pool or its timer.
-HEADERS: dict[str, tuple[type, ...]] = {
-    "task": (str,),
-    "id": (str,),
-    "root_id": TEXT,
-    "parent_id": TEXT,
-    "group": TEXT,
-    "eta": TEXT,
-    "expires": TEXT,
-    "retries": (int, type(None)),
-    "stamped_headers": (list, type(None)),
-    "published_at": NUMBER,
-    "redelivered_at": NUMBER,
-    "outbox_publication": (int, type(None)),
-}
 
-
-def check_message(message: Any) -> None:
-    """Raises TypeError if a part has another type than Celery assumes."""
-    key = message.delivery_info.get("routing_key")
-    if not isinstance(key, str):
-        raise TypeError(f"routing_key: {key!r:.80}")
-    check_headers(message.headers)
-
-
-def check_headers(headers: Any) -> None:
-    """Raises TypeError if a header has another type than Celery assumes."""
-    if "task" not in headers:
-        return  # an old protocol, or none: Celery reads the task from the body
-    for name, kinds in HEADERS.items():
-        if not isinstance(headers.get(name), kinds):
-            raise TypeError(f"header {name}: {headers.get(name)!r:.80}")
-    limits = headers.get("timelimit") or (None, None)
-    if not (isinstance(limits, list | tuple) and len(limits) == 2 and all(isinstance(each, NUMBER) for each in limits)):
-        raise TypeError(f"header timelimit: {limits!r:.80}")
+def check_message(message: Any, known: Container[str]) -> None:
+    """Raises TypeError if a part has another type than Celery assumes, and any error of decoding. `known`: the tasks of
+    the worker; the body of another task is not read."""
+    check_delivery(message.delivery_info)
+    if "task" in message.headers:
+        check_headers(message.headers)
+        if message.headers["task"] in known:
+            check_body(message.payload)
+    elif isinstance(message.payload, dict) and "task" in message.payload:
+        check_body(message.payload)
 
 
 class PrefetchCount(QoS):
@@ -134,7 +109,7 @@ class Consumer(consumer.Consumer):
             self.received += 1
             self._taken[message.delivery_tag] = message, None
             try:
-                check_message(message)
+                check_message(message, self.strategies)
                 return handle(message)
             except CONNECTION_ERRORS:
                 raise

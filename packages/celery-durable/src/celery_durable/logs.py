@@ -9,7 +9,7 @@ import logging
 from typing import Any
 
 from celery import signals
-from celery.utils.log import ColorFormatter
+from celery.utils.log import ColorFormatter, get_multiprocessing_logger
 
 from celery_durable.composing import in_front
 
@@ -61,6 +61,6 @@ def connect_logging() -> None:
 
 
 def _escape(logger: logging.Logger, **_: Any) -> None:
-    for handler in logger.handlers:
+    for handler in [*logger.handlers, *get_multiprocessing_logger().handlers]:
         if isinstance(handler.formatter, ColorFormatter):
             handler.formatter.__class__ = in_front(Escaping, type(handler.formatter))
