@@ -60,12 +60,12 @@ def test_what_celery_embeds_passes(app: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        ([7, {}, {}], "arguments: 7"),
-        ([[], [], {}], r"keyword arguments: \[\]"),
-        ([[], {}], "body: "),
-        ([[], {}, {"more": 1}], "embed: 'more' is unknown"),
-        ([[], {}, {"chain": "add"}], "chain: 'add'"),
-        ([[], {}, {"chord": {"task": 7}}], "chord: task: 7"),
+        ([7, {}, {}], "arguments: int"),
+        ([[], [], {}], "keyword arguments: list"),
+        ([[], {}], "body: list, not a list of arguments"),
+        ([[], {}, {"more": 1}], "embed: 1 unknown parts"),
+        ([[], {}, {"chain": "add"}], "chain: str"),
+        ([[], {}, {"chord": {"task": 7}}], "chord: task: int"),
     ],
 )
 def test_a_body_that_celery_cannot_process_is_named(body: object, error: str) -> None:

@@ -114,3 +114,46 @@ def test_a_worker_logs_no_line_that_a_message_forged(new_project: NewProject) ->
     assert "\x1b" not in log
     assert "forged" in log
     assert [line for line in log.splitlines() if line and not line.startswith(("[20", "    "))] == []
+
+
+CANARY = "canary-7Jq2"
+
+
+def test_a_worker_logs_no_arguments(new_project: NewProject) -> None:
+    """They may be secret: neither of tasks that run or fail, nor of messages that cannot be run."""
+    project = new_project(
+        """
+@app.task(name="add", shared=False)
+def add(a, b):
+    note("added")
+"""
+    )
+    worker = project.worker("-c", "1")
+    add, quoted = project.app.tasks["add"], {"argsrepr": repr(CANARY), "kwargsrepr": repr(CANARY)}
+    add.delay(CANARY, CANARY)
+    add.apply_async((CANARY, CANARY), countdown=0.1)
+    project.app.send_task("unknown", (CANARY,))
+    bodies = [
+        [[CANARY], {}, {}],
+        [CANARY, {}, {}],
+        [[], {}, {CANARY: 1}],
+        [[], {}, {"chain": CANARY}],
+        CANARY,
+        {"x": CANARY},
+    ]
+    for message in (
+        *(malformed.message(body, quoted) for body in bodies),
+        malformed.message([[CANARY], {}, {}], {"eta": "soon", **quoted}),
+        malformed.message([[CANARY], {}, {}], {"task": None, **quoted}),
+        malformed.message({"x": CANARY}, quoted),
+        {**malformed.message({"x": CANARY}), "headers": {}},
+        {**malformed.message([[CANARY], {}, {}]), "headers": {}},
+        malformed.old_protocol(args=CANARY),
+        malformed.old_protocol(task="unknown", args=[CANARY]),
+    ):
+        project.client.lpush("celery", json.dumps(message))
+    project.wait_noted("added", 2)
+    poll_until(lambda: project.client.xlen("celery-durable:dead-letters") == 13, "13 dead letters")
+    worker.wait_for("raised unexpected: TypeError")
+    assert "(not logged: it may be secret)" in worker.log
+    assert CANARY not in worker.log

@@ -5,10 +5,13 @@ reason. An unknown task may belong to a deployment in progress: its message retu
 messages are renewed, so that no other worker runs them, however long they wait.
 """
 
+import logging
 from collections.abc import Callable, Container
 from typing import Any
 
 from celery.worker import consumer, state
+from celery.worker.consumer.consumer import INVALID_TASK_ERROR, UNKNOWN_FORMAT, UNKNOWN_TASK_ERROR
+from celery.worker.consumer.consumer import logger as celery_logger
 from kombu.common import QoS
 from kombu.exceptions import OperationalError
 from redis import RedisError
@@ -23,7 +26,22 @@ logger = get_logger(__name__)
 # worker would reconnect and get the same message again, for ever.
 CONNECTION_ERRORS = (OSError, RedisError, OperationalError)
 
+# Celery logs the whole message with these; how many arguments of the text are no part of the message.
+QUOTING = {UNKNOWN_FORMAT: 0, INVALID_TASK_ERROR: 1, UNKNOWN_TASK_ERROR: 1}
+NOT_LOGGED = "(not logged: it may be secret)"
+
 PATIENCE = "unknown_for"  # header: s that workers have delayed a message of an unknown task
+
+
+def _hide_contents(record: logging.LogRecord) -> bool:
+    """A filter of Celery's logger: the arguments of a task may be secret."""
+    if isinstance(record.args, tuple) and record.msg in QUOTING:
+        shown = QUOTING[record.msg]
+        record.args = (*record.args[:shown], *[NOT_LOGGED] * (len(record.args) - shown))
+    return True
+
+
+celery_logger.addFilter(_hide_contents)
 
 
 def check_message(message: Any, known: Container[str]) -> None:
