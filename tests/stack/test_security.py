@@ -195,6 +195,9 @@ FORBIDDEN = (
     "SHUTDOWN",
     "ACL LIST",
     "SCRIPT FLUSH",
+    "SCRIPT KILL",
+    "EVAL return(1) 0",
+    "FUNCTION LIST",
     "SAVE",
     "SET someone-elses-key 1",
 )
@@ -206,6 +209,27 @@ def test_celery_has_only_the_rights_in_redis_that_it_needs(host: str, command: s
     password = (SECRETS / "redis_celery_password").read_text().strip()
     assert inside.call(run.redis_says, host, "celery", password, "PING") == "OK"
     assert inside.call(run.redis_says, host, "celery", password, *command.split()).startswith("NoPermissionError")
+
+
+@pytest.mark.parametrize("host", ["redis", "redis-results"])
+def test_there_is_one_database(host: str, inside: Inside) -> None:
+    password = (SECRETS / "redis_celery_password").read_text().strip()
+    assert "out of range" in inside.call(run.redis_says, host, "celery", password, "SELECT", 1)
+
+
+@pytest.mark.disruptive
+@pytest.mark.parametrize("host", ["redis", "redis-results"])
+@pytest.mark.parametrize("first", ["", "redis.call('SET', 'celery-durable:endless', '1') "], ids=["reads", "writes"])
+def test_an_endless_script_blocks_redis_for_seconds_only(host: str, first: str, stack: Stack, inside: Inside) -> None:
+    password = (SECRETS / "redis_celery_password").read_text().strip()
+    restarts = stack.container(host).restart_count or 0
+    said = inside.call(run.endless_script, host, "celery", password, f"{first}while true do end")
+    assert said.startswith(("TimeoutError", "ConnectionError", "ResponseError")), said
+    poll_until(lambda: inside.call(run.redis_says, host, "celery", password, "PING") == "OK", "Redis to answer", 60)
+    stack.wait_healthy()
+    assert (stack.container(host).restart_count or 0) - restarts == bool(first), "only a script that wrote needs that"
+    reader = (SECRETS / "redis_exporter_password").read_text().strip()
+    assert "celery-durable:endless" not in inside.call(run.keys, host, "exporter", reader)
 
 
 @pytest.mark.parametrize("host", ["redis", "redis-results"])
