@@ -163,10 +163,16 @@ def timed_publish(task: str, args: Sequence[Any], **options: Any) -> tuple[str, 
     return error, time.monotonic() - began
 
 
-def send_by_name(task: str, headers: Json) -> str:
+def send_event(kind: str, **fields: Any) -> None:
+    """Send an event as a worker would."""
+    with app().connection_for_write() as connection:
+        app().events.Dispatcher(connection).send(kind, **fields)
+
+
+def send_by_name(task: str, headers: Json, args: Sequence[Any] = ()) -> str:
     """Publish a task, which need not exist, to `low`, with headers that the library lets no publisher set."""
     task_id = str(uuid4())
-    message = app().amqp.as_task_v2(task_id, task)
+    message = app().amqp.as_task_v2(task_id, task, args)
     with app().amqp.producer_pool.acquire(block=True) as producer:
         producer.publish(
             message.body,
