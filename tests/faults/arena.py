@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +25,7 @@ from faults.ledger import Applied, Submitted, Verdict
 from settings import DELIVERY
 from stack import inside as run
 from stack.poll import poll_until
+from stack.secrets import leaks
 from stack.stack import PROJECT, ROOT, Stack, defaults
 
 RATE = 10  # tasks per second for each low worker; one with two slots runs about 15 of this mix
@@ -206,9 +208,11 @@ def load(arena: Arena, durable: bool = False) -> Iterator[Publisher]:
 def run_fault(stack: Stack, fault: Fault) -> Verdict:
     """Inject a fault under load, and evaluate the result. `wrong` of the verdict lists what did not hold."""
     arena = Arena(stack)
+    canary, started = f"canary-{uuid4().hex}", datetime.now(UTC)
     try:
         with load(arena, fault.durable) as publisher:
             verdict = at_the_right_moment(arena, publisher, fault)
+            stack.inside.call(run.publish, "chaos.ledger.apply", [[canary]])
             say(f"now: {fault.what}")
             begun, over = inflict(arena, publisher, fault)
             verdict.wrong += healthy_again(stack)
@@ -220,6 +224,7 @@ def run_fault(stack: Stack, fault: Fault) -> Verdict:
             verdict.judge(publisher.submitted(), arena.applied(), begun, over, stopped)
         verdict.dead = len(arena.dead_letters())
         hold(fault, verdict)
+        verdict.wrong += leaks(stack, canary, since=started)
         if fault.check:
             fault.check(arena, verdict)
     finally:

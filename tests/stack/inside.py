@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
@@ -162,10 +163,16 @@ def timed_publish(task: str, args: Sequence[Any], **options: Any) -> tuple[str, 
     return error, time.monotonic() - began
 
 
-def send_by_name(task: str, headers: Json) -> str:
+def send_event(kind: str, **fields: Any) -> None:
+    """Send an event as a worker would."""
+    with app().connection_for_write() as connection:
+        app().events.Dispatcher(connection).send(kind, **fields)
+
+
+def send_by_name(task: str, headers: Json, args: Sequence[Any] = ()) -> str:
     """Publish a task, which need not exist, to `low`, with headers that the library lets no publisher set."""
     task_id = str(uuid4())
-    message = app().amqp.as_task_v2(task_id, task)
+    message = app().amqp.as_task_v2(task_id, task, args)
     with app().amqp.producer_pool.acquire(block=True) as producer:
         producer.publish(
             message.body,
@@ -249,6 +256,25 @@ def redis_says(host: str, user: str | None, password: str | None, *command: Any)
     except redis.RedisError as error:
         return f"{type(error).__name__}: {error}"
     return "OK"
+
+
+def endless_script(host: str, user: str, password: str, script: str) -> str:
+    """Start a script that does not end; returns Redis' error."""
+    redis = importlib.import_module("redis")
+    once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
+    client = redis.Redis(host, username=user, password=password, socket_timeout=2, retry=once)
+    digest = client.script_load(script)
+    try:
+        client.evalsha(digest, 1, "celery-durable:endless")
+    except redis.RedisError as error:
+        return f"{type(error).__name__}: {error}"
+    return "OK"
+
+
+def page(url: str) -> str:
+    """What a server answers."""
+    with urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310 - of this stack
+        return str(reply.read().decode())
 
 
 def keys(host: str, user: str, password: str) -> list[str]:

@@ -4,6 +4,7 @@ import re
 import socket
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -11,6 +12,7 @@ from stack import inside as run
 from stack import web
 from stack.inside import Inside
 from stack.poll import poll_until
+from stack.secrets import leaks
 from stack.services import MIB, SERVICES, Service
 from stack.stack import PROJECT, ROOT, Stack
 
@@ -139,12 +141,25 @@ def test_ports_are_published_on_loopback_only_and_only_the_promised_ones(service
     assert [address for address in others if opens(address, port)] == []
 
 
-def test_no_secret_is_shown_by_docker_inspect(service: Service, stack: Stack) -> None:
-    passwords = [file.read_text().strip() for file in SECRETS.glob("*_password")]
-    assert len(passwords) >= 4
-    container = stack.container(service.name)
-    shown = stack.docker_output("inspect", container.id) + stack.docker_output("inspect", container.image)
-    assert [secret for secret in passwords if secret in shown] == []
+def test_no_secret_is_in_a_log_or_on_a_page_of_metrics_or_shown_by_docker_inspect(
+    stack: Stack, inside: Inside, newest: str
+) -> None:
+    """Of passwords and of arguments: of a task that runs, one with wrong arguments, an unknown and a malformed one."""
+    canary, report = f"canary-{uuid4().hex}", "tasks.maintenance.report"
+    fails = inside.call(run.send_by_name, report, {}, [canary])  # it has no arguments
+    unknown = inside.call(run.send_by_name, "unknown", {"unknown_for": 1e6}, [canary])
+    malformed = inside.call(run.send_by_name, report, {"eta": "soon"}, [canary])
+    poll_until(lambda: inside.call(run.states, [fails]) == ["FAILURE"], "the task to fail", 30)
+    poll_until(
+        lambda: {unknown, malformed} <= {letter["id"] for letter in inside.call(run.dead_letters, newest)},
+        "two dead letters",
+        30,
+    )
+    if "celery-exporter" in stack.enabled:
+        inside.call(run.send_event, "task-received", args=canary)  # without the task's id: an error in celery-exporter
+        exporter = stack.container("celery-exporter")
+        poll_until(lambda: "KeyError" in str(stack.docker.container.logs(exporter)), "the exporter's error", 30)
+    assert leaks(stack, canary) == []
 
 
 @pytest.mark.parametrize(
@@ -195,6 +210,9 @@ FORBIDDEN = (
     "SHUTDOWN",
     "ACL LIST",
     "SCRIPT FLUSH",
+    "SCRIPT KILL",
+    "EVAL return(1) 0",
+    "FUNCTION LIST",
     "SAVE",
     "SET someone-elses-key 1",
 )
@@ -206,6 +224,27 @@ def test_celery_has_only_the_rights_in_redis_that_it_needs(host: str, command: s
     password = (SECRETS / "redis_celery_password").read_text().strip()
     assert inside.call(run.redis_says, host, "celery", password, "PING") == "OK"
     assert inside.call(run.redis_says, host, "celery", password, *command.split()).startswith("NoPermissionError")
+
+
+@pytest.mark.parametrize("host", ["redis", "redis-results"])
+def test_there_is_one_database(host: str, inside: Inside) -> None:
+    password = (SECRETS / "redis_celery_password").read_text().strip()
+    assert "out of range" in inside.call(run.redis_says, host, "celery", password, "SELECT", 1)
+
+
+@pytest.mark.disruptive
+@pytest.mark.parametrize("host", ["redis", "redis-results"])
+@pytest.mark.parametrize("first", ["", "redis.call('SET', 'celery-durable:endless', '1') "], ids=["reads", "writes"])
+def test_an_endless_script_blocks_redis_for_seconds_only(host: str, first: str, stack: Stack, inside: Inside) -> None:
+    password = (SECRETS / "redis_celery_password").read_text().strip()
+    restarts = stack.container(host).restart_count or 0
+    said = inside.call(run.endless_script, host, "celery", password, f"{first}while true do end")
+    assert said.startswith(("TimeoutError", "ConnectionError", "ResponseError")), said
+    poll_until(lambda: inside.call(run.redis_says, host, "celery", password, "PING") == "OK", "Redis to answer", 60)
+    stack.wait_healthy()
+    assert (stack.container(host).restart_count or 0) - restarts == bool(first), "only a script that wrote needs that"
+    reader = (SECRETS / "redis_exporter_password").read_text().strip()
+    assert "celery-durable:endless" not in inside.call(run.keys, host, "exporter", reader)
 
 
 @pytest.mark.parametrize("host", ["redis", "redis-results"])

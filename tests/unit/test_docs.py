@@ -1,4 +1,5 @@
-"""The example of docs/delivery.md, by its effect. Other pages are followed on a stack, in tests/readme."""
+"""The example of docs/delivery.md, by its effect, and the tests that SECURITY.md names. Other pages are followed on a
+stack, in tests/readme."""
 
 import re
 import runpy
@@ -9,7 +10,8 @@ from redis import Redis
 
 from celery_durable import Durable
 
-PAGE = (Path(__file__).parents[2] / "docs/delivery.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/delivery.md").read_text()
 
 
 def test_the_task_of_the_page_on_delivery_applies_its_effect_once(
@@ -25,3 +27,10 @@ def test_the_task_of_the_page_on_delivery_applies_its_effect_once(
     credit.delay("payment-2", "alice", 50).get()
     assert client.get("balance:alice") == "300"
     assert all(key.startswith("balance:") for key in client.scan_iter()), "the page names a right to these keys only"
+
+
+def test_each_test_that_the_page_on_security_names_exists() -> None:
+    tests = "".join(file.read_text() for folder in ("tests", "packages") for file in (ROOT / folder).rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert named
+    assert [name for name in named if f"def {name}(" not in tests] == []

@@ -171,6 +171,13 @@ def test_each_service_that_reports_is_scraped() -> None:
     assert jobs == services - workers - {"redis", "redis-results", "client"} | {"worker"}
 
 
+def test_each_scrape_is_bounded() -> None:
+    """A job's own limit replaces the global one, and 0 is none."""
+    for job in CONFIG["scrape_configs"]:
+        for limit in ("sample_limit", "label_value_length_limit"):
+            assert {**CONFIG["global"], **job}[limit] > 0, (job["job_name"], limit)
+
+
 def promtool(*arguments: str) -> str:
     """Run promtool of PROMETHEUS_IMAGE over prometheus/; returns what it printed. Fails with that if it failed."""
     env_file = next(file for file in (ROOT / ".env", ROOT / ".env.example") if file.exists())

@@ -544,6 +544,18 @@ def test_heartbeats_of_registered_workers(exporter: Exporter, redis_server: Redi
     assert not [key for key in exporter.scrape() if "heartbeat" in key[0]]
 
 
+def test_the_series_of_invented_workers_are_bounded(exporter: Exporter, redis_server: RedisServer) -> None:
+    invented = {f"invented\nERROR @{number}": '{"heartbeat": 5}' for number in range(10_000)}
+    redis_server.client.hset("celery-durable:workers", mapping=invented)
+    assert len([key for key in exporter.scrape() if "heartbeat" in key[0]]) == 1000
+    assert any("there are more than 1000 registrations" in line for line in exporter.log())
+    redis_server.client.delete("celery-durable:workers")
+    redis_server.client.hset("celery-durable:workers", mapping={"odd\nERROR forged": "{}"})
+    exporter.scrape()
+    assert any("'odd\\nERROR forged' has no readable heartbeat" in line for line in exporter.log())
+    redis_server.client.delete("celery-durable:workers")
+
+
 # --- Redis down ------------------------------------------------------------------------------------------------------
 
 

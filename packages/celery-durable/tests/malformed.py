@@ -10,12 +10,7 @@ ID = "malformed-"  # what the tasks' ids begin with
 READABLE = {
     "priority a word",
     "routing key half a character",
-    "arguments a number",
-    "keyword arguments a list",
     "embed null",
-    "callbacks numbers",
-    "chord a word",
-    "id half a character",
     "ETA in the year 1",
     "unknown content encoding",
     "no delivery tag",
@@ -65,6 +60,18 @@ def with_(value: object, key: str, *path: str) -> dict[str, Any]:
     return whole
 
 
+def signature(**parts: object) -> dict[str, Any]:
+    """A signature of task `add`, with changes."""
+    return {"task": "add", "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": False, **parts}
+
+
+def old_protocol(**parts: object) -> dict[str, Any]:
+    """A message of Celery's protocol 1, with changes."""
+    made = message()
+    body = {"task": "add", "id": made["headers"]["id"], "args": [1, 1], "kwargs": {}, **parts}
+    return {**made, "headers": {}, "body": base64.b64encode(json.dumps(body).encode()).decode()}
+
+
 def kinds(limit: int) -> dict[str, bytes]:
     """Each kind by its name, the same at each call; `limit` is the largest message that is allowed (bytes)."""
     _random.seed(7)
@@ -105,7 +112,27 @@ def kinds(limit: int) -> dict[str, bytes]:
         "keyword arguments a list": message([[1, 1], ["x"], {}]),
         "embed null": message([[1, 1], {}, None]),
         "callbacks numbers": message([[1, 1], {}, {"callbacks": [7]}]),
+        "callbacks an object": message([[1, 1], {}, {"callbacks": {"task": "add"}}]),
+        "callback without arguments": message([[1, 1], {}, {"callbacks": [{"task": "add"}]}]),
+        "callback without a task": message([[1, 1], {}, {"callbacks": [signature(task=None)]}]),
+        "callback of an unknown kind": message([[1, 1], {}, {"callbacks": [signature(subtask_type="ring")]}]),
+        "callback of an odd kind": message([[1, 1], {}, {"callbacks": [signature(subtask_type=[])]}]),
+        "callback a group of numbers": message(
+            [[1, 1], {}, {"callbacks": [signature(subtask_type="group", kwargs={"tasks": [7]})]}]
+        ),
+        "callback a chain of none": message([[1, 1], {}, {"callbacks": [signature(subtask_type="chain")]}]),
+        "errbacks a number": message([[1, 1], {}, {"errbacks": 7}]),
+        "errbacks lists": message([[1, 1], {}, {"errbacks": [[]]}]),
+        "chain a word": message([[1, 1], {}, {"chain": "add"}]),
+        "chain of numbers": message([[1, 1], {}, {"chain": [7]}]),
         "chord a word": message([[1, 1], {}, {"chord": "x"}]),
+        "chord a list": message([[1, 1], {}, {"chord": []}]),
+        "embed a list": message([[1, 1], {}, []]),
+        "embed of a request": message([[1, 1], {}, {"delivery_info": 7}]),
+        "callbacks in the headers": message(headers={"callbacks": [7]}),
+        "the old protocol, arguments a number": old_protocol(args=7),
+        "the old protocol, id an object": old_protocol(id={}),
+        "the old protocol, callbacks numbers": old_protocol(callbacks=[7]),
         "no headers": without("headers"),
         "headers null": with_(None, "headers"),
         "headers a list": with_([], "headers"),
@@ -125,8 +152,18 @@ def kinds(limit: int) -> dict[str, bytes]:
         "retries infinite": with_(float("inf"), "retries", "headers"),
         "time limit a word": with_("long", "timelimit", "headers"),
         "time limits words": with_(["a", "b"], "timelimit", "headers"),
+        "id empty": with_("", "id", "headers"),
+        "id a number": with_(0, "id", "headers"),
+        "shadow a number": with_(7, "shadow", "headers"),
+        "a function of Celery": with_(7, "update", "headers"),
+        "headers of headers a word": with_("x", "headers", "headers"),
         "root id an object": with_({}, "root_id", "headers"),
-        "stamps a number": with_(7, "stamped_headers", "headers"),
+        "stamped headers a number": with_(7, "stamped_headers", "headers"),
+        "stamped headers objects": with_([{}], "stamped_headers", "headers"),
+        "stamps a number": message(headers={"stamped_headers": ["run"], "stamps": 7}),
+        "stamps a list": message(headers={"stamped_headers": ["run"], "stamps": [7]}),
+        "due time a word": message(headers={"beat_entry": "tick", "beat_due": "now"}),
+        "exchange an object": with_({}, "exchange", "properties", "delivery_info"),
         "publish stamp a word": with_("yesterday", "published_at", "headers"),
         "unknown compression": with_("rar", "compression", "headers"),
         "a pickle": with_("application/x-python-serialize", "content-type"),

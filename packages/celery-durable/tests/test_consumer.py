@@ -1,18 +1,21 @@
 """The worker's consumer: malformed messages, and messages that it holds."""
 
+import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock, PropertyMock
 
 import pytest
+from celery import chain, chord, group
 from celery.worker import state
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.asynchronous.timer import Timer
 
-from celery_durable.consumer import Consumer, PrefetchCount, check_headers, check_message
+from celery_durable.consumer import Consumer, PrefetchCount, check_message
 from celery_durable.dead_letters import Reason
+from celery_durable.messages import check_body, check_headers
 
 from .conftest import NewApp
 
@@ -36,7 +39,38 @@ def test_what_celery_sends_passes(more: dict[str, Any]) -> None:
 
 
 def test_an_old_protocol_has_no_task_in_its_headers() -> None:
-    check_headers({})
+    old = {"task": "tasks.add", "id": "a", "args": [1], "kwargs": {}}
+    check_message(SimpleNamespace(headers={}, delivery_info={"routing_key": "q"}, payload=old), ())
+    check_message(SimpleNamespace(headers={}, delivery_info={"routing_key": "q"}, payload=7), ())
+
+
+def test_what_celery_embeds_passes(app: Any) -> None:
+    @app.task(name="add", shared=False)
+    def add(*_: int) -> None: ...
+
+    one = add.si(1)
+    follow = (one, chain(one, one), group(one, one), chord([one, one], one), add.map([[1]]), add.chunks([(1,)], 1))
+    for each in follow:
+        stored = json.loads(json.dumps(each))
+        check_body([[1], {}, {"callbacks": [stored], "errbacks": [stored, "add"], "chain": [stored], "chord": stored}])
+    check_body([[], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    check_body([(), {}, None])
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ([7, {}, {}], "arguments: int"),
+        ([[], [], {}], "keyword arguments: list"),
+        ([[], {}], "body: list, not a list of arguments"),
+        ([[], {}, {"more": 1}], "embed: 1 unknown parts"),
+        ([[], {}, {"chain": "add"}], "chain: str"),
+        ([[], {}, {"chord": {"task": 7}}], "chord: task: int"),
+    ],
+)
+def test_a_body_that_celery_cannot_process_is_named(body: object, error: str) -> None:
+    with pytest.raises(TypeError, match=error):
+        check_body(body)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +79,15 @@ def test_an_old_protocol_has_no_task_in_its_headers() -> None:
         ("task", 7),
         ("id", None),
         ("id", {}),
+        ("id", ""),
+        ("id", 7),
+        ("shadow", 7),
+        ("stamped_headers", [7]),
+        ("stamps", []),
+        ("update", 7),
+        ("id", "\udc80"),
+        ("eta", "soon"),
+        ("expires", "never"),
         ("root_id", {}),
         ("parent_id", 1),
         ("group", []),
@@ -69,7 +112,7 @@ def test_headers_that_celery_cannot_process_are_named(header: str, value: object
 @pytest.mark.parametrize("queue", [None, 7, {}])
 def test_a_message_of_no_queue_is_named(queue: object) -> None:
     with pytest.raises(TypeError, match="routing_key: "):
-        check_message(SimpleNamespace(headers=GOOD, delivery_info={"routing_key": queue}))
+        check_message(SimpleNamespace(headers=GOOD, delivery_info={"routing_key": queue}), ())
 
 
 # --- Prefetch slots ---

@@ -143,6 +143,27 @@ def test_a_compressed_one_is_shown_and_requeued(command: Command, capsys: Said, 
     assert entry["body"][0] == [1, 2]
 
 
+EVIL, SHOWN = "a\x1b[31mb\nCRITICAL forged", "a\\x1b[31mb\\nCRITICAL forged"
+
+
+def test_no_part_of_a_message_forges_a_line_of_the_output(
+    command: Command, client: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    payload = json.dumps({"headers": {"task": EVIL, "id": EVIL}}).encode()
+    with command.durable.raw_broker() as broker:
+        for reason, end in ((Reason.REJECTED, b""), (Reason.MALFORMED, b"\n\x1b")):
+            new = letter(reason, EVIL, EVIL, payload + end, 10_000)
+            command.durable.dead_letters.add(broker, new, command.app)
+    for arguments in (["list"], ["show", "--all"], ["requeue", "--all"], ["drop", "--all"]):
+        command.run(*arguments)
+    output = "".join(capsys.readouterr())
+    assert "\x1b" not in output
+    assert [line for line in output.splitlines() if line.startswith("CRITICAL")] == []
+    for part in (f"1  rejected by its task  {SHOWN}", f"{SHOWN}[{SHOWN}]", f"queue    {SHOWN}", f"error    {SHOWN}"):
+        assert part in output
+    assert "}\\n\\x1b" in output, "of the payload"
+
+
 # --- requeue ---
 
 

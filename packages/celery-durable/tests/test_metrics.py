@@ -1,5 +1,6 @@
 """Metrics of an app; counts of a pool's children are neither lost nor added twice."""
 
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,10 @@ import pytest
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
+from celery_durable import dead_letters, signals
+from celery_durable.dead_letters import Reason
+
+from . import malformed
 from .conftest import NewApp
 from .poll import poll_until
 from .project import Program, Project
@@ -187,6 +192,9 @@ def test_a_task_is_due_at_the_latest_of_its_times_and_unknown_without_a_publish_
 # --- Publishers ---
 
 
+def nothing() -> None: ...
+
+
 def counted(name: str, **labels: str) -> float:
     return float(prometheus_client.REGISTRY.get_sample_value(name, labels) or 0)
 
@@ -195,6 +203,7 @@ def test_what_is_published_is_counted_by_its_queue_whichever_app_is_the_current_
     events = Exchange("events", "topic")
     queues = [Queue("plain"), Queue("bound", Exchange("direct"), routing_key="key"), Queue("one", events, "a.#")]
     app = new_app({"task_queues": queues, "task_default_queue": "plain"})
+    app.task(nothing, name="counted", shared=False)
     new_app().set_current()
 
     def by_queue() -> list[float]:
@@ -202,16 +211,43 @@ def test_what_is_published_is_counted_by_its_queue_whichever_app_is_the_current_
 
     before = by_queue()
     for options in ({}, {"queue": "bound"}, {"exchange": "direct", "routing_key": "key"}, {"queue": "one"}):
-        app.send_task("counted", **options)
+        app.tasks["counted"].apply_async(**options)
     assert [after - earlier for after, earlier in zip(by_queue(), before, strict=True)] == [1, 2, 1]
 
 
 def test_a_publish_that_fails_is_counted(new_app: NewApp) -> None:
     app = new_app({"broker_url": "redis://127.0.0.1:1/0", "task_publish_retry": False})
+    app.task(nothing, name="fails to publish", shared=False)
     before = counted("celery_publish_failures_total", task="fails to publish")
     with pytest.raises(OperationalError):
         app.send_task("fails to publish")
     assert counted("celery_publish_failures_total", task="fails to publish") == before + 1
+
+
+# --- Names from messages ---
+
+MANY = 10_000
+
+
+def test_names_that_the_app_does_not_define_add_no_series(new_app: NewApp) -> None:
+    app = new_app()
+
+    def series() -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+        found = [sample for metric in prometheus_client.REGISTRY.collect() for sample in metric.samples]
+        return {(each.name, tuple(each.labels.items())) for each in found}
+
+    before = series()
+    for number in range(MANY):
+        name = f"invented {number}"
+        letter = dead_letters.letter(Reason.MALFORMED, "error", name, b"}{", 100)
+        signals.message_published.send(sender=app, task=name, queue=app.durable.queue_of({"routing_key": name}))
+        signals.publish_failed.send(sender=app, task=name, error=OSError())
+        signals.message_dead_lettered.send(sender=app, letter=letter)
+        signals.outbox_written.send(sender=app, task=name)
+        signals.outbox_republished.send(sender=app, task=name, queue=name, age=1)
+    labels = {label for _, labels in series() - before for label in labels}
+    assert labels <= {("task", "other"), ("queue", "other"), ("reason", "malformed")}
+    assert counted("celery_outbox_republished_total", task="other", queue="other") >= MANY
 
 
 # --- A worker and beat ---
@@ -262,11 +298,14 @@ class Served(NamedTuple):
     worker: Program
     ports: dict[str, int]
 
+    def page(self, of: str = "worker") -> str:
+        """The metrics of the worker or of beat."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[of]}/metrics", timeout=10) as reply:
+            return str(reply.read().decode())
+
     def sample(self, name: str, of: str = "worker", **labels: str) -> float | None:
         """The value of a sample of the worker or of beat; None if it does not exist."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[of]}/metrics", timeout=10) as reply:
-            text = reply.read().decode()
-        for line in text.splitlines():
+        for line in self.page(of).splitlines():
             found = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
             said = dict(re.findall(r'(\w+)="(.*?)"', found[2] or "")) if found else {}
             if found and found[1] == name and labels.items() <= said.items():
@@ -357,3 +396,20 @@ def test_metrics_of_beat(served: Served) -> None:
     served.project.wait_noted("tick", 2)
     assert (served.sample("celery_published_total", "beat", task="tick", queue="celery") or 0) >= 2
     assert served.sample("celery_beat_overdue_seconds") is None, "a worker reports no tick"
+
+
+def test_names_in_messages_are_no_labels(served: Served) -> None:
+    """Of unknown tasks, callbacks, shadows and routing keys; the worker publishes the callbacks."""
+    names = [f"invented {number}" for number in range(100)]
+    with served.project.client.pipeline() as pipe:
+        for name in names:
+            callback = {"task": name, "args": [], "kwargs": {}, "options": {"queue": name}, "immutable": True}
+            message = malformed.message(
+                [[1, 1], {}, {"callbacks": [callback]}], headers={"shadow": name, "published_at": 1}
+            )
+            message["properties"]["delivery_info"] = {"exchange": name, "routing_key": name}
+            pipe.lpush("celery", json.dumps(message), json.dumps(malformed.message(headers={"task": name})))
+        pipe.execute()
+    served.wait_for(len(names), "celery_dead_letters_total", queue="celery", reason="unknown task")
+    served.wait_for(len(names), "celery_published_total", task="other", queue="other")
+    assert "invented" not in served.page()

@@ -4,6 +4,7 @@ One worker for all tests; each looks at what is its own.
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -268,7 +269,7 @@ def test_an_exit_is_a_lost_process(running: Running) -> None:
 
 
 def test_each_kind_of_malformed_message_is_a_dead_letter_or_runs(running: Running) -> None:
-    kinds = malformed.kinds(100_000)
+    kinds, logged = malformed.kinds(100_000), len(running.worker.log)
     running.project.client.lpush("celery", *kinds.values())
     expected = {payload for name, payload in kinds.items() if name not in malformed.READABLE}
 
@@ -283,6 +284,9 @@ def test_each_kind_of_malformed_message_is_a_dead_letter_or_runs(running: Runnin
     assert all(each.queue == "celery" and each.error for each in found())
     assert running.send("add", 2, 2).get(timeout=30) == 4
     poll_until(lambda: not running.project.client.hlen("unacked"), "nothing to be held")
+    records = [record for record in re.split(r"(?m)^(?=\[)", running.worker.log[logged:]) if "Traceback" in record]
+    slow = re.compile("WorkerLostError|TimeLimitExceeded|of tomorrow")  # those of `running`
+    assert [record for record in records if not slow.search(record)] == []
 
 
 def test_a_malformed_message_with_the_id_of_an_outbox_entry_does_not_end_it(running: Running) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import redis
@@ -20,6 +21,8 @@ from .settings import SettingError, Settings
 
 # Seconds to connect, to wait for a reply, and for a whole read; a scrape's answer may not take longer.
 BROKER_TIMEOUT = 2.0
+# Registrations that become series: whoever writes to the broker can write any number of them.
+MAX_WORKERS = 1000
 # A line of CLIENT LIST that belongs to a worker: celery-worker:<nodename>:<queue>[,<queue>], in some database.
 # Redis allows no spaces in a connection's name, so a name cannot contain another field.
 WORKER_CONNECTION = re.compile(rb" name=celery-worker:([^: ]+):(\S+) .* db=(\d+) ")
@@ -158,10 +161,12 @@ def _answered(replies: Iterable[tuple[PriorityList, Any]]) -> dict[PriorityList,
 def _heartbeats(registry: Mapping[bytes, bytes]) -> tuple[dict[str, float], set[str]]:
     """Heartbeats by node name, and a problem for each registration that cannot be read."""
     heartbeats, problems = {}, set()
-    for field, value in registry.items():
+    for field, value in islice(registry.items(), MAX_WORKERS):
         nodename = field.decode(errors="replace")
         try:
             heartbeats[nodename] = float(json.loads(value)["heartbeat"])
         except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
-            problems.add(f"the registration of {nodename} has no readable heartbeat")
+            problems.add(f"the registration of {nodename!r:.80} has no readable heartbeat")
+    if len(registry) > MAX_WORKERS:
+        problems = {f"there are more than {MAX_WORKERS} registrations, not all are read"}
     return heartbeats, problems

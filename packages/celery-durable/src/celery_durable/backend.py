@@ -3,7 +3,6 @@
 `install` uses it instead of Celery's for redis:// and rediss://.
 """
 
-import logging
 import sys
 import time
 from typing import Any
@@ -15,8 +14,9 @@ from redis import RedisError
 
 from celery_durable.clients import credentials
 from celery_durable.errors import ResultTooLargeError
+from celery_durable.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MEMORY_CHECK_INTERVAL = 5  # s between two checks of Redis' memory
 OF_ARGUMENTS = 10  # arguments may take a tenth of the limit of a stored error

@@ -1,10 +1,11 @@
 """Threads that call a function periodically."""
 
-import logging
 import threading
 from collections.abc import Callable
 
-logger = logging.getLogger(__name__)
+from celery_durable.logs import get_logger
+
+logger = get_logger(__name__)
 
 
 class Background:

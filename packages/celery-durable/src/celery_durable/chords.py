@@ -4,14 +4,14 @@
 <key_prefix>chords:overdue    sorted set: group id of overdue chords by when they were published (epoch s)
 """
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from celery_durable.config import Config
+from celery_durable.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 BATCH = 200  # chords per check
 CHECK_AGAIN = 30  # s between two checks of an overdue chord

@@ -6,61 +6,54 @@ messages are renewed, so that no other worker runs them, however long they wait.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from celery.worker import consumer, state
+from celery.worker.consumer.consumer import INVALID_TASK_ERROR, UNKNOWN_FORMAT, UNKNOWN_TASK_ERROR
+from celery.worker.consumer.consumer import logger as celery_logger
 from kombu.common import QoS
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from celery_durable.dead_letters import Reason
+from celery_durable.logs import get_logger
+from celery_durable.messages import check_body, check_delivery, check_headers
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Errors of the broker, not of a message. kombu's own list contains KeyError, which a malformed message can raise: the
 # worker would reconnect and get the same message again, for ever.
 CONNECTION_ERRORS = (OSError, RedisError, OperationalError)
 
+# Celery logs the whole message with these; how many arguments of the text are no part of the message.
+QUOTING = {UNKNOWN_FORMAT: 0, INVALID_TASK_ERROR: 1, UNKNOWN_TASK_ERROR: 1}
+NOT_LOGGED = "(not logged: it may be secret)"
+
 PATIENCE = "unknown_for"  # header: s that workers have delayed a message of an unknown task
 
-NUMBER = (int, float, type(None))
-TEXT = (str, type(None))
-# Types that Celery assumes; a wrong one crashes it only later, in its pool or its timer.
-HEADERS: dict[str, tuple[type, ...]] = {
-    "task": (str,),
-    "id": (str,),
-    "root_id": TEXT,
-    "parent_id": TEXT,
-    "group": TEXT,
-    "eta": TEXT,
-    "expires": TEXT,
-    "retries": (int, type(None)),
-    "stamped_headers": (list, type(None)),
-    "published_at": NUMBER,
-    "redelivered_at": NUMBER,
-    "outbox_publication": (int, type(None)),
-}
+
+def _hide_contents(record: logging.LogRecord) -> bool:
+    """A filter of Celery's logger: the arguments of a task may be secret."""
+    if isinstance(record.args, tuple) and record.msg in QUOTING:
+        shown = QUOTING[record.msg]
+        record.args = (*record.args[:shown], *[NOT_LOGGED] * (len(record.args) - shown))
+    return True
 
 
-def check_message(message: Any) -> None:
-    """Raises TypeError if a part has another type than Celery assumes."""
-    key = message.delivery_info.get("routing_key")
-    if not isinstance(key, str):
-        raise TypeError(f"routing_key: {key!r:.80}")
-    check_headers(message.headers)
+celery_logger.addFilter(_hide_contents)
 
 
-def check_headers(headers: Any) -> None:
-    """Raises TypeError if a header has another type than Celery assumes."""
-    if "task" not in headers:
-        return  # an old protocol, or none: Celery reads the task from the body
-    for name, kinds in HEADERS.items():
-        if not isinstance(headers.get(name), kinds):
-            raise TypeError(f"header {name}: {headers.get(name)!r:.80}")
-    limits = headers.get("timelimit") or (None, None)
-    if not (isinstance(limits, list | tuple) and len(limits) == 2 and all(isinstance(each, NUMBER) for each in limits)):
-        raise TypeError(f"header timelimit: {limits!r:.80}")
+def check_message(message: Any, known: Container[str]) -> None:
+    """Raises TypeError if a part has another type than Celery assumes, and any error of decoding. `known`: the tasks of
+    the worker; the body of another task is not read."""
+    check_delivery(message.delivery_info)
+    if "task" in message.headers:
+        check_headers(message.headers)
+        if message.headers["task"] in known:
+            check_body(message.payload)
+    elif isinstance(message.payload, dict) and "task" in message.payload:
+        check_body(message.payload)
 
 
 class PrefetchCount(QoS):
@@ -134,7 +127,7 @@ class Consumer(consumer.Consumer):
             self.received += 1
             self._taken[message.delivery_tag] = message, None
             try:
-                check_message(message)
+                check_message(message, self.strategies)
                 return handle(message)
             except CONNECTION_ERRORS:
                 raise

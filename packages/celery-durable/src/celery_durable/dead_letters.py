@@ -16,7 +16,6 @@ The limits are Config.max_dead_letters and Config.max_dead_letter_bytes.
 """
 
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,9 +23,10 @@ from enum import StrEnum
 from typing import Any
 
 from celery_durable.config import Config
+from celery_durable.logs import get_logger
 from celery_durable.signals import dead_letter_overflowed, message_dead_lettered
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_ERROR = 1000  # characters
 MAX_NAME = 255  # characters of a task's name, its id, a queue

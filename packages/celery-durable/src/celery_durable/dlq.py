@@ -16,6 +16,7 @@ from redis import RedisError
 
 from celery_durable.dead_letters import Letter, Reason
 from celery_durable.errors import NotRequeueableError
+from celery_durable.logs import escaped
 from celery_durable.requeue import DeadLetterActions
 
 ID = re.compile(r"\d{1,19}-\d{1,19}")  # of a stream entry
@@ -63,14 +64,14 @@ class Command:
         if not counts:
             print("no dead letters")
         for (reason, task), count in counts.most_common():
-            print(f"{count:6}  {reason}  {task or '(no task)'}")
+            print(f"{count:6}  {escaped(reason)}  {escaped(task) or '(no task)'}")
         if counts:
             print()
         for letter in newest:
-            print(f"{letter.id:<18} {letter.time:%Y-%m-%d %H:%M:%S}  {letter.queue:<5} {letter.task}[{letter.task_id}]")
-            print(f"{'':18} {letter.reason}: {letter.error}"[:200])
+            print(f"{letter.id:<18} {letter.time:%Y-%m-%d %H:%M:%S}  {escaped(letter.queue):<5} {_name(letter)}")
+            print(f"{'':18} {escaped(letter.reason)}: {escaped(letter.error)}"[:200])
             if chord := self._actions.chord(letter):
-                print(f"{'':18} in a chord: {chord}")
+                print(f"{'':18} in a chord: {escaped(chord)}")
         if (more := counts.total() - len(newest)) > 0:
             print(f"… and {more} older ones")
         if overflowed:
@@ -92,7 +93,7 @@ class Command:
                 print(self._do(options.action, letter))
             except NotRequeueableError as error:
                 left += 1
-                print(f"left {letter.id}: {error}; show prints it, drop removes it", file=sys.stderr)
+                print(f"left {letter.id}: {escaped(error)}; show prints it, drop removes it", file=sys.stderr)
         if not found:
             print("dlq: no such dead letter; see list", file=sys.stderr)
         return 0 if found and not left else 1
@@ -113,11 +114,11 @@ class Command:
     def _do(self, action: str, letter: Letter) -> str:
         if action == "show":
             return self._whole(letter)
-        name = f"{letter.id} {letter.task}[{letter.task_id}]"
+        name = f"{letter.id} {_name(letter)}"
         act = self._actions.drop if action == "drop" else self._actions.requeue
         if not act(self._client, letter):
             return f"no longer there: {name}"
-        return f"dropped {name}" if action == "drop" else f"requeued {name} to {letter.queue}"
+        return f"dropped {name}" if action == "drop" else f"requeued {name} to {escaped(letter.queue)}"
 
     def _whole(self, letter: Letter) -> str:
         text = letter.payload.decode(errors="backslashreplace")
@@ -133,4 +134,8 @@ class Command:
             "size": f"{letter.size} bytes" + ("" if letter.whole else f", {len(letter.payload)} of them kept"),
             "payload": f"{text[:SHOWN]}{'…' if len(text) > SHOWN else ''}",
         }
-        return "\n".join(f"{name:<8} {value}" for name, value in values.items())
+        return "\n".join(f"{name:<8} {escaped(value)}" for name, value in values.items())
+
+
+def _name(letter: Letter) -> str:
+    return escaped(f"{letter.task}[{letter.task_id}]")

@@ -1,7 +1,6 @@
 """`Durable`: what `install` returns, and the state of one app that the library's parts share."""
 
 import json
-import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,15 +15,16 @@ from celery_durable.chords import Chords
 from celery_durable.clients import Clients, connect
 from celery_durable.config import Config
 from celery_durable.dead_letters import DeadLetters
+from celery_durable.logs import get_logger
 from celery_durable.once import Once, once
 from celery_durable.outbox import BrokerView, Entry, Outbox
 from celery_durable.revocations import Revocations
 from celery_durable.settings import TransportOptions
 from celery_durable.ticks import Ticks
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-OTHER = "other"  # metrics label for a queue that the app does not define: the name comes from a message
+OTHER = "other"  # metrics label for a task or queue that the app does not define: its name may be from a message
 
 
 class Durable:
@@ -36,7 +36,7 @@ class Durable:
     def __init__(self, app: Any, config: Config) -> None:
         self.app, self.config = app, config
         self._clients = Clients(config)
-        self.outbox = Outbox(config, lambda: self.store)
+        self.outbox = Outbox(config, lambda: self.store, sender=app)
         self.revocations = Revocations(config, lambda: self.broker, lambda: self.broker_key("revoked"))
         self.chords = Chords(config, lambda: self.store)
         self.ticks = Ticks(config, lambda: self.store)
@@ -158,6 +158,10 @@ class Durable:
         return [self.priority_list(queue, entry.priority) for queue in self.app.amqp.queues_of(entry)]
 
     # --- Names for metrics ---
+
+    def task_of(self, name: str) -> str:
+        """The name of a task of the app. Any other comes perhaps from a message, and each would be another series."""
+        return name if name in self.app.tasks else OTHER
 
     def queue_of(self, delivery_info: Any) -> str:
         """The queue of the app that a message came from or goes to, by its binding. Never a name from the message

@@ -1,6 +1,5 @@
 """`install`: one call makes an app's delivery durable, before or after the app is configured."""
 
-import logging
 from threading import local
 from typing import Any
 
@@ -15,11 +14,10 @@ from celery_durable.control import Control
 from celery_durable.durable import Durable
 from celery_durable.errors import ConfigError
 from celery_durable.events import connect_events
+from celery_durable.logs import connect_logging
 from celery_durable.periodic import RECONCILE, PeriodicTask
 from celery_durable.publishing import AMQP
 from celery_durable.task import make_durable
-
-logger = logging.getLogger(__name__)
 
 
 def install(app: Celery, config: Config) -> Durable:
@@ -53,6 +51,7 @@ def install(app: Celery, config: Config) -> Durable:
     app.steps["worker"].update(worker.STEPS)
     app.task(_reconcile, name=RECONCILE, base=PeriodicTask, bind=True, shared=False, ignore_result=True)
     connect_events()
+    connect_logging()
     _install_metrics(app, config)
     return durable
 

@@ -15,7 +15,6 @@ entry runs twice; after a fault it may, so apply its effect with `once`.
     <key_prefix>outbox:ended:<task id>  number of the last message of an entry that had several
 """
 
-import logging
 import math
 import re
 import time
@@ -28,10 +27,11 @@ from kombu.utils.json import dumps, loads
 from redis import RedisError
 
 from celery_durable.config import Config
+from celery_durable.logs import get_logger
 from celery_durable.signals import outbox_republished, publish_failed
 from celery_durable.times import eta_of
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PUBLICATION = "outbox_publication"  # the header
 
@@ -157,9 +157,9 @@ class Entry:
 class Outbox:
     """The entries of one app."""
 
-    def __init__(self, config: Config, store: Callable[[], Any]) -> None:
-        """`store` returns this process's client of the store."""
-        self._config, self._store = config, store
+    def __init__(self, config: Config, store: Callable[[], Any], sender: Any = None) -> None:
+        """`store` returns this process's client of the store; `sender`: of its signals, the app."""
+        self._config, self._store, self._sender = config, store, sender
         self.key = f"{config.key_prefix}outbox"
         self.publications_key, self.due_key = f"{self.key}:publications", f"{self.key}:due"
 
@@ -282,7 +282,7 @@ class Outbox:
         except PUBLISH_ERRORS:
             raise
         except Exception as error:
-            publish_failed.send(sender=None, task=entry.name, error=error)
+            publish_failed.send(sender=self._sender, task=entry.name, error=error)
             again = self._config.republish_after
             logger.exception("%s[%s] cannot be published; retried every %g s", entry.name, entry.id, again)
             return 0
@@ -290,7 +290,7 @@ class Outbox:
         self._run(REPLACE, keys, [entry.id, dumps(vars(published)), number, ""])
         if entry.published:
             age = published.published - entry.published
-            outbox_republished.send(sender=None, task=entry.name, queue=entry.queue, age=age)
+            outbox_republished.send(sender=self._sender, task=entry.name, queue=entry.queue, age=age)
             logger.warning("%s[%s] published again after %.0f s", entry.name, entry.id, age)
         return 1
 

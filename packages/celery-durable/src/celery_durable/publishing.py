@@ -1,6 +1,5 @@
 """How the app publishes: through the outbox for tasks with `outbox=True`, and never a message that would run twice."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,12 +17,13 @@ from redis import RedisError
 from celery_durable.clients import credentials
 from celery_durable.consumer import PATIENCE
 from celery_durable.errors import DelayTooLongError, MessageTooLargeError, NotInOutboxError, TimeLimitTooLongError
+from celery_durable.logs import get_logger
 from celery_durable.outbox import PUBLICATION, PUBLISH_ERRORS, Entry
 from celery_durable.signals import message_published, outbox_written, publish_failed
 from celery_durable.times import eta_of
 from celery_durable.transport import Transport
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Options that belong to one publish, and are not kept in the entry.
 OF_ONE_PUBLISH = ("queue", "declare", "event_dispatcher", "retry", "retry_policy")

@@ -7,7 +7,6 @@ Celery sends a revocation only to the running workers, and each forgets it when 
 """
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,8 +16,9 @@ from celery.worker import state
 from redis import RedisError
 
 from celery_durable.config import Config
+from celery_durable.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ID, STAMP = "id:", "stamp:"
 

@@ -1,6 +1,5 @@
 """Beat's scheduler: sends every due entry, puts the due time in each message, and handles changes of the clock."""
 
-import logging
 import time
 from datetime import datetime
 from heapq import heapify
@@ -10,12 +9,13 @@ from celery import beat
 from redis import RedisError
 
 from celery_durable.checks import refuse_dangerous_settings
+from celery_durable.logs import get_logger
 from celery_durable.periodic import DUE, ENTRY, RECONCILE
 from celery_durable.schedules import Due, due, every
 from celery_durable.signals import beat_sent, beat_ticked
 from celery_durable.times import aware
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SET_BACK = 1.0  # s; a smaller step backwards of the clock is ignored
 TRY_AGAIN = 1.0  # s after a send that failed

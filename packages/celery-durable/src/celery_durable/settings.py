@@ -4,13 +4,13 @@ The app's own settings override the defaults, whenever they are made. One log li
 app that the library replaces.
 """
 
-import logging
 from typing import Any
 
 from celery_durable.checks import CONSUMER
 from celery_durable.config import PUBLISH_TRIES, Config
+from celery_durable.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SCHEDULER = "celery_durable.scheduler:Scheduler"
 BACKEND = "celery_durable.backend:RedisBackend"

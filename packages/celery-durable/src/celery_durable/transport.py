@@ -4,7 +4,6 @@ Wire format, keys and time-outs are kombu's, so that publishers and workers with
 `publishing.Connection` uses it for redis:// and rediss:// in an app that `install` was called for.
 """
 
-import logging
 import sys
 import time
 from contextlib import suppress
@@ -19,8 +18,9 @@ from redis import DataError, Redis, RedisError
 
 from celery_durable import dead_letters
 from celery_durable.dead_letters import Reason
+from celery_durable.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Puts an unacknowledged message at the end of a list, unless another process has already returned it.
 # KEYS: hash and index of unacknowledged messages, list. ARGV: delivery tag, message.

@@ -6,7 +6,6 @@ Time is counted in iterations of the watchdog thread, so that a process that was
 as hung. A blocked loop is accepted while one of the two Redis does not answer, and while the solo pool runs a task.
 """
 
-import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +17,9 @@ from redis import RedisError
 
 from celery_durable.background import Background
 from celery_durable.config import Config
+from celery_durable.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 EXIT_CODE = 70  # EX_SOFTWARE (sysexits.h)
 

@@ -1,7 +1,6 @@
 """Additions to Celery's worker: checks at start, a heartbeat, a registration, persistent revocations."""
 
 import json
-import logging
 import time
 from typing import Any
 
@@ -12,9 +11,10 @@ from redis import RedisError
 
 from celery_durable.background import Background
 from celery_durable.checks import refuse_dangerous_settings
+from celery_durable.logs import get_logger
 from celery_durable.watchdog import Watchdog
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def queue_names(worker: WorkController) -> list[str]:

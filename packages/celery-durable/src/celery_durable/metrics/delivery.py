@@ -1,4 +1,8 @@
-"""Metrics of published messages, dead letters and the outbox."""
+"""Metrics of published messages, dead letters and the outbox.
+
+Names of tasks and queues that the app does not define are counted as `other`: callbacks, outbox entries and dead
+letters contain names that anyone may have written, and each would be another series.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -44,12 +48,12 @@ def connect() -> None:
     outbox_republished.connect(_republished)
 
 
-def _published(task: str, queue: str, **_: Any) -> None:
-    PUBLISHED.labels(task, queue).inc()
+def _published(sender: Any, task: str, queue: str, **_: Any) -> None:
+    PUBLISHED.labels(sender.durable.task_of(task), queue).inc()
 
 
-def _publish_failed(task: str, **_: Any) -> None:
-    PUBLISH_FAILURES.labels(task).inc()
+def _publish_failed(sender: Any, task: str, **_: Any) -> None:
+    PUBLISH_FAILURES.labels(sender.durable.task_of(task)).inc()
 
 
 def _dead_lettered(sender: Any, letter: Letter, **_: Any) -> None:
@@ -60,12 +64,13 @@ def _overflowed(**_: Any) -> None:
     OVERFLOWED.inc()
 
 
-def _written(task: str, **_: Any) -> None:
-    OUTBOX_WRITTEN.labels(task).inc()
+def _written(sender: Any, task: str, **_: Any) -> None:
+    OUTBOX_WRITTEN.labels(sender.durable.task_of(task)).inc()
 
 
-def _republished(task: str, queue: str, **_: Any) -> None:
-    OUTBOX_REPUBLISHED.labels(task, queue).inc()
+def _republished(sender: Any, task: str, queue: str, **_: Any) -> None:
+    durable = sender.durable
+    OUTBOX_REPUBLISHED.labels(durable.task_of(task), durable.queue_of({"queue": queue})).inc()
 
 
 class StoreCollector(Collector):

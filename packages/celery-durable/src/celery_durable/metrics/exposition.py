@@ -1,6 +1,5 @@
 """Serves this process's metrics over HTTP, including those of its pool children."""
 
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,9 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-logger = logging.getLogger(__name__)
+from celery_durable.logs import get_logger
+
+logger = get_logger(__name__)
 
 
 class ChildrenCollector(Collector):

@@ -38,6 +38,10 @@ class Metrics(bootsteps.StartStopStep):
     def include_if(self, parent: WorkController) -> bool:
         return parent.app.durable.config.metrics_port is not None
 
+    def __init__(self, parent: WorkController, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        parent.app.durable.queue_of(None)  # reads the queues before a callback of a message can add one
+
     def start(self, parent: WorkController) -> None:
         durable: Any = parent.app.durable
         served = registry()
