@@ -28,7 +28,7 @@ limits = CONCEPT.lesson("time-limits", "A task that takes too long")
 def soft(tour: Tour) -> Evidence:
     name = tour.name("soft")
     promise = advanced.stop_in_time.delay(name, 10)
-    return {"result": tour.backend.result(promise), "noted": tour.noted(name, 1)}
+    return {"result": tour.backend.result(promise), "noted": tour.noted(name)}
 
 
 @limits.step(
