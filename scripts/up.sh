@@ -34,7 +34,7 @@ if [ -n "$new" ]; then
     # Redis first: the others log in with its access list.
     for group in "$(grep '^redis' <<<"$services")" "$(grep -v '^redis' <<<"$services")"; do
         # shellcheck disable=SC2086 # words
-        [ -z "$group" ] || docker compose restart $group
+        [ -z "$group" ] || docker compose restart $group 2> >(grep -v '^ Container ' >&2)
     done
 fi
 

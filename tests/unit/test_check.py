@@ -401,7 +401,13 @@ def test_documents_that_the_containers_may_not_read(project: Project, tmp_path: 
 @pytest.mark.parametrize(
     ("file", "old", "new", "expected"),
     [
-        ("alertmanager.yml", "receiver: none", "receiver: nobody", 'amtool refuses it: undefined receiver "nobody"'),
+        # the rest of the line, the user's receiver, becomes a comment
+        (
+            "alertmanager.yml",
+            "\n  receiver: ",
+            "\n  receiver: nobody # ",
+            'amtool refuses it: undefined receiver "nobody"',
+        ),
         ("rules/alerts.yml", "expr: ", "expr: sum(( ", "promtool refuses it: rules/alerts.yml: "),
         ("prometheus.yml", "scrape_configs:", "scrape:", "promtool refuses it: parsing YAML file prometheus.yml: "),
     ],
