@@ -110,7 +110,7 @@ cat <<'TEXT'
   make tour                          every concept of Celery as a live lesson
   make ask WORD=import               one task, and its way through the stack
   make client                        how tasks are called
-  make load TRAFFIC=flood FOR=60s    thousands of tasks in `low`; queries stay fast
+  make load TRAFFIC=flood FOR=60s    thousands of tasks; queries stay fast
   make chaos FAULT=worker-kill       kill a worker under load: no task is lost
 TEXT
 # <<< demo
