@@ -101,7 +101,7 @@ CELERY: dict[str, object] = {
     "broker_url": settings.with_user(settings.redis_broker_url),
     "broker_transport_options": {
         "priority_steps": list(range(PRIORITIES)),  # kombu's default maps 10 priorities to 4 steps
-        "queue_order_strategy": "priority",  # the default is round robin, whatever the priority
+        "queue_order_strategy": "priority",  # the default takes turns among the queues of a worker
         "client_name": "celery-client",  # workers set their own names
     },
     "broker_pool_limit": 10,

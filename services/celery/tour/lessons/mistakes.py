@@ -74,7 +74,7 @@ lost = CONCEPT.lesson("no-consumer", "A task that no worker consumes, and a queu
     "Its queue has no worker: it stays PENDING, without an error",
     covers=("a task that no worker consumes",),
     expect={"state": "PENDING", "in the queue": 1, "after a worker started": "SUCCESS"},
-    learn="Monitor queues, not only tasks: messages without consumers are an alert here (QueueWithoutConsumers).",
+    learn="Monitor queues, not only tasks: messages without consumers are an alert here (NoConsumers).",
 )
 def unconsumed(tour: Tour) -> Evidence:
     queue = tour.queue()
