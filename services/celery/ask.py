@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 from celery.result import AsyncResult
+from celery.states import READY_STATES
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
@@ -34,7 +35,7 @@ def wait_for_the_index() -> None:
 def way(promise: AsyncResult[dict[str, object]], began: float) -> Iterator[str]:
     """Each state of the task as the results have it, with the seconds since its publish. Raises SystemExit."""
     seen, deadline = "PENDING", time.monotonic() + WAIT
-    while not promise.ready():
+    while seen not in READY_STATES:
         if time.monotonic() > deadline:
             raise SystemExit(f"ask: {seen} for {WAIT} s; see make inspect and make logs S=worker-high")
         info = promise.backend.get_task_meta(promise.id)
@@ -42,8 +43,6 @@ def way(promise: AsyncResult[dict[str, object]], began: float) -> Iterator[str]:
             seen = info["status"]
             where = f" on {info['result']['hostname']}" if seen == "STARTED" else ""
             yield f"{time.monotonic() - began:6.3f} s  {seen}{where}"
-    if promise.state != seen:
-        yield f"{time.monotonic() - began:6.3f} s  {promise.state}"
 
 
 def main(word: str) -> None:

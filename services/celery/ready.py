@@ -36,7 +36,7 @@ def answers(queues: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def beat_sends() -> str:
-    """Wait until a message that beat sent in this minute has run. Raises SystemExit."""
+    """Wait until a message has run that beat sent not longer ago than its interval. Raises SystemExit."""
     oldest = time.time() - DELIVERY.reconcile_interval
     deadline = time.monotonic() + WAIT
     while not durable.store.zrangebyscore(durable.ticks.key(RECONCILE), oldest, "+inf", start=0, num=1):
