@@ -169,6 +169,7 @@ images: engine env ## Get third-party images: present, pulled, or built from off
 build: images ## Build our own images
 	@echo "build: the images of services/ (about a minute the first time)"
 	@$(COMPOSE) build --quiet beat queue-exporter
+	@scripts/logins.sh
 
 .PHONY: dashboards
 dashboards: venv ## Write grafana/dashboards/ from grafana/src/

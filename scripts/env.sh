@@ -51,7 +51,8 @@ write() {
     echo "env: created secrets/$1"
 }
 
-for name in redis_celery_password redis_exporter_password flower_password grafana_password; do
+passwords=(redis_celery redis_exporter flower grafana prometheus alertmanager)
+for name in "${passwords[@]/%/_password}"; do
     # letters and digits only, so that it needs no quoting in a URL
     [ -s "secrets/$name" ] || head -c 256 /dev/urandom | base64 | tr -dc 'A-Za-z0-9' | cut -c -32 | tr -d '\n' | write "$name"
 done

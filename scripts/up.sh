@@ -93,6 +93,8 @@ login() {
         return 1
     fi
 }
+login Prometheus prometheus 9090 /api/v1/status/config secrets/prometheus_password || not_up
+login Alertmanager alertmanager 9093 /api/v2/status secrets/alertmanager_password || not_up
 login Flower flower 5555 /api/workers secrets/flower_password || not_up
 login Grafana grafana 3000 /api/user secrets/grafana_password || not_up
 

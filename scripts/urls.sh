@@ -11,8 +11,8 @@ row() { # name, service, port, [file with the password of admin]
 }
 
 row Grafana grafana 3000 secrets/grafana_password
-row Prometheus prometheus 9090
-row Alertmanager alertmanager 9093
+row Prometheus prometheus 9090 secrets/prometheus_password
+row Alertmanager alertmanager 9093 secrets/alertmanager_password
 row Flower flower 5555 secrets/flower_password
 # The user's setting; images.sh writes its own below it if it has no image of Grafana.
 wanted=${COMPOSE_PROFILES-$(sed '/^# >>> stand-ins/,/^# <<< stand-ins/d' .env | sed -n 's/^COMPOSE_PROFILES=//p' | tail -n 1)}

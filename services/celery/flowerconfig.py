@@ -3,10 +3,15 @@
 from logging import LogRecord, getLogger
 from pathlib import Path
 
+from flower.views.monitor import Metrics
+from tornado.web import authenticated
+
 # Without a login Flower's API refuses requests, but its pages can still shut workers down.
 basic_auth = ["admin:" + Path("/run/secrets/flower_password").read_text().strip()]
 # Tasks kept in memory. The default is 100,000; the container has 256 MB.
 max_tasks = 5000
+# Flower's metrics are the only page with data that asks for no login.
+Metrics.get = authenticated(Metrics.get)
 
 
 def _without_event(record: LogRecord) -> bool:

@@ -124,7 +124,8 @@ def test_a_queue_a_periodic_task_and_a_receiver_are_added(shop: Shell) -> None:
     assert "tasks.orders.charge" in logs, "another worker ran it"
     run = f"docker run --detach --name {RECEIVER} --network {NAME}_metrics"
     shop.output(f"{run} {NAME}/celery:local python -u -c {quote(RECEIVES)}")
-    amtool = "docker compose exec -T alertmanager amtool --alertmanager.url=http://localhost:9093"
+    amtool = "docker compose exec -T alertmanager amtool --http.config.file=/etc/alertmanager/amtool_login.yml"
+    amtool += " --alertmanager.url=http://localhost:9093"
     shop.output(f"{amtool} alert add Test job=test")
 
     def received() -> bool:

@@ -7,12 +7,13 @@ from python_on_whales import Container
 
 from stack import inside as run
 from stack.stack import ROOT, Stack, service_of
+from stack.web import login
 
 
 def passwords() -> list[str]:
     """All passwords of the stack."""
     found = [file.read_text().strip() for file in (ROOT / "secrets").glob("*_password")]
-    assert len(found) >= 4
+    assert len(found) >= 6
     return found
 
 
@@ -41,4 +42,4 @@ def _metrics(stack: Stack, container: Container) -> Iterator[tuple[str, str]]:
     networks = container.network_settings.networks or {}
     address = next((end.ip_address for name, end in networks.items() if name.endswith("_broker")), None)
     if address and service.scraped and service.port and container.state.running:
-        yield "metrics", stack.inside.call(run.page, f"http://{address}:{service.port}/metrics")
+        yield "metrics", stack.inside.call(run.page, f"http://{address}:{service.port}/metrics", *login("flower"))

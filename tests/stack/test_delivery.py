@@ -8,6 +8,7 @@ import pytest
 
 from settings import DELIVERY
 from stack import inside as run
+from stack import web
 from stack.inside import Inside
 from stack.poll import poll_until
 from stack.stack import Stack
@@ -55,6 +56,8 @@ def test_a_dead_letter_is_counted_listed_requeued_and_dropped(
     counted = 'sum(celery_dead_letters_total{queue="low", reason="unknown task"}) > 0'
     poll_until(lambda: prometheus.query(counted), "the worker's count of it in Prometheus", 20)
     poll_until(lambda: prometheus.query(firing), "the alert DeadLetters", 60)
+    alerts = f"{stack.url('alertmanager')}/api/v2/alerts?filter=alertname=DeadLetters"
+    poll_until(lambda: web.get(alerts, web.login("alertmanager")), "the alert in Alertmanager", 30)
     assert f"{letter['entry']:<18}" in dlq(stack)
     assert "unknown_for" in dlq(stack, "show", letter["entry"])
     assert f"requeued {letter['entry']}" in dlq(stack, "requeue", letter["entry"])

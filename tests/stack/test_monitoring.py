@@ -21,10 +21,6 @@ DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
 VARIABLES = {"__rate_interval": "30s", "__interval": "15s", "__range": "5m", "__range_s": "300"}
 
 
-def login(service: str) -> tuple[str, str]:
-    return "admin", (ROOT / f"secrets/{service}_password").read_text().strip()
-
-
 def panels(dashboard: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Panels of a dashboard, those inside rows too."""
     for panel in dashboard["panels"]:
@@ -80,13 +76,13 @@ def test_flower_lists_workers_and_tasks(stack: Stack) -> None:
     flower = stack.url("flower")
 
     def workers() -> list[str]:
-        found = web.get(f"{flower}/api/workers?refresh=1", login("flower"))
+        found = web.get(f"{flower}/api/workers?refresh=1", web.login("flower"))
         return sorted(name.split("@")[0] for name in found)
 
     poll_until(lambda: workers() == sorted(queue.name for queue in QUEUES), "Flower to list a worker of each queue", 30)
 
     def tasks() -> set[str]:
-        found = web.get(f"{flower}/api/tasks?limit=200&state=SUCCESS", login("flower"))
+        found = web.get(f"{flower}/api/tasks?limit=200&state=SUCCESS", web.login("flower"))
         return {task["name"] for task in found.values()}
 
     regular = {"tasks.maintenance.canary", "tasks.maintenance.report"}
@@ -97,10 +93,10 @@ def test_flower_shows_the_broker_and_the_length_of_its_queues(stack: Stack) -> N
     if "flower" not in stack.enabled:
         pytest.skip("flower: the profile events is not in COMPOSE_PROFILES (.env)")
     flower = stack.url("flower")
-    queues = web.get(f"{flower}/api/queues/length", login("flower"))["active_queues"]
+    queues = web.get(f"{flower}/api/queues/length", web.login("flower"))["active_queues"]
     assert {queue["name"] for queue in queues} == {queue.name for queue in QUEUES}
     assert all(isinstance(queue["messages"], int) for queue in queues)
-    assert web.status(f"{flower}/broker", login("flower")) == 200
+    assert web.status(f"{flower}/broker", web.login("flower")) == 200
 
 
 @pytest.fixture
@@ -114,7 +110,7 @@ def grafana(stack: Stack) -> str:
 
 
 def test_grafana_lists_every_dashboard(grafana: str) -> None:
-    listed = {entry["title"] for entry in web.get(f"{grafana}/api/search?type=dash-db", login("grafana"))}
+    listed = {entry["title"] for entry in web.get(f"{grafana}/api/search?type=dash-db", web.login("grafana"))}
     assert listed == {json.loads(file.read_text())["title"] for file in DASHBOARDS}
 
 
@@ -127,11 +123,11 @@ def test_grafanas_log_has_no_provisioning_error(grafana: str, stack: Stack) -> N
 
 @pytest.mark.parametrize("expression", queries())
 def test_the_panels_query_succeeds_through_grafana(expression: str, grafana: str) -> None:
-    source = web.get(f"{grafana}/api/datasources", login("grafana"))[0]["uid"]
+    source = web.get(f"{grafana}/api/datasources", web.login("grafana"))[0]["uid"]
     query = {"refId": "A", "expr": expression, "instant": True, "datasource": {"uid": source}}
     body = json.dumps({"from": "now-5m", "to": "now", "queries": [query]}).encode()
     answer = poll_until(
-        lambda: web.get(f"{grafana}/api/ds/query", login("grafana"), body)["results"]["A"],
+        lambda: web.get(f"{grafana}/api/ds/query", web.login("grafana"), body)["results"]["A"],
         f"an answer to {expression}",
         30,
     )

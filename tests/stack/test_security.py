@@ -1,5 +1,6 @@
 """Each security promise, tested by an attempt to break it."""
 
+import json
 import re
 import socket
 from dataclasses import dataclass
@@ -255,23 +256,59 @@ def test_exporters_can_only_read_redis(host: str, command: str, inside: Inside) 
     assert inside.call(run.redis_says, host, "exporter", password, *command.split()).startswith("NoPermissionError")
 
 
-def test_flower_refuses_everything_without_a_login(stack: Stack) -> None:
-    if "flower" not in stack.enabled:
-        pytest.skip("flower: the profile events is not in COMPOSE_PROFILES (.env)")
-    flower = stack.url("flower")
-    for page in ("/", "/api/workers", "/api/tasks", "/broker", "/workers"):
-        assert web.status(flower + page) == 401, page
-        assert web.status(flower + page, ("admin", "admin")) == 401, page
-    assert web.status(f"{flower}/api/worker/shutdown/celery@nobody", method="POST") == 401
-    password = (SECRETS / "flower_password").read_text().strip()
-    assert web.status(f"{flower}/api/workers", ("admin", password)) == 200
+PAGES = {
+    "flower": ("/", "/api/workers", "/api/tasks", "/broker", "/workers", "/metrics"),
+    "prometheus": ("/", "/-/healthy", "/metrics", "/api/v1/query?query=up", "/api/v1/status/config"),
+    "alertmanager": ("/", "/-/healthy", "/metrics", "/api/v2/alerts", "/api/v2/silences"),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_its_pages_need_its_login(name: str, stack: Stack) -> None:
+    """Also with another name of the host, which a page in a browser can have resolved to 127.0.0.1 (DNS rebinding)."""
+    address = enabled(stack, name)
+    *_, data = PAGES[name]
+    for page in PAGES[name]:
+        assert web.status(address + page) == 401, page
+        assert web.status(address + page, ("admin", "admin")) == 401, page
+        assert web.status(address + page, headers={"Host": "rebound.test"}) == 401, page
+    assert web.status(address + data, web.login(name)) == 200
+
+
+def enabled(stack: Stack, name: str) -> str:
+    """The address of a service; skips the test if it is in no enabled profile."""
+    if name not in stack.enabled:
+        pytest.skip(f"{name}: its profile is not in COMPOSE_PROFILES (.env)")
+    return stack.url(name)
+
+
+#: What silences all alerts for a year.
+SILENCE = {
+    "matchers": [{"name": "alertname", "value": ".+", "isRegex": True}],
+    "startsAt": "2030-01-01T00:00:00Z",
+    "endsAt": "2031-01-01T00:00:00Z",
+    "createdBy": "test",
+    "comment": "test",
+}
+
+
+def test_another_site_cannot_use_the_login_that_a_browser_has_saved(stack: Stack) -> None:
+    """Browsers send a saved login with the forms of other sites, too: as text, or with the address of that site."""
+    silence = json.dumps(SILENCE).encode()
+    silences = f"{stack.url('alertmanager')}/api/v2/silences"
+    alertmanager = web.login("alertmanager")
+    assert web.status(silences, method="POST", body=silence, headers={"Content-Type": "application/json"}) == 401
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        assert web.status(silences, alertmanager, "POST", silence, {"Content-Type": kind}) == 415
+    assert web.get(silences, alertmanager) == []
+    shutdown = f"{enabled(stack, 'flower')}/api/worker/shutdown/celery@nobody"
+    assert web.status(shutdown, web.login("flower"), "POST", headers={"Origin": "http://other.test"}) == 403
+    assert web.status(shutdown, method="POST") == 401
 
 
 def test_grafana_refuses_its_default_password(stack: Stack) -> None:
-    if "grafana" not in stack.enabled:
-        pytest.skip("grafana: its profile is not in COMPOSE_PROFILES (.env)")
-    grafana = stack.url("grafana")
+    grafana = enabled(stack, "grafana")
     for login in (None, ("admin", "admin"), ("admin", "")):
         assert web.status(f"{grafana}/api/admin/settings", login) == 401, login
-    password = (SECRETS / "grafana_password").read_text().strip()
-    assert web.status(f"{grafana}/api/admin/settings", ("admin", password)) == 200
+    assert web.status(f"{grafana}/metrics") == 401
+    assert web.status(f"{grafana}/api/admin/settings", web.login("grafana")) == 200

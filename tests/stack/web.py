@@ -3,7 +3,8 @@
 import json
 import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode
@@ -12,6 +13,13 @@ from urllib.request import Request, urlopen
 from stack.poll import poll_until
 
 TIMEOUT = 10
+
+SECRETS = Path(__file__).parents[2] / "secrets"
+
+
+def login(service: str) -> tuple[str, str]:
+    """The login of a service's pages, as `make urls` prints it."""
+    return "admin", (SECRETS / f"{service}_password").read_text().strip()
 
 
 def get(url: str, login: tuple[str, str] | None = None, body: bytes | None = None) -> Any:
@@ -23,9 +31,15 @@ def get(url: str, login: tuple[str, str] | None = None, body: bytes | None = Non
         return json.load(response)
 
 
-def status(url: str, login: tuple[str, str] | None = None, method: str = "GET") -> int:
+def status(
+    url: str,
+    login: tuple[str, str] | None = None,
+    method: str = "GET",
+    body: bytes | None = None,
+    headers: Mapping[str, str] = {},
+) -> int:
     """The HTTP status of a URL."""
-    request = Request(url, method=method)  # noqa: S310
+    request = Request(url, data=body, headers=dict(headers), method=method)  # noqa: S310
     if login:
         request.add_header("Authorization", "Basic " + b64encode(":".join(login).encode()).decode())
     try:
@@ -43,7 +57,7 @@ class Prometheus:
 
     def api(self, path: str, **parameters: str) -> Any:
         """`data` of a response. Raises HTTPError for a query that Prometheus refuses."""
-        return get(f"{self._url()}/api/v1/{path}?{urlencode(parameters)}")["data"]
+        return get(f"{self._url()}/api/v1/{path}?{urlencode(parameters)}", login("prometheus"))["data"]
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
         """Labels and value of each series of an instant vector."""
