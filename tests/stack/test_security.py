@@ -298,6 +298,8 @@ def test_another_site_cannot_use_the_login_that_a_browser_has_saved(stack: Stack
     silences = f"{stack.url('alertmanager')}/api/v2/silences"
     alertmanager = web.login("alertmanager")
     assert web.status(silences, method="POST", body=silence, headers={"Content-Type": "application/json"}) == 401
+    preflight = {"Origin": "http://other.test", "Access-Control-Request-Method": "POST"}
+    assert web.status(silences, method="OPTIONS", headers=preflight) == 401  # so a browser sends no JSON
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
         assert web.status(silences, alertmanager, "POST", silence, {"Content-Type": kind}) == 415
     assert web.get(silences, alertmanager) == []
