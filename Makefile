@@ -42,6 +42,12 @@ clean: owner .env ## Stop and remove the containers and all data (asks first; FO
 urls: .env ## Addresses and logins
 	@scripts/urls.sh
 
+.PHONY: rotate
+rotate: check build ## Replace the passwords in secrets/, or one: make rotate [SECRET=flower_password]
+	@scripts/env.sh '$(or $(SECRET),all)'
+	@scripts/logins.sh
+	@scripts/up.sh
+
 ##@ Look and try
 
 .PHONY: ps

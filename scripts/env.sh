@@ -1,11 +1,18 @@
 #!/usr/bin/env bash
-# Creates .env from .env.example, and the secrets, once; existing ones are not changed. Renders Redis' users from
-# services/redis/*.acl.template when a template or a password has changed. Each file is written in one step: a full disk
-# leaves no part of one.
+# Creates .env from .env.example, and the secrets, once; existing ones are not changed, except the passwords that `make
+# rotate` replaces: `env.sh all`, or `env.sh flower_password`. Renders Redis' users from services/redis/*.acl.template when
+# a template or a password has changed. Each file is written in one step: a full disk leaves no part of one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 fail() { printf 'env: %s\n' "$@" >&2; exit 1; }
+
+names=(redis_celery redis_exporter flower grafana prometheus alertmanager)
+passwords=("${names[@]/%/_password}")
+replaced=${1:-}
+if [ -n "$replaced" ] && ! printf '%s\n' all "${passwords[@]}" | grep -qxF -e "$replaced"; then
+    fail "SECRET=$replaced: there is no such password; choose one of" "${passwords[@]}"
+fi
 
 unwritten() { rm -f "$2"; fail "$1 could not be written; the reason is above. It was not changed."; }
 
@@ -51,10 +58,10 @@ write() {
     echo "env: created secrets/$1"
 }
 
-passwords=(redis_celery redis_exporter flower grafana prometheus alertmanager)
-for name in "${passwords[@]/%/_password}"; do
+for name in "${passwords[@]}"; do
+    if [ -s "secrets/$name" ] && [ "$replaced" != all ] && [ "$replaced" != "$name" ]; then continue; fi
     # letters and digits only, so that it needs no quoting in a URL
-    [ -s "secrets/$name" ] || head -c 256 /dev/urandom | base64 | tr -dc 'A-Za-z0-9' | cut -c -32 | tr -d '\n' | write "$name"
+    head -c 256 /dev/urandom | base64 | tr -dc 'A-Za-z0-9' | cut -c -32 | tr -d '\n' | write "$name"
 done
 
 sha256() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi; }

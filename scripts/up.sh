@@ -30,11 +30,11 @@ new=$(changed)
 if [ -n "$new" ]; then
     services=$(cut -d ' ' -f 1 <<<"$new" | sort -u)
     files=$(cut -d ' ' -f 2- <<<"${new//"$PWD/"/}" | sort -u)
-    echo "up: changed: $(xargs <<<"$files"); restarting $(xargs <<<"$services")"
-    # Redis first: the others log in with its access list.
-    for group in "$(grep '^redis' <<<"$services")" "$(grep -v '^redis' <<<"$services")"; do
+    echo "up: changed: $(xargs <<<"$files"); restarting $(xargs <<<"$services")" | fold -s -w 80
+    # Not `restart`: this stops Redis last, so that workers can return their messages while their password is accepted.
+    for step in stop start; do
         # shellcheck disable=SC2086 # words
-        [ -z "$group" ] || docker compose restart $group 2> >(grep -v '^ Container ' >&2)
+        docker compose "$step" $services 2> >(grep -v '^ Container ' >&2)
     done
 fi
 
@@ -96,7 +96,12 @@ login() {
 login Prometheus prometheus 9090 /api/v1/status/config secrets/prometheus_password || not_up
 login Alertmanager alertmanager 9093 /api/v2/status secrets/alertmanager_password || not_up
 login Flower flower 5555 /api/workers secrets/flower_password || not_up
-login Grafana grafana 3000 /api/user secrets/grafana_password || not_up
+grafana=(Grafana grafana 3000 /api/user secrets/grafana_password)
+# Grafana keeps the password of its first start in its data: a later one is set there.
+login "${grafana[@]}" >/dev/null ||
+    docker compose exec -T grafana grafana cli admin reset-admin-password --password-from-stdin \
+        <secrets/grafana_password >"$log" 2>&1 || cat "$log"
+login "${grafana[@]}" || not_up
 
 printf '\nUp and healthy after %s s.\n\n' "$((SECONDS - started))"
 scripts/urls.sh

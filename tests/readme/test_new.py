@@ -7,23 +7,13 @@ from shlex import quote
 import pytest
 
 from readme.clone import Clone, Shell
+from readme.receiver import RECEIVES
 from stack.poll import poll_until
 
 NAME = "celery-stack-new"
 ORDERS, CENTS = 5000, 7
 DEMO = ("search", "tour", "chaos", "producer.py", "client.py", "traffic.toml", "basic.py", "faults", "readme")
 RECEIVER = f"{NAME}-receiver"
-# Prints the name of each alert that it receives.
-RECEIVES = """
-import http.server, json
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        print("received", *(alert["labels"]["alertname"] for alert in body["alerts"]), flush=True)
-        self.send_response(200)
-        self.end_headers()
-http.server.HTTPServer(("", 8080), Handler).serve_forever()
-"""
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import product
 
 from readme.clone import PROJECT, ROOT, Clone
 from readme.page import follow
@@ -65,6 +66,41 @@ def test_every_step_works_as_the_page_says(clone: Clone) -> None:
         clone.output("docker compose start worker-low")
         as_before()
 
+    old: dict[str, str] = {}
+    before_it: list[str] = []  # tasks
+
+    def published() -> None:
+        """Two tasks that do not end while a worker stops, and one that waits for them."""
+        old.update({file.name: file.read_text() for file in (clone.folder / "secrets").glob("*_password")})
+        publish = "from tasks.basic import add, sleep; print(sleep.delay(25), sleep.delay(25), add.delay(2, 3))"
+        before_it.extend(python(clone, publish).split())
+
+    def status(service: str, page: str, password: str) -> str:
+        """The status of a page's answer to the login."""
+        login = f"curl -sS -o /dev/null -w '%{{http_code}}' -u admin:{password}"
+        return clone.output(f"{login} http://$(docker compose port {service} {page}")
+
+    def rotated() -> None:
+        """No old password is accepted, no task is lost, and new ones run."""
+        as_before()
+        for name, password in old.items():
+            assert (clone.folder / "secrets" / name).read_text() != password
+        for redis, user in product(("redis", "redis-results"), ("celery", "exporter")):
+            login = f"redis-cli --user {user} -a {old[f'redis_{user}_password']} --no-auth-warning ping"
+            assert "WRONGPASS" in clone.output(f"docker compose exec -T {redis} {login} 2>&1")
+        pages = {"flower": "5555)/api/workers", "prometheus": "9090)/-/ready", "alertmanager": "9093)/-/ready"}
+        for service, page in pages.items():
+            name = f"{service}_password"
+            assert status(service, page, old[name]) == "401"
+            assert status(service, page, (clone.folder / "secrets" / name).read_text()) == "200"
+        results = f"[app.AsyncResult(id).get(timeout=90) for id in {before_it}]"
+        new = "add.delay(3, 4).get(timeout=30)"
+        read = f"from celery_app import app; from tasks.basic import add; print({results}, {new})"
+        assert python(clone, read) == "[25, 25, 5] 7"
+        assert "no dead letters" in clone.output("make dlq")
+        logs = clone.output("docker compose logs worker-high worker-low beat producer")
+        assert "invalid username-password" not in logs, "they stopped after Redis, with the old password"
+
     follow(
         PAGE,
         clone,
@@ -73,6 +109,8 @@ def test_every_step_works_as_the_page_says(clone: Clone) -> None:
             "add_consumer low": as_before,
             "start producer beat": started_again,
             "purge --force": purged,
+            "make dlq": published,
+            "make rotate": rotated,
             "docker compose start $redis": as_before,
             "tar -C /data -x": as_before,
         },

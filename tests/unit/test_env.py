@@ -20,8 +20,8 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(project: Path) -> str:
-    done = subprocess.run(["scripts/env.sh"], cwd=project, capture_output=True, text=True, check=True)
+def run(project: Path, *arguments: str) -> str:
+    done = subprocess.run(["scripts/env.sh", *arguments], cwd=project, capture_output=True, text=True, check=True)
     return done.stdout
 
 
@@ -46,6 +46,41 @@ def test_secrets_are_random_and_no_access_list_names_a_password(project: Path) -
             assert content != first[name]
             assert len(content) == 32
             assert not any(content in each for file, each in contents(project).items() if file.endswith(".acl"))
+
+
+SERVICES = ("redis_celery", "redis_exporter", "flower", "grafana", "prometheus", "alertmanager")
+PASSWORDS = {f"{service}_password" for service in SERVICES}
+ACLS = {"redis_broker.acl", "redis_results.acl"}
+
+
+@pytest.mark.parametrize(
+    ("replaced", "changed"),
+    [
+        ("all", {*PASSWORDS, *ACLS, "redis_exporter.json"}),
+        ("redis_celery_password", {"redis_celery_password", *ACLS}),
+        ("redis_exporter_password", {"redis_exporter_password", *ACLS, "redis_exporter.json"}),
+        ("flower_password", {"flower_password"}),
+    ],
+)
+def test_passwords_are_replaced_with_what_follows_from_them(project: Path, replaced: str, changed: set[str]) -> None:
+    run(project)
+    before = contents(project)
+    assert {name for name in before if name.endswith("_password")} == PASSWORDS
+    run(project, replaced)
+    after = contents(project)
+    assert {name for name in after if after[name] != before[name]} == changed
+    assert all(len(after[name]) == 32 for name in PASSWORDS)
+
+
+@pytest.mark.parametrize("wrong", ["flower", ".*", "flower_password grafana_password"])
+def test_a_wrong_name_of_a_password_changes_nothing(project: Path, wrong: str) -> None:
+    run(project)
+    before = contents(project)
+    done = subprocess.run(["scripts/env.sh", wrong], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"env: SECRET={wrong}: there is no such password; choose one of\nenv: ")
+    assert {line.removeprefix("env: ") for line in done.stderr.splitlines()[1:]} == PASSWORDS
+    assert contents(project) == before
 
 
 @pytest.mark.parametrize("end", ["\n", ""])
