@@ -7,4 +7,4 @@ if [ "${FORCE:-}" != 1 ]; then
     read -r -p "Remove all containers and DATA of '$project' (queues, results, index, metrics)? [y/N] " answer || answer=
     [[ $answer == [yY]* ]] || { echo "Nothing removed."; exit 1; }
 fi
-docker compose --profile '*' down --volumes --remove-orphans
+scripts/down.sh --volumes --remove-orphans
