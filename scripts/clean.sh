@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # `make clean`: removes this project's containers, networks and volumes: queues, results, the index, metrics.
 set -euo pipefail
+trap 'exit 130' INT
 
 project=$(docker compose config --format json | sed -n 's/^ *"name": "\([^"]*\)",\?$/\1/p' | head -n 1)
 if [ "${FORCE:-}" != 1 ]; then

@@ -3,6 +3,7 @@
 # `down`. That leaves the containers of `make load`, `make tour` and the like, with the networks that they use: first
 # these are stopped, while Redis still runs.
 set -euo pipefail
+trap 'exit 130' INT
 
 project=$(docker compose config --format json | sed -n 's/^ *"name": "\([^"]*\)",\?$/\1/p' | head -n 1)
 label=label=com.docker.compose
@@ -13,4 +14,5 @@ if [ -n "$commands" ]; then
     xargs docker stop <<<"$commands" >/dev/null 2>&1 || true # each may end, and be removed, by itself
     xargs docker rm --force <<<"$commands" >/dev/null 2>&1 || true
 fi
-docker compose --profile '*' down "$@"
+echo "down: stopping and removing the containers"
+docker compose --profile '*' down "$@" 2> >(grep -vE '^ *(Container|Network|Volume) .* ((Stopp|Remov)(ing|ed)|Error while \w+) *$' >&2)

@@ -5,13 +5,13 @@ exceeded. The fault is always undone, also after Ctrl-C.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
 
 from faults.arena import Fault, healthy_again, run_fault, say
 from faults.table import FAULTS
+from interrupt import shield
 from stack.inside import EndedError
 from stack.stack import ROOT, Stack
 
@@ -46,10 +46,7 @@ def choose(name: str) -> Fault:
 
 
 def interrupted(*_: object) -> None:
-    """The first Ctrl-C. What undoes the fault, and its docker commands, must not be reached by another one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.getpgrp() != os.getpid():
-        os.setpgid(0, 0)
+    shield()
     say("stopping and undoing")
     raise KeyboardInterrupt
 
