@@ -96,6 +96,14 @@ lint: venv ## Style and types of Python, shell scripts and Dockerfiles
 	@.venv/bin/shellcheck scripts/*.sh offline/*.sh offline/redis/docker-entrypoint.sh services/celery/http-ok $(wildcard .ci/run)
 	@.venv/bin/hadolint services/*/Dockerfile offline/*/Dockerfile
 
+.PHONY: audit
+audit: venv ## Look up the locked Python packages in a database of vulnerabilities
+	@scripts/audit.sh
+
+.PHONY: sbom
+sbom: build venv ## Write the packages in each image to sbom/ (CycloneDX)
+	@.venv/bin/python scripts/sbom.py $$($(COMPOSE) config --images | sort -u)
+
 .PHONY: fmt
 fmt: venv ## Format the Python code
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .
