@@ -10,7 +10,7 @@ label=label=com.docker.compose
 commands=$(docker ps --all --quiet --filter "$label.project=$project" --filter "$label.oneoff=True")
 if [ -n "$commands" ]; then
     # shellcheck disable=SC2086 # words
-    docker inspect --format 'down: ending {{join .Config.Cmd " "}}' $commands 2>/dev/null || true
+    docker inspect --format 'down: ending {{printf "%.60q" (join .Config.Cmd " ")}}' $commands 2>/dev/null || true
     xargs docker stop <<<"$commands" >/dev/null 2>&1 || true # each may end, and be removed, by itself
     xargs docker rm --force <<<"$commands" >/dev/null 2>&1 || true
 fi
