@@ -4,8 +4,7 @@ SHELL := /bin/bash
 # Even with `make -j`: what is checked first must be done first.
 .NOTPARALLEL:
 COMPOSE := docker compose
-# --no-deps: otherwise it would recreate Redis after an edit of .env, which only `make up` may do.
-RUN := $(COMPOSE) run --rm --no-deps
+RUN := scripts/run.sh
 CLIENT := $(RUN) client
 FAULTS := PYTHONPATH=tests:services/celery:packages/celery-durable .venv/bin/python -m # demo
 
@@ -32,7 +31,7 @@ new: venv ## Create your own stack in a new folder, without the demo: make new D
 # <<< demo
 .PHONY: down
 down: owner .env ## Stop and remove the containers; data is kept
-	@$(COMPOSE) --profile '*' down
+	@scripts/down.sh
 
 .PHONY: clean
 clean: owner .env ## Stop and remove the containers and all data (asks first; FORCE=1 does not)
@@ -102,6 +101,14 @@ lint: venv ## Style and types of Python, shell scripts and Dockerfiles
 	@.venv/bin/mypy
 	@.venv/bin/shellcheck scripts/*.sh offline/*.sh offline/redis/docker-entrypoint.sh services/celery/http-ok $(wildcard .ci/run)
 	@.venv/bin/hadolint services/*/Dockerfile offline/*/Dockerfile
+
+.PHONY: audit
+audit: venv ## Look up the locked Python packages in a database of vulnerabilities
+	@scripts/audit.sh
+
+.PHONY: sbom
+sbom: build venv ## Write the packages in each image to sbom/ (CycloneDX)
+	@.venv/bin/python scripts/sbom.py $$($(COMPOSE) config --images | sort -u)
 
 .PHONY: fmt
 fmt: venv ## Format the Python code

@@ -3,6 +3,7 @@
 # on Debian or Ubuntu, it prints what it does, installs the distribution's packages and starts the daemon. SETUP=0 forbids
 # it.
 set -euo pipefail
+trap 'exit 130' INT
 
 SETUP=${SETUP:-1}
 HOW='Install Python 3.9 or newer, and Docker Engine 20.10 or newer with its compose and buildx plugins: docs.docker.com/engine/install'

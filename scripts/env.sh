@@ -3,6 +3,7 @@
 # rotate` replaces: `env.sh all`, or `env.sh flower_password`. Renders Redis' users from services/redis/*.acl.template when
 # a template or a password has changed. Each file is written in one step: a full disk leaves no part of one.
 set -euo pipefail
+trap 'exit 130' INT
 cd "$(dirname "$0")/.."
 
 fail() { printf 'env: %s\n' "$@" >&2; exit 1; }

@@ -2,6 +2,7 @@
 # `make images`: gets each third-party image named in .env: present, else pulled, else (if no registry answers) a
 # stand-in built from offline/ and written to a marked block at the end of .env. Decided at each run.
 set -euo pipefail
+trap 'exit 130' INT
 cd "$(dirname "$0")/.."
 
 SETUP=${SETUP:-1}

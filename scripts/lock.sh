@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # `make lock`: writes each requirements.txt from its requirements.in: packages pinned and hashed, without index URLs.
 set -euo pipefail
+trap 'exit 130' INT
 
 lock() { # folder, name of the .in file, options
     local uv=$PWD/.venv/bin/uv

@@ -30,6 +30,7 @@ TAKEN = (
     "scripts",
     "services",
     "tests/conftest.py",
+    "tests/interrupt.py",
     "tests/progress.py",
     "tests/requirements.in",
     "tests/requirements.txt",

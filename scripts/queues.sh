@@ -2,6 +2,7 @@
 # `make queues`: updates the files that depend on services/celery/queues.py, if that table has changed since the last
 # run. Then it also updates the dashboards, if their tools (.venv) are available.
 set -euo pipefail
+trap 'exit 130' INT
 cd "$(dirname "$0")/.."
 
 TABLE=services/celery/queues.py

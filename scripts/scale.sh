@@ -2,6 +2,7 @@
 # `make scale LOW=4 [HIGH=2] …`: sets the number of worker containers of queues, now and in .env, so that a later `make up`
 # keeps it. Arguments: <QUEUE>=<number>, the queue as in .env's WORKER_<QUEUE>_REPLICAS.
 set -euo pipefail
+trap 'exit 130' INT
 
 queues=$(sed -n 's/^WORKER_\(.*\)_REPLICAS=.*/\1/p' .env)
 fail() { echo "scale: $*" >&2; exit 2; }

@@ -25,6 +25,7 @@ fi
 
 elapsed() { local seconds=$(($(date +%s) - STARTED)); printf '%d:%02d' $((seconds / 60)) $((seconds % 60)); }
 
+trap 'printf "\n%s interrupted, %s since the start.\n" "$PART" "$(elapsed)" >&2; exit 130' INT
 for number in "${!parts[@]}"; do
     part=${parts[number]}
     PART="$((number + 1))/${#parts[@]} $part"

@@ -79,7 +79,7 @@ fi
 echo "up: trying the queues, beat, and the logins"
 queues=$(docker compose ps --services --status running | sed -n 's/^worker-//p')
 # shellcheck disable=SC2086 # words
-docker compose run --rm --no-deps --no-TTY client python ready.py $queues 2> >(grep -v '^ Container ' >&2) || not_up
+scripts/run.sh --no-TTY client python ready.py $queues 2> >(grep -v '^ Container ' >&2) || not_up
 
 # $1: name, $2: service, $3: its port, $4: a path that needs the login, $5: its password
 login() {

@@ -3,6 +3,7 @@
 # when that file changes. If Python's venv module is missing, and the user is root on Debian or Ubuntu, it installs it;
 # SETUP=0 forbids that.
 set -euo pipefail
+trap 'exit 130' INT
 cd "$(dirname "$0")/.."
 
 SETUP=${SETUP:-1}
@@ -51,4 +52,8 @@ rm -rf "$VENV"
 # Editable: changes of the library need no new installation.
 "$VENV/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable packages/celery-durable ||
     fail "pip could not install packages/celery-durable; its message is above."
+# Ctrl-C ends each tool without a traceback, also while it imports its modules.
+packages=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+cp services/celery/sitecustomize.py "$packages/interrupts.py"
+echo 'import interrupts' >"$packages/interrupts.pth"
 cp "$LOCK" "$VENV/lock" # last: so an interrupted run is repeated

@@ -13,6 +13,7 @@ os.environ["REDIS_BROKER_URL"] = os.environ["REDIS_RESULTS_URL"] = "redis://nobo
 
 import pytest
 
+from interrupt import shield
 from progress import Progress
 from stack.stack import PROJECT, Stack, defaults, running
 
@@ -40,6 +41,10 @@ def stack() -> Iterator[Stack]:
             print(f"\nKEEP=1: the stack is still up; remove it: docker compose -p {PROJECT} down --volumes")
         else:
             stack.down()
+
+
+def pytest_keyboard_interrupt() -> None:
+    shield()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -288,7 +288,7 @@ def chosen_pattern(arguments: list[str]) -> tuple[str, Pattern]:
 
 def main(arguments: list[str]) -> int:
     """Run the producer. Returns its exit code: 0, 1 after a crash or for dangerous settings of Redis, 2 for a mistake
-    in the patterns or the options."""
+    in the patterns or the options, 130 after Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s] %(message)s")
     try:
         name, pattern = chosen_pattern(arguments)
@@ -303,8 +303,14 @@ def main(arguments: list[str]) -> int:
     producer = Producer(pattern)
     # In a thread, because a name lookup cannot be interrupted: without the redis container Docker's takes 10 s.
     thread = Thread(target=producer.run_logged, daemon=True)
+    stopped_by: list[signal.Signals] = []
+
+    def stop(number: int, _: object) -> None:
+        stopped_by.append(signal.Signals(number))
+        producer.stopping.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: producer.stopping.set())
+        signal.signal(number, stop)
     if settings.metrics_port is not None:
         serve(settings.metrics_port, registry())
     rate = sum(sending.rate for sending in pattern.send.values())
@@ -314,8 +320,10 @@ def main(arguments: list[str]) -> int:
         thread.join(0.25)
     thread.join(STOP_WITHIN)
     producer.finish(stuck=thread.is_alive())
+    for number in stopped_by[:1]:
+        logger.info("stopped by %s", number.name)
     print(producer.summary(), flush=True)
-    return int(producer.crashed)
+    return 130 if signal.SIGINT in stopped_by else int(producer.crashed)
 
 
 if __name__ == "__main__":

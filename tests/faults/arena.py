@@ -144,10 +144,10 @@ class Publisher:
         self._folder = Path(tempfile.mkdtemp(prefix="faults-"))
         self._folder.chmod(0o777)  # the container's user writes to it
         self._starts = 0
-        self.start()
 
     def start(self) -> None:
         """Start; a second time with other ids."""
+        self._remove()  # of a run that was killed
         arena, first = self._arena, self._starts * 1_000_000
         self._starts += 1
         rate = RATE * len(arena.low_workers())
@@ -174,19 +174,21 @@ class Publisher:
 
     def stop(self) -> None:
         """Publish no more tasks; calls that were begun are still completed."""
-        self._kill("SIGTERM")
+        for container in self._arena.publisher():
+            with suppress(DockerException):  # it has ended, and is being removed
+                container.kill("SIGTERM")
         self._gone(120)
 
     def remove(self) -> None:
         """Kill it, and remove its files."""
-        self._kill("SIGKILL")
-        self._gone(30)
+        self._remove()
         shutil.rmtree(self._folder)
 
-    def _kill(self, name: str) -> None:
+    def _remove(self) -> None:
         for container in self._arena.publisher():
-            with suppress(DockerException):  # it has ended, and is being removed
-                container.kill(name)
+            with suppress(DockerException):
+                container.remove(force=True)
+        self._gone(30)
 
     def _gone(self, within: float) -> None:
         poll_until(lambda: not self._arena.publisher(), "the publisher's container to be gone", within)
@@ -197,6 +199,7 @@ def load(arena: Arena, durable: bool = False) -> Iterator[Publisher]:
     """Publish tasks within the block."""
     publisher = Publisher(arena, durable)
     try:
+        publisher.start()
         yield publisher
     finally:
         publisher.remove()

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 
-from faults.arena import Fault, run_fault, say
+from faults.arena import Fault, healthy_again, run_fault, say
 from faults.table import FAULTS
+from interrupt import shield
+from stack.inside import EndedError
 from stack.stack import ROOT, Stack
 
 # The others need an admin user of Redis or a separate disk, which the stack of `make test-faults` has.
@@ -43,21 +45,34 @@ def choose(name: str) -> Fault:
     raise SystemExit(2)
 
 
+def interrupted(*_: object) -> None:
+    shield()
+    say("stopping and undoing")
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str]) -> int:
     """Inject the fault, and print the result."""
     fault = choose(" ".join(arguments))
     stack = running_stack()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, interrupted)
     print(f"{fault.name}: {fault.what}")
     where = f" at {stack.url('grafana')}" if stack.containers("grafana") else " (`make up` says where)"
     print(f"watch{where}: {fault.watch}\n")
     say("tasks are being published; Ctrl-C stops and undoes everything")
-    return 1 if run_fault(stack, fault).wrong else 0
+    try:
+        return 1 if run_fault(stack, fault).wrong else 0
+    except KeyboardInterrupt:
+        healthy_again(stack)
+        return 130
+    except EndedError:
+        raise SystemExit(
+            "chaos: ended, since its client container was, as by make down; the result is unknown"
+        ) from None
+    finally:
+        stack.close()
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        say("stopped and undone")
-        sys.exit(130)
+    sys.exit(main(sys.argv[1:]))

@@ -6,12 +6,15 @@ Runs before the other stack tests, so that two stacks never share the machine.
 import os
 import re
 import socket
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from readme.clone import ROOT, Clone
+from stack.poll import poll_until
 
 README = (ROOT / "README.md").read_text()
 TROUBLE = README.partition("## When something is wrong")[2]
@@ -71,6 +74,7 @@ def scaled_for_good(clone: Clone, output: str) -> None:
 
 def stopped(clone: Clone, _: str) -> None:
     assert not clone.left("container")
+    assert not clone.left("network")
     assert clone.left("volume")
 
 
@@ -131,9 +135,31 @@ def test_make_test_is_what_ci_runs() -> None:
     assert (ROOT / ".ci/run").read_text().rstrip().endswith("make test-all")
 
 
+@contextmanager
+def loading(clone: Clone) -> Iterator[None]:
+    """`make load` in another shell, which the command within the block ends."""
+    command = ["make", "load", "TRAFFIC=steady", "FOR=600s"]
+    log = clone.folder.parent / "load.log"
+    with log.open("w") as file:
+        load = subprocess.Popen(command, cwd=clone.folder, env=clone.environment, stdout=file, stderr=file)
+    try:
+        poll_until(lambda: "pattern steady" in log.read_text(), "make load to send", 60)
+        yield
+        assert load.wait(60) == 0
+    finally:
+        load.terminate()
+    assert re.search(r"stopped by SIGTERM$", log.read_text(), re.MULTILINE)
+    assert re.search(r"^published \d+, unpublished 0 in ", log.read_text(), re.MULTILINE), log.read_text()
+
+
+#: What runs in another shell meanwhile.
+BESIDE: dict[str, Callable[[Clone], AbstractContextManager[None]]] = {"make down": loading}
+
+
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command != "make test"])
 def test_command(clone: Clone, command: str) -> None:
-    code, output = clone.run(command)
+    with BESIDE.get(command, nullcontext)(clone):
+        code, output = clone.run(command)
     assert code == 0, output
     CHECKS[command](clone, output)
 

@@ -6,6 +6,7 @@ arguments and results are JSON. One container for the whole run: a Python that i
 
 import base64
 import importlib
+import itertools
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ import time
 import traceback
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
@@ -30,25 +32,36 @@ class InsideError(OSError):
     """A function failed in the client container; the text is its traceback. OSError, since Redis is the usual cause."""
 
 
+class EndedError(RuntimeError):
+    """The client container has ended. It ends by itself only at the end of its input: somebody has ended it."""
+
+
 class Inside:
     """The client container, seen from the host."""
 
     def __init__(self, command: list[str]) -> None:
         """`command` starts this module in a client container, with stdin and stdout attached."""
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # In a session of its own: Ctrl-C does not end it, since what undoes a test still needs it.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
         self._lock = threading.Lock()
+        self._calls = itertools.count()
 
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a function of this module in the container. Raises InsideError."""
+        """Run a function of this module in the container. Raises InsideError, or EndedError."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with self._lock:
-            self._process.stdin.write(json.dumps([function.__name__, args, kwargs]) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the client container has ended with exit code {self._process.wait(10)}")
-        answer = json.loads(line)
+            answer, number = Json(), next(self._calls)
+            with suppress(BrokenPipeError):
+                self._process.stdin.write(json.dumps([number, function.__name__, args, kwargs]) + "\n")
+                self._process.stdin.flush()
+            while answer.get("number") != number:  # the answer of an interrupted call comes first
+                line = self._process.stdout.readline()
+                if not line:
+                    raise EndedError(f"the client container has ended with exit code {self._process.wait(10)}")
+                answer = json.loads(line)
         if "error" in answer:
             raise InsideError(answer["error"])
         result: R = answer["result"]
@@ -57,21 +70,22 @@ class Inside:
     def close(self) -> None:
         """End the container: its program exits at the end of its input."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait(20)
 
 
 def serve() -> None:
-    """Answer one JSON line [function, args, kwargs] after another."""
+    """Answer one JSON line [number, function, args, kwargs] after another."""
     answers, sys.stdout = sys.stdout, sys.stderr  # anything else printed must not be taken for an answer
     app()
     for line in sys.stdin:
-        name, args, kwargs = json.loads(line)
+        number, name, args, kwargs = json.loads(line)
         try:
             answer = {"result": globals()[name](*args, **kwargs)}
         except Exception:
             answer = {"error": traceback.format_exc(limit=-3)}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps({"number": number, **answer}), file=answers, flush=True)
 
 
 # --- Below: runs in the container ---

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,18 @@ class Stack:
         """Remove everything, including data."""
         if self in running:
             running.remove(self)
+        self.close()
+        for container in self.containers(one_off=True):  # of an interrupted run; Compose leaves them
+            with suppress(DockerException):  # it has ended meanwhile
+                container.remove(force=True)
+        everything = DockerClient(compose_files=self.files, compose_project_name=self.project, compose_profiles=["*"])
+        everything.compose.down(volumes=True, remove_orphans=True, quiet=True)
+
+    def close(self) -> None:
+        """End the container of `inside`, if there is one."""
         if "inside" in self.__dict__:
             self.inside.close()
             del self.inside
-        everything = DockerClient(compose_files=self.files, compose_project_name=self.project, compose_profiles=["*"])
-        everything.compose.down(volumes=True, remove_orphans=True, quiet=True)
 
     @cached_property
     def inside(self) -> Inside:
@@ -114,11 +121,11 @@ class Stack:
         """Promises of the services that were started."""
         return [service for service in SERVICES if service.name in self.enabled]
 
-    def containers(self, service: str = "") -> list[Container]:
-        """Containers of a service, or of all, in any state; without one-off ones."""
+    def containers(self, service: str = "", one_off: bool = False) -> list[Container]:
+        """Containers of a service, or of all, in any state; those of services, or those of `compose run`."""
         filters = [
             ("label", f"com.docker.compose.project={self.project}"),
-            ("label", "com.docker.compose.oneoff=False"),
+            ("label", f"com.docker.compose.oneoff={one_off}"),
         ]
         if service:
             filters.append(("label", f"com.docker.compose.service={service}"))
@@ -222,7 +229,8 @@ class Stack:
     def start_client(self, name: str, *command: str, options: Sequence[str] = ()) -> None:
         """Start a command in a client container with this name; `options` are those of `compose run`."""
         run = ["run", "--rm", "--no-deps", "--detach", f"--name={name}", *options, "client"]
-        subprocess.run([*self.compose_command, *run, *command], check=True, capture_output=True, text=True)
+        command_line = [*self.compose_command, *run, *command]
+        subprocess.run(command_line, check=True, capture_output=True, text=True, start_new_session=True)
 
     @cached_property
     def celery_image(self) -> str:

@@ -1,6 +1,8 @@
 """The classic Celery commands work as they are, in a client container."""
 
+import os
 import re
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ import pytest
 from python_on_whales import DockerClient
 
 from stack.poll import poll_until
-from stack.stack import PROJECT, Stack
+from stack.stack import PROJECT, ROOT, Stack
 
 
 def celery(stack: Stack, *arguments: str) -> str:
@@ -52,6 +54,23 @@ def running(stack: Stack, *arguments: str) -> Iterator[list[str]]:
 def wait_for_line(lines: list[str], pattern: str) -> None:
     """Wait for output that matches."""
     poll_until(lambda: re.search(pattern, "".join(lines)), f"output that matches {pattern!r}", 40)
+
+
+def test_ctrl_c_ends_a_command_and_its_container(stack: Stack) -> None:
+    """Without a terminal: compose alone would leave the container running."""
+    others = {container.id for container in stack.containers(one_off=True)}
+    run = [str(ROOT / "scripts/run.sh"), "client", "sleep", "300"]
+    process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        poll_until(
+            lambda: [each for each in stack.containers(one_off=True) if each.id not in others and each.state.running],
+            "the container of the command",
+            60,
+        )
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(60) == 130
+    assert {container.id for container in stack.containers(one_off=True)} <= others
 
 
 def test_status_lists_the_workers(stack: Stack) -> None:

@@ -502,13 +502,16 @@ def test_what_it_logs_is_in_the_queues(redis_server: RedisServer, tmp_path: Path
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_ends_it_soon_with_its_summary(redis_server: RedisServer, tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_stop_ends_it_soon_with_its_summary(
+    redis_server: RedisServer, tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
     with running(redis_server, tmp_path, "--traffic", "flood") as run:
         poll_until(lambda: depth(redis_server, "low") > 50, "messages in queue low", timeout=60)
         run.process.send_signal(number)
         code, published, _ = run.ended(timeout=10)
-    assert code == 0
+    assert code == exit_code
+    assert f"stopped by {number.name}" in run.log
     assert depth(redis_server, "low") + depth(redis_server, "high") == published
 
 
