@@ -39,7 +39,17 @@ def test_the_defaults_and_the_short_times_of_these_tests_are_not_refused() -> No
     Config(store="rediss://user@redis:6380/1", **SHORT)
 
 
+def test_with_leases_a_task_and_a_delay_may_be_longer_than_the_visibility_timeout() -> None:
+    Config(store=STORE, transport="atomic", soft_time_limit=7000, time_limit=7200, max_delay=7200)
+    assert "time_limit: 7200; it must be less than visibility_timeout" in refused(time_limit=7200)
+
+
 # --- Types ---
+
+
+@pytest.mark.parametrize("value", ["redis", None, ""])
+def test_a_transport_is_one_of_two(value: object) -> None:
+    assert f"transport: {value!r}; it must be one of stock, atomic" in refused(transport=value)
 
 
 @pytest.mark.parametrize("value", [0, -1, "60", None, True, math.nan, math.inf])

@@ -4,12 +4,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from celery_durable.errors import ConfigError
 
 MIB = 1024 * 1024
 EXIT_TAKES = 3  # s that a worker needs to exit after its soft shutdown (measured: under 2)
+Transport = Literal["stock", "atomic"]
 PUBLISH_TRIES = 3  # see `settings.DEFAULTS`, task_publish_retry_policy
 
 
@@ -28,6 +30,17 @@ class Config:
     #: File with the password for every Redis URL (broker, results, store) that has none. It is read at each connect,
     #: so a changed password needs no restart.
     password_file: Path | None = None
+
+    # --- The transport ---
+
+    #: "stock": kombu's, with a visibility timeout. "atomic": with leases and delays of any length (atomic/README.md).
+    transport: Transport = "stock"
+    #: atomic: a held message that is not renewed returns to its queue after this time.
+    lease: float = 15
+    #: atomic: how often a worker renews what it holds, from a thread.
+    lease_renewal: float = 5
+    #: atomic: a message whose workers were killed or cut off this often becomes a dead letter.
+    max_deliveries: int = 20
 
     # --- A message that a worker holds: delivered, not yet acknowledged ---
 
@@ -189,6 +202,8 @@ class Config:
                 yield f"{field.name}: {value!r}; it must be True or False"
             elif field.type == Path | None and not isinstance(value, Path | None):
                 yield f"{field.name}: {value!r}; it must be a pathlib.Path, or None"
+        if self.transport not in get_args(Transport):
+            yield f"transport: {self.transport!r}; it must be one of {', '.join(get_args(Transport))}"
         if not isinstance(self.reconcile_queue, str | None):
             yield f"reconcile_queue: {self.reconcile_queue!r}; it must be the name of a queue, or None"
         if self.redis_memory_limit is not None and not _is_whole(self.redis_memory_limit):
@@ -206,11 +221,13 @@ class Config:
         sweep = self.visibility_timeout + self.restore_mutex_expire + self.restore_interval
         leaving = EXIT_TAKES + self.publish_connect_timeout + self.publish_socket_timeout
         tries = PUBLISH_TRIES * (self.publish_connect_timeout + self.publish_socket_timeout)
+        held = self.visibility_timeout if self.transport == "stock" else math.inf
         for name, bound, less, why in (
             ("soft_time_limit", self.time_limit, "time_limit", "the soft limit comes before the hard one"),
-            ("time_limit", self.visibility_timeout, "visibility_timeout", "or a solo worker's task runs twice"),
-            ("max_delay", self.visibility_timeout, "visibility_timeout", "or a stock worker runs a delayed task twice"),
+            ("time_limit", held, "visibility_timeout", "or a solo worker's task runs twice"),
+            ("max_delay", held, "visibility_timeout", "or a stock worker runs a delayed task twice"),
             ("renew_interval", self.visibility_timeout / 3, "visibility_timeout / 3", "two renewals may fail in a row"),
+            ("lease_renewal", self.lease / 2 - 1, "lease / 2 - 1 s", "two renewals may fail in a row"),
             ("min_retry_delay", self.max_delay, "max_delay", "or no retry can be published"),
             ("default_retry_delay", self.max_delay, "max_delay", "or a retry is refused"),
             ("unknown_task_delay", self.visibility_timeout, "visibility_timeout", "or it is redelivered before"),

@@ -6,6 +6,7 @@ messages are renewed, so that no other worker runs them, however long they wait.
 """
 
 import logging
+import time
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -16,9 +17,11 @@ from kombu.common import QoS
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
+from celery_durable.atomic.channel import AT_ONCE
 from celery_durable.dead_letters import Reason
 from celery_durable.logs import get_logger
 from celery_durable.messages import check_body, check_delivery, check_headers
+from celery_durable.times import eta_of
 
 logger = get_logger(__name__)
 
@@ -117,17 +120,21 @@ class Consumer(consumer.Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Called for each connection, before the first message."""
         self.durable.revocations.load()
-        if self.durable.config.renewal:
+        if self.durable.config.renewal and self.durable.config.transport == "stock":
             if self._renewal:  # of the previous connection
                 self._renewal.cancel()
             self._renewal = self.timer.call_repeatedly(self.durable.config.renew_interval, self._renew)
         handle = super().create_task_handler(*args, **kwargs)
+        delays = self.durable.config.transport == "atomic"  # of publishers with kombu's transport, too
 
         def on_task_received(message: Any) -> Any:
             self.received += 1
             self._taken[message.delivery_tag] = message, None
             try:
                 check_message(message, self.strategies)
+                if delays and (due := eta_of(message.headers)) > time.time() + AT_ONCE:
+                    self._taken.pop(message.delivery_tag)
+                    return message.channel.delay(message, due)
                 return handle(message)
             except CONNECTION_ERRORS:
                 raise

@@ -108,6 +108,7 @@ class Reason(StrEnum):
 
     MALFORMED = "malformed"
     TOO_LARGE = "larger than max_message_bytes"
+    DELIVERIES = "delivered too often"
     UNKNOWN_TASK = "unknown task"
     REJECTED = "rejected by its task"
     RETRIES_EXHAUSTED = "retries exhausted"

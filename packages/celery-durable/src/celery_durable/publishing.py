@@ -14,6 +14,7 @@ from kombu.utils.collections import HashedSeq
 from kombu.utils.json import dumps
 from redis import RedisError
 
+from celery_durable.atomic.transport import Transport as AtomicTransport
 from celery_durable.clients import credentials
 from celery_durable.consumer import PATIENCE
 from celery_durable.errors import DelayTooLongError, MessageTooLargeError, NotInOutboxError, TimeLimitTooLongError
@@ -42,7 +43,9 @@ class Connection(amqp.Connection):
 
     def get_transport_cls(self) -> Any:
         found = super().get_transport_cls()
-        return Transport if found is redis.Transport else found
+        if found is not redis.Transport:
+            return found
+        return AtomicTransport if self.durable.config.transport == "atomic" else Transport
 
     def _init_params(self, *args: Any, **kwargs: Any) -> None:
         super()._init_params(*args, **kwargs)
@@ -208,6 +211,8 @@ class AMQP(amqp.AMQP):
     def _refuse_what_runs_twice(self, name: str, headers: dict[str, Any]) -> None:
         """Raises DelayTooLongError or TimeLimitTooLongError: a worker without renewal would run it twice."""
         config = self.app.durable.config
+        if config.transport == "atomic":
+            return
         delay = eta_of(headers) - time.time()
         if delay > config.max_delay:
             raise DelayTooLongError(

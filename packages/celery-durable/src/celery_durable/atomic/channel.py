@@ -1,0 +1,294 @@
+"""The channel: takes messages atomically for consumers that acknowledge, parks delayed ones, gives others back."""
+
+import time
+from collections import deque
+from queue import Empty
+from threading import get_ident
+from time import monotonic
+from typing import Any
+
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
+from kombu.utils.uuid import uuid
+from redis import ConnectionPool, Redis, RedisError
+
+from celery_durable import transport
+from celery_durable.atomic.fetching import Fetched, Fetcher
+from celery_durable.atomic.leases import TAG_PREFIX
+from celery_durable.atomic.qos import QoS
+from celery_durable.atomic.scripts import DELAY, FETCH, GIVE_BACK
+from celery_durable.dead_letters import Reason
+from celery_durable.logs import get_logger
+from celery_durable.times import eta_of
+
+logger = get_logger(__name__)
+
+DELIVERING = 0.005  # s after which the event loop gets its turn: in a solo worker a delivery runs the task
+UNLIMITED = 100  # messages at a time if there is no prefetch count
+AT_ONCE = 0.5  # s; a message that is due sooner is not parked
+
+
+class Channel(transport.Channel):
+    """A channel takes messages with fetch.lua if a consumer acknowledges. For others (replies of remote control) it
+    uses kombu's BRPOP: there, taking is acknowledging."""
+
+    QoS = QoS
+
+    def __init__(self, connection: Any, **options: Any) -> None:
+        self.fetches = False
+        self.broken = (OSError, RedisError)  # errors of the connection, and nothing that a message can raise
+        self._name = uuid()
+        self._tag_prefix = f"{TAG_PREFIX}{self._name}:"
+        self._buffer: deque[Fetched] = deque()
+        self._consuming: dict[str, tuple[bool, Any]] = {}  # by queue: no_ack, and the consumer's callback
+        super().__init__(connection, **options)
+        config = self.durable.config
+        self.books = self.prefixed(self.unacked_key), self.prefixed(self.unacked_index_key)
+        self._max_bytes, self._max_deliveries = config.max_message_bytes, config.max_deliveries
+        self.fetcher = Fetcher(self, self._name, self._tag_prefix)
+        self.handlers["FETCH"] = self.read_fetched
+
+    # --- Names ---
+
+    def key(self, name: str) -> str:
+        """A key of the library."""
+        return self.prefixed(f"{self.durable.config.key_prefix}{name}")
+
+    def delayed_key(self, queue: str) -> str:
+        """The sorted set of a queue's delayed messages."""
+        return self.key(f"delayed:{queue}")
+
+    def list_of(self, queue: str, payload: Any) -> str:
+        """The Redis list in which a message waits."""
+        return self.prefixed(self._q_for_pri(queue, self._get_message_priority(payload, reverse=False)))
+
+    # --- Taking ---
+
+    def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any) -> Any:
+        consumed = super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
+        self._consuming[queue] = no_ack, callback
+        if not no_ack and queue not in self._fanout_queues:
+            self.fetches = True
+            self.connection.hold_leases(self)
+        self.fetcher.consumers_changed()
+        return consumed
+
+    def _basic_cancel(self, consumer_tag: str) -> Any:
+        queue = self._tag_to_queue.get(consumer_tag)
+        cancelled = super()._basic_cancel(consumer_tag)
+        if queue is not None and queue not in self._active_queues:
+            self._consuming.pop(queue, None)
+        self.fetcher.consumers_changed()
+        return cancelled
+
+    def queues_in_turn(self) -> list[str]:
+        """The consumed queues, the one whose turn it is first."""
+        return list(self._queue_cycle.consume(len(self.active_queues)))
+
+    def room(self) -> int:
+        """How many messages may be taken now."""
+        if self._buffer or not self.active_queues or not self.qos.can_consume():
+            return 0
+        if "can_consume" in self.qos.__dict__ or not self.connection.loop:  # worker_disable_prefetch, drain_events()
+            return 1
+        most = self.qos.can_consume_max_estimate()
+        return UNLIMITED if most is None else int(most)
+
+    def pump(self) -> None:
+        """Called in each turn of the event loop."""
+        if self.active_queues or self.qos.has_acks:
+            cycle, client = self.connection.cycle, self.client
+            if not cycle._client_registered(self, client, "FETCH"):
+                self.fetcher.reset()
+                cycle._register(self, client, "FETCH")
+            self.fetcher.start()
+
+    def read_fetched(self) -> bool:
+        """Called when the connection is readable. Raises Empty if there is no message, RedisError, OSError."""
+        found = self.fetcher.read()
+        for each in found:
+            self._queue_cycle.rotate(each.queue)
+        self._buffer.extend(found)
+        if not self._buffer:
+            raise Empty
+        self.deliver()
+        return True
+
+    def deliver(self) -> None:
+        """Give consumers what was taken; with drain_events() one message."""
+        loop = self.connection.loop
+        until = monotonic() + DELIVERING
+        while self._buffer:
+            self._hand_over(self._buffer.popleft())
+            if self.connection is None:  # closed by its consumer
+                return
+            if not loop or monotonic() > until:
+                break
+        if self._buffer and loop:
+            loop.call_soon(self.deliver)
+
+    def _hand_over(self, taken: Fetched) -> None:
+        if taken.queue not in self._consuming:  # cancelled meanwhile
+            self.qos.hold(taken.tag, None)
+            with self.raw_client() as client:
+                self._return_unread(client, taken)
+            self.qos._quick_ack(taken.tag)
+            return
+        no_ack, callback = self._consuming[taken.queue]
+        message = self._read(taken)
+        if message is None:
+            return
+        self.qos.hold(taken.tag, message)
+        if no_ack:
+            self.qos.ack(taken.tag)
+        callback(message)
+
+    def _read(self, taken: Fetched) -> Any:
+        """The message; None if it cannot be read, then it is a dead letter."""
+        try:
+            if len(taken.message) > self._max_bytes:
+                raise transport.TooLargeError(f"{len(taken.message)} bytes")
+            payload = loads(bytes_to_str(taken.message))
+            payload["properties"]["delivery_tag"] = taken.tag
+            payload["properties"]["delivery_info"]["queue"] = taken.queue
+            message = self.Message(payload, channel=self)
+        except Exception as error:  # a message can raise anything
+            too_large = isinstance(error, transport.TooLargeError)
+            reason = Reason.TOO_LARGE if too_large else Reason.MALFORMED
+            self.discard(taken.tag, taken.queue, taken.message, reason, f"{type(error).__name__}: {error}")
+            return None
+        message.popped = taken.message
+        return message
+
+    def discard(self, tag: str, queue: str, message: bytes, reason: Reason, error: str) -> None:
+        """Make a message that is held a dead letter. Raises RedisError."""
+        if self.durable.config.dead_letters:
+            self._dead_letter(reason, error, queue, message, (tag, *self.books))
+        else:
+            logger.error("a message of queue %s was discarded: %s; %r", queue, reason, error)
+            self.qos.ack(tag)
+
+    def _get(self, queue: str, timeout: float | None = None) -> Any:
+        """For basic_get. Raises Empty."""
+        steps = self.priority_steps
+        keys = [*self.books, *(self.key(f"{name}:") for name in ("watcher", "waiting", "wake"))]
+        keys += [self.prefixed(self._q_for_pri(queue, step)) for step in steps]
+        tag = f"{TAG_PREFIX}{uuid()}:"
+        with self.raw_client() as client:
+            found = FETCH(client, keys, [1, tag, 0, 1, 0, self._name, self.key("wake:"), 0, 0, dumps(queue)])
+        if len(found) == 2:
+            raise Empty
+        message = self._read(Fetched(f"{tag}0", queue, found[3]))
+        if message is None:
+            raise Empty
+        return message._raw
+
+    def held(self) -> list[str]:
+        """Delivery tags of what was taken and not acknowledged. Called by another thread."""
+        return [*self.qos.held(), *(taken.tag for taken in list(self._buffer))]
+
+    # --- Acknowledging ---
+
+    def ack_waits(self) -> None:
+        """An acknowledgement waits to be sent: with the next fetch, or at once if there is no event loop."""
+        if self.connection is None or not (self.fetches and self.connection.loop):
+            self.qos.send_all()
+        elif get_ident() != self.connection.loop_thread:
+            self.connection.wake()
+
+    def acknowledged_late(self, number: int) -> None:
+        """Messages were redelivered before this worker acknowledged them: it was frozen, or cut off from Redis."""
+        logger.warning("%s acknowledgements were late: the messages have been redelivered", number)
+
+    # --- Giving back ---
+
+    def give_back(self, client: Redis, tag: str, payload: Any, queue: str, first: bool, deliveries: int = 0) -> None:
+        """Return a message that is held to its queue, unless it has returned already. `first`: it is the next to be
+        taken; `deliveries`: the number of the next one, if the last has lapsed. Raises RedisError."""
+        if deliveries > self._max_deliveries:
+            error = f"delivered {deliveries - 1} times, and each time its worker was killed or cut off"
+            self.discard(tag, queue, dumps(payload).encode(), Reason.DELIVERIES, error)
+            return
+        headers, properties = payload.get("headers"), payload.get("properties")
+        if isinstance(headers, dict):
+            headers |= {"redelivered": True, "redelivered_at": time.time()}
+            if deliveries:
+                headers["deliveries"] = deliveries
+        if isinstance(properties, dict) and isinstance(properties.get("delivery_info"), dict):
+            properties["delivery_info"]["redelivered"] = True
+        side = "RPUSH" if first else "LPUSH"
+        GIVE_BACK(client, [*self.books, self.list_of(queue, payload)], [tag, dumps(payload), side])
+
+    def _return_unread(self, client: Redis, taken: Fetched) -> None:
+        message = self._read(taken)
+        if message is not None:
+            self.give_back(client, taken.tag, message._raw, taken.queue, first=True)
+
+    def _restore(self, message: Any, leftmost: bool = False) -> None:
+        self.qos.give_back([message.delivery_tag], first=not leftmost)
+
+    # --- Delays ---
+
+    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        """A message with an ETA waits in a sorted set until it is due: no worker holds it."""
+        due = eta_of(message.get("headers") or {})
+        if due <= time.time() + AT_ONCE or queue in self._expires:
+            super()._put(queue, message, **kwargs)
+            return
+        member = f"{self.list_of(queue, message)}\0{dumps(message)}"
+        batch = kwargs.get("_publish_batch")
+        if batch is not None:
+            batch.add("zadd", self.key(f"delayed:{queue}"), {member: due})
+            return
+        with self.raw_client() as client:
+            client.zadd(self.delayed_key(queue), {member: due})
+
+    def delay(self, message: Any, due: float) -> None:
+        """Park a message that is held until it is due (epoch seconds). Raises RedisError."""
+        queue = transport._queue_of(message)
+        member = b"%s\0%s" % (self.list_of(queue, message._raw).encode(), message.popped)
+        with self.raw_client() as client:
+            DELAY(client, [*self.books, self.delayed_key(queue)], [message.delivery_tag, due, member])
+        self.qos._quick_ack(message.delivery_tag)
+
+    def _purge(self, queue: str) -> int:
+        with self.raw_client() as client:
+            pipe = client.pipeline()
+            pipe.zcard(self.delayed_key(queue))
+            pipe.delete(self.delayed_key(queue))
+            delayed, _ = pipe.execute()
+        return int(super()._purge(queue)) + int(delayed)
+
+    # --- Connections ---
+
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        """Notifications need RESP3."""
+        parameters = super()._connparams(asynchronous)
+        return {**parameters, "protocol": 3} if asynchronous else parameters
+
+    def pool_for_thread(self) -> ConnectionPool:
+        """Connections for another thread. They have a time-out: renewing must not wait for a reply that never comes."""
+        config = self.durable.config
+        waits = {
+            "socket_timeout": config.publish_socket_timeout,
+            "socket_connect_timeout": config.publish_connect_timeout,
+        }
+        return ConnectionPool(**{**self._connparams(), **waits})
+
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        client = self.__dict__.get("client")
+        if client is not None and getattr(client, "connection", None) is connection:
+            self.fetcher.reset()
+        super()._on_connection_disconnect(connection)
+
+    def close(self) -> None:
+        if self.fetches and not self.closed and self.connection is not None:
+            try:
+                self._buffer.extend(self.fetcher.finish())
+                with self.raw_client() as client:
+                    while self._buffer:  # the newest first, so that the oldest is the next
+                        self._return_unread(client, self._buffer.pop())
+            except self.broken as error:
+                logger.warning("messages not returned at the end, they are redelivered: %s", error)
+            self._in_poll = None
+        super().close()

@@ -1,0 +1,93 @@
+"""Leases: a worker renews the messages that it holds; those that are no longer renewed return to their queue.
+
+In a thread with a connection of its own, because the event loop may be busy for as long as a task takes (solo pool).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
+from redis import Redis, RedisError
+
+from celery_durable.atomic.scripts import DUE, LAPSED, RENEW
+from celery_durable.background import Background
+from celery_durable.dead_letters import Reason
+from celery_durable.logs import get_logger
+
+logger = get_logger(__name__)
+
+TICK = 0.5  # s between two looks for what is due or has lapsed
+BATCH = 500
+
+TAG_PREFIX = "lease:"  # of the delivery tags of messages that are renewed
+
+
+class Leases:
+    """Of one connection: renews what its channels hold, returns what other workers no longer renew, and moves delayed
+    messages that are due."""
+
+    def __init__(self, channel: Any, held: Callable[[], list[str]], queues: Callable[[], list[str]]) -> None:
+        """`channel`: a consuming one, for names and the address; `held`: delivery tags; `queues`: that are consumed."""
+        config = channel.durable.config
+        self._channel, self._held, self._queues = channel, held, queues
+        self._lease, self._every = config.lease, config.lease_renewal
+        self._visibility = config.visibility_timeout
+        self._renew_in = self._sweep_in = 0.0
+        self._client = Redis(connection_pool=channel.pool_for_thread())
+        self._thread = Background("leases", TICK, self._tick)
+
+    def stop(self) -> None:
+        """What is still held is given back by the channels."""
+        self._thread.stop(timeout=2)
+        self._client.connection_pool.disconnect()
+
+    def _tick(self) -> None:
+        try:
+            self._renew_in -= TICK
+            if self._renew_in <= 0:
+                self._renew()
+                self._renew_in = self._every
+            self._move_due()
+            self._sweep_in -= TICK
+            if self._sweep_in <= 0:
+                self._give_back_lapsed()
+                self._sweep_in = 2 * TICK
+        except (RedisError, OSError) as error:
+            self._renew_in = 0.0
+            logger.warning("leases not renewed: %s; tried again in %g s", error, TICK)
+
+    def _renew(self) -> None:
+        tags = self._held()
+        for start in range(0, len(tags), BATCH):
+            RENEW(self._client, [self._channel.books[1]], tags[start : start + BATCH])
+
+    def _move_due(self) -> None:
+        queues = [self._channel.delayed_key(queue) for queue in self._queues()]
+        while queues and DUE(self._client, queues, [BATCH]) >= BATCH:
+            pass
+
+    def _give_back_lapsed(self) -> None:
+        arguments = [self._lease, self._visibility, TAG_PREFIX]
+        # Two renewals of holders fit into what is left of their lease after such a gap.
+        arguments += [self._lease - 2 * self._every, 2 * self._every, BATCH]
+        keys = [self._channel.books[1], self._channel.key("leases")]
+        for tag in map(bytes_to_str, LAPSED(self._client, keys, arguments)):
+            self._give_back(tag)
+
+    def _give_back(self, tag: str) -> None:
+        value: Any = self._client.hget(self._channel.books[0], tag)
+        if value is None:  # acknowledged meanwhile
+            self._client.zrem(self._channel.books[1], tag)
+            return
+        try:
+            payload, exchange, routing_key = loads(bytes_to_str(value))
+            queues = self._channel._lookup(exchange, routing_key) if exchange else [routing_key]
+            task, deliveries = payload["headers"].get("id"), payload["headers"].get("deliveries", 1)
+            self._channel.give_back(self._client, tag, payload, queues[0], first=True, deliveries=deliveries + 1)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            message, _, queue = value[1:-1].rsplit(b", ", 2)  # as fetch.lua wrote it
+            why = f"{type(error).__name__}: {error}"
+            self._channel.discard(tag, queue.decode().strip('"'), message, Reason.MALFORMED, why)
+        else:
+            logger.warning("task %s of queue %s: its worker is gone; it is redelivered", task, queues[0])

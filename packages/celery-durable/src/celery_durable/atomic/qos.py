@@ -1,0 +1,108 @@
+"""What a channel holds: messages that it has taken and not acknowledged."""
+
+from collections import deque
+from typing import Any
+
+from celery_durable import transport
+from celery_durable.atomic.leases import TAG_PREFIX
+
+
+class QoS(transport.QoS):
+    """Acknowledgements are sent with the next fetch. One that is lost with its connection is sent again: it removes a
+    delivery tag, and each delivery has its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._acks: deque[str] = deque()  # other threads append
+        self._sent: list[str] = []  # with the command whose reply is not read yet
+
+    # --- What is held ---
+
+    def hold(self, tag: str, message: Any) -> None:
+        """A message that is booked already."""
+        if self._dirty:
+            self._flush()
+        self._quick_append(tag, message)
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Called by kombu: for a message that `Channel._get` has booked, and for one of a fanout."""
+        self.hold(delivery_tag, message)
+
+    def held(self) -> list[str]:
+        """Delivery tags. Called by another thread: list() of a dict is one step."""
+        return [tag for tag in list(self._delivered) if tag not in self._dirty]
+
+    # --- Acknowledging ---
+
+    @property
+    def has_acks(self) -> bool:
+        """Whether some wait to be sent."""
+        return bool(self._acks)
+
+    def ack(self, delivery_tag: str) -> None:
+        self._quick_ack(delivery_tag)
+        if delivery_tag.startswith(TAG_PREFIX):  # not of a fanout, which is not booked
+            self._acks.append(delivery_tag)
+            self.channel.ack_waits()
+
+    def send(self, most: int) -> list[str]:
+        """The next to be sent."""
+        self._sent = [self._acks.popleft() for _ in range(min(most, len(self._acks)))]
+        return self._sent
+
+    def acknowledged(self, late: int) -> None:
+        """They have arrived; `late` of them were no longer held by this worker: the messages have been redelivered."""
+        self._sent = []
+        if late:
+            self.channel.acknowledged_late(late)
+
+    def sent_again(self) -> None:
+        """The connection is lost."""
+        self._acks.extendleft(reversed(self._sent))
+        self._sent = []
+
+    def send_all(self) -> None:
+        """Send what waits, and wait for the reply. Raises RedisError."""
+        while self._acks:
+            tags = self.send(500)
+            try:
+                with self.channel.raw_client() as client:
+                    pipe = client.pipeline(transaction=False)  # a full Redis refuses MULTI
+                    pipe.hdel(self.channel.books[0], *tags)
+                    pipe.zrem(self.channel.books[1], *tags)
+                    removed, _ = pipe.execute()
+            except BaseException:
+                self.sent_again()
+                raise
+            self.acknowledged(len(tags) - removed)
+
+    # --- Giving back ---
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if requeue:
+            self.give_back([delivery_tag], first=False)
+        elif self.channel.durable.config.dead_letters and delivery_tag in self._delivered:
+            super().reject(delivery_tag)
+        else:
+            self.ack(delivery_tag)
+
+    def give_back(self, tags: list[str], first: bool) -> None:
+        """Return messages to their queues: to be the next, or the last. Raises RedisError."""
+        with self.channel.raw_client() as client:
+            for tag in tags:
+                message = self._delivered[tag]
+                self.channel.give_back(client, tag, message._raw, transport._queue_of(message), first)
+                self._quick_ack(tag)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """At the end: the newest first, so that the oldest is the next."""
+        self.send_all()
+        self._flush()
+        self.give_back(list(self._delivered)[::-1], first=True)
+        self._delivered.clear()
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """See `leases.Leases`."""
+
+    def renew(self, delivery_tags: list[str]) -> None:
+        """See `leases.Leases`."""

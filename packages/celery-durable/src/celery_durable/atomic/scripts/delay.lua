@@ -1,0 +1,12 @@
+#!lua flags=allow-oom
+-- Parks a message that a worker holds until it is due, unless it has already returned to its queue.
+--
+-- KEYS  1 unacked   2 unacked_index   3 the queue's delayed messages
+-- ARGV  1 delivery tag   2 due (epoch seconds)   3 list, "\0", message
+-- Returns 1; 0 if the tag is not held.
+redis.call('ZREM', KEYS[2], ARGV[1])
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then
+    return 0
+end
+redis.call('ZADD', KEYS[3], ARGV[2], ARGV[3])
+return 1

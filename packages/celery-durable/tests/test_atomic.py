@@ -1,0 +1,393 @@
+"""The atomic transport: each message is in its queue, delayed, or booked for a worker that renews it."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from kombu import Connection, Consumer, Queue
+
+from celery_durable.atomic.fetching import State
+from celery_durable.atomic.leases import TAG_PREFIX
+from celery_durable.atomic.scripts import FETCH, LAPSED
+from celery_durable.dead_letters import Reason
+
+from .conftest import NewApp, NewProject
+from .poll import poll_until
+from .redis_server import RedisServer
+from .test_transport import QUEUES, letters, publish, taking, waiting
+
+LEASE: dict[str, Any] = {"transport": "atomic", "lease": 5, "lease_renewal": 1}
+PLAIN = QUEUES[0]
+
+
+@pytest.fixture
+def app(new_app: NewApp) -> Any:
+    conf = {"task_queues": QUEUES, "task_default_queue": "plain"}
+    return new_app(
+        {**conf, "broker_transport_options": {"priority_steps": list(range(10))}},
+        **LEASE,
+    )
+
+
+def held(client: Any) -> dict[str, list[Any]]:
+    """What workers hold, as kombu's own transport stores it."""
+    assert set(client.hkeys("unacked")) == set(client.zrange("unacked_index", 0, -1))
+    return {tag: json.loads(value) for tag, value in client.hgetall("unacked").items()}
+
+
+# --- Taking ---
+
+
+def test_a_message_is_booked_as_kombu_does_it(app: Any, client: Any) -> None:
+    publish(app, PLAIN)
+    (raw,) = client.lrange("plain", 0, -1)
+    with taking(app, PLAIN) as taker:
+        message = taker.one()
+        assert held(client) == {message.delivery_tag: [json.loads(raw), "", "plain"]}
+        message.ack()
+        assert held(client) == {}
+
+
+@pytest.mark.parametrize("most", [1, 3, 50])
+def test_the_most_urgent_first_then_the_oldest_and_queues_in_turn(app: Any, most: int) -> None:
+    queues = [PLAIN, QUEUES[1]]
+    for number in range(12):
+        for queue in queues:
+            publish(app, queue, priority=number % 3, headers={"number": number})
+    taken: list[Any] = []
+    while len(taken) < 24:
+        with taking(app, *queues, number=min(most, 24 - len(taken))) as taker:
+            found = taker.take()
+            taken += found
+            for message in found:
+                message.ack()
+    for queue in queues:
+        mine = [message for message in taken if message.delivery_info["queue"] == queue.name]
+        order = [(message.properties["priority"], message.headers["number"]) for message in mine]
+        assert order == sorted(order)
+    priorities = [message.properties["priority"] for message in taken]
+    assert priorities == sorted(priorities)
+    if most > 1:
+        first_half = [message.delivery_info["queue"] for message in taken[:8]]
+        assert first_half.count("plain") == 4
+
+
+def test_no_more_are_taken_than_the_consumer_wants(app: Any, client: Any) -> None:
+    for _ in range(5):
+        publish(app, PLAIN)
+    with taking(app, PLAIN, number=2) as taker:
+        taker.take()
+        with suppress(TimeoutError):
+            taker.connection.drain_events(timeout=0.5)
+        assert taker.taken == []
+        assert len(held(client)) == 2
+        assert waiting(app, client) == {"plain": 3}
+    assert waiting(app, client) == {"plain": 5}
+
+
+def test_what_was_held_at_the_end_is_next_in_its_old_order(app: Any) -> None:
+    for number in range(5):
+        publish(app, PLAIN, headers={"number": number})
+    with taking(app, PLAIN, number=3) as taker:
+        taker.take()
+    with taking(app, PLAIN, number=5) as taker:
+        assert [message.headers["number"] for message in taker.take()] == [0, 1, 2, 3, 4]
+
+
+def test_a_message_is_taken_from_a_full_redis(app: Any, client: Any) -> None:
+    """Taking it is what makes room."""
+    publish(app, PLAIN, headers={"filler": "x" * 100_000})
+    with taking(app, PLAIN) as taker:
+        client.config_set("maxmemory", 1)
+        taker.one().ack()
+        assert held(client) == {}
+
+
+def test_get_books_a_message_too(app: Any, client: Any) -> None:
+    publish(app, PLAIN)
+    with app.connection_for_read() as connection:
+        message = connection.default_channel.basic_get("plain")
+        assert list(held(client)) == [message.delivery_tag]
+        connection.default_channel.basic_ack(message.delivery_tag)
+        assert held(client) == {}
+        assert connection.default_channel.basic_get("plain") is None
+
+
+# --- Waiting ---
+
+
+def wait(connection: Any) -> None:
+    """Let a channel find its queue empty."""
+    while connection.default_channel.fetcher.state is not State.WAITING:
+        with suppress(TimeoutError):
+            connection.drain_events(timeout=0.1)
+
+
+@pytest.fixture
+def three(app: Any) -> Iterator[list[Any]]:
+    """Channels that wait for a message: the first watches the queue."""
+    connections = [app.connection_for_read() for _ in range(3)]
+    taken: list[Any] = []
+    for connection in connections:
+        connection.default_channel.basic_qos(0, 1, False)
+        Consumer(connection.default_channel, [PLAIN], on_message=taken.append).consume()
+        wait(connection)
+    yield connections
+    for connection in connections:
+        connection.release()
+
+
+def told(connections: list[Any]) -> list[int]:
+    """Which of the waiting connections Redis has told of a change."""
+    return [
+        number
+        for number, connection in enumerate(connections)
+        if connection.default_channel.client.connection.can_read(timeout=0.3)
+    ]
+
+
+def test_a_message_wakes_one_worker_and_the_watch_is_handed_on(app: Any, three: list[Any], client: Any) -> None:
+    assert told(three) == []
+    publish(app, PLAIN)
+    assert told(three) == [0]
+    while not held(client):
+        with suppress(TimeoutError):
+            three[0].drain_events(timeout=1)
+    (other,) = set(told(three)) - {0}
+    three[other].default_channel.fetcher.consumers_changed()  # what the notification does
+    wait(three[other])  # it finds nothing, and watches from now on
+    assert told(three) == []
+    publish(app, PLAIN)
+    assert told(three) == [other]
+
+
+def test_a_worker_waits_no_longer_than_the_watch_of_a_killed_one(app: Any, three: list[Any]) -> None:
+    """Which is not told, since nobody reads its connection."""
+    three[0].transport.cycle.close()
+    publish(app, PLAIN)
+    began = time.monotonic()
+    channel = three[1].default_channel
+    while not channel.qos.held():
+        with suppress(TimeoutError):
+            three[1].drain_events(timeout=0.5)
+        assert time.monotonic() - began < 20
+
+
+# --- Connections ---
+
+
+def test_it_continues_after_the_scripts_are_gone(app: Any, redis_server: RedisServer) -> None:
+    with taking(app, PLAIN) as taker:
+        for _ in range(2):
+            publish(app, PLAIN)
+            taker.one().ack()
+            redis_server.client.script_flush()
+
+
+def test_an_acknowledgement_that_was_lost_with_its_connection_is_sent_again(app: Any, client: Any) -> None:
+    publish(app, PLAIN)
+    with taking(app, PLAIN) as taker:
+        message = taker.one()
+        qos = taker.channel.qos
+        qos._acks.append(message.delivery_tag)
+        qos.send(10)
+        taker.channel.fetcher.reset()
+        assert len(held(client)) == 1
+        qos.send_all()
+        assert held(client) == {}
+
+
+# --- Leases ---
+
+
+def test_what_a_live_worker_holds_is_not_given_to_another(app: Any, client: Any) -> None:
+    publish(app, PLAIN)
+    with taking(app, PLAIN) as taker, taking(app, PLAIN) as other:
+        message = taker.one()
+        until = time.monotonic() + 3 * LEASE["lease"]
+        while time.monotonic() < until:
+            with suppress(TimeoutError):
+                other.connection.drain_events(timeout=0.3)
+            assert list(held(client)) == [message.delivery_tag]
+
+
+def test_what_is_no_longer_renewed_is_redelivered_and_a_late_acknowledgement_changes_nothing(
+    app: Any, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(app, PLAIN, headers={"id": "a"})
+    with taking(app, PLAIN) as frozen, taking(app, PLAIN) as other:
+        message = frozen.one()
+        frozen.connection.transport._leases.stop()
+        again = other.one()
+        assert again.headers["deliveries"] == 2
+        assert again.headers["redelivered"] is True
+        assert again.delivery_tag != message.delivery_tag
+        message.ack()
+        assert "1 acknowledgements were late" in caplog.text
+        assert list(held(client)) == [again.delivery_tag]
+
+
+def test_after_a_time_in_which_nobody_could_renew_nothing_lapses_at_once(app: Any, client: Any) -> None:
+    """Redis was frozen: each worker needs some time to renew what it holds."""
+    tag = f"{TAG_PREFIX}x:1"
+    seconds, _ = client.time()
+    client.zadd("unacked_index", {tag: seconds - 100})
+    client.hset("leases", mapping={"seen": seconds - 50, "hold": 0})
+    arguments = [15, 90, TAG_PREFIX, 5, 2, 10]
+    assert LAPSED(client, ["unacked_index", "leases"], arguments) == []
+    assert poll_until(lambda: LAPSED(client, ["unacked_index", "leases"], arguments), "it to lapse") == [tag]
+
+
+def test_what_workers_of_kombus_own_transport_hold_has_their_time_out(client: Any) -> None:
+    seconds, _ = client.time()
+    for number in range(3000):  # more than one page
+        client.zadd("unacked_index", {f"stock-{number}": seconds - 60})
+    client.zadd("unacked_index", {f"{TAG_PREFIX}x:1": seconds - 30, "stock-old": seconds - 91})
+    client.hset("leases", mapping={"seen": seconds, "hold": 0})
+    found = LAPSED(client, ["unacked_index", "leases"], [15, 90, TAG_PREFIX, 5, 10, 10])
+    assert found == ["stock-old", f"{TAG_PREFIX}x:1"]
+
+
+def test_what_keeps_losing_its_worker_becomes_a_dead_letter(app: Any, client: Any) -> None:
+    publish(app, PLAIN, headers={"deliveries": 20})
+    with taking(app, PLAIN) as killed, taking(app, QUEUES[1]):
+        killed.one()
+        killed.connection.transport._leases.stop()
+        poll_until(lambda: letters(app), "the dead letter")
+        assert held(client) == {}
+    (letter,) = letters(app)
+    assert letter.reason == Reason.DELIVERIES
+    assert letter.queue == "plain"
+
+
+def test_what_cannot_be_read_and_lost_its_worker_becomes_a_dead_letter(app: Any, client: Any) -> None:
+    """It was taken, and its worker killed before it was read."""
+    client.lpush("plain", b"}{, \xff")
+    keys = ["unacked", "unacked_index", "watcher", "waiting", "wake", "plain"]
+    with app.durable.raw_broker() as raw:
+        FETCH(raw, keys, [1, f"{TAG_PREFIX}x:", 1, 1, 1, "x", "wake:", 0, 0, '"plain"'])
+    with taking(app, QUEUES[1]):
+        poll_until(lambda: letters(app), "the dead letter")
+    (letter,) = letters(app)
+    assert (letter.reason, letter.queue, letter.payload) == (Reason.MALFORMED, "plain", b"}{, \xff")
+    assert client.hlen("unacked") == client.zcard("unacked_index") == 0
+
+
+# --- Delays ---
+
+
+def eta(seconds: float) -> dict[str, str]:
+    """The header of a message that is due then."""
+    return {"eta": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + seconds))}
+
+
+def test_a_delayed_message_waits_in_redis_and_is_delivered_by_its_time_and_priority(app: Any, client: Any) -> None:
+    for number, (seconds, priority) in enumerate([(3, 5), (2, 5), (2, 0)]):
+        publish(app, PLAIN, priority=priority, headers={**eta(seconds), "number": number})
+    publish(app, PLAIN, headers=eta(86_400 * 400))
+    assert waiting(app, client) == {}
+    assert client.zcard("celery-durable:delayed:plain") == 4
+    with taking(app, PLAIN) as taker:
+        taken = []
+        for _ in range(3):
+            message = taker.one()
+            taken.append(message.headers["number"])
+            message.ack()
+    assert taken == [2, 1, 0]
+    assert client.zcard("celery-durable:delayed:plain") == 1
+
+
+def test_a_purge_removes_delayed_messages(app: Any, client: Any) -> None:
+    publish(app, PLAIN)
+    publish(app, PLAIN, headers=eta(100))
+    with app.connection_for_write() as connection:
+        assert connection.default_channel.queue_purge("plain") == 2
+    assert not client.exists("plain", "celery-durable:delayed:plain")
+
+
+def test_names_of_ones_own(new_app: NewApp, client: Any) -> None:
+    own = {"global_keyprefix": "mine:", "sep": "|", "priority_steps": [0, 5], "unacked_key": "held"}
+    app = new_app({"task_queues": QUEUES, "broker_transport_options": own}, store="redis://127.0.0.1:1/0", **LEASE)
+    publish(app, PLAIN, priority=7, headers=eta(2))
+    with taking(app, PLAIN) as taker:
+        message = taker.one()
+        assert client.hlen("mine:held") == 1
+        message.requeue()
+        assert client.llen("mine:plain|5") == 1
+    assert [key for key in client.scan_iter() if not key.startswith("mine:")] == []
+
+
+# --- Workers ---
+
+TASKS = """
+import time
+
+@app.task(name="quick", shared=False)
+def quick(name):
+    note("ran", name)
+
+@app.task(name="slow", shared=False)
+def slow(name, seconds):
+    note("started", name)
+    time.sleep(seconds)
+    note("ran", name)
+"""
+STEPS = {"broker_transport_options": {"priority_steps": list(range(10))}}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_task_may_be_longer_than_a_lease(new_project: NewProject, pool: str) -> None:
+    project = new_project(TASKS, {**STEPS, "task_time_limit": 60, "task_soft_time_limit": 50}, **LEASE)
+    project.worker("-P", pool, "-c", "1", name="one", REMAP_SIGTERM="SIGQUIT")
+    project.worker("-P", pool, "-c", "1", name="two", REMAP_SIGTERM="SIGQUIT")
+    project.app.tasks["slow"].delay("a", 3 * LEASE["lease"])
+    project.wait_noted("ran")
+    poll_until(lambda: not project.client.exists("unacked"), "the message to be acknowledged")
+    assert project.noted("started") == ["a"]
+
+
+def test_no_task_is_lost_with_its_worker(new_project: NewProject) -> None:
+    """Without the outbox: twelve kills while messages are being taken."""
+    project = new_project(TASKS, STEPS, **LEASE)
+    names = []
+    for kill in range(12):
+        worker = project.worker("-c", "2", "--without-gossip", "--without-mingle", name=f"worker{kill}")
+        names += [f"{kill} {number}" for number in range(40)]
+        for number in range(40):
+            project.app.tasks["quick"].delay(f"{kill} {number}")
+        worker.kill()
+    project.worker("-c", "2", name="last")
+    poll_until(lambda: set(project.noted("ran")) == set(names), "all tasks to run", 60)
+    poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left", 60)
+
+
+def test_delayed_tasks_of_stock_publishers_take_no_slot_of_a_worker(new_project: NewProject) -> None:
+    project = new_project(TASKS, STEPS, **LEASE)
+    for number in range(20):
+        project.stock_app.send_task("quick", [f"later {number}"], countdown=8)
+    project.worker("-c", "1")
+    poll_until(lambda: project.client.zcard("celery-durable:delayed:celery") == 20, "all to be parked")
+    assert not project.client.exists("unacked")
+    project.stock_app.send_task("quick", ["now"])
+    project.wait_noted("ran", 21)
+    assert project.noted("ran")[0] == "now"
+    assert len(set(project.noted("ran"))) == len(project.noted("ran")) == 21
+
+
+def test_a_stock_worker_runs_what_ours_published_and_ours_what_it_held(
+    new_project: NewProject, redis_server: RedisServer
+) -> None:
+    project = new_project(TASKS, STEPS, visibility_timeout=7, **LEASE)
+    with Connection(redis_server.url) as stock:
+        taken: list[Any] = []
+        consumer = Consumer(stock.default_channel, [Queue("celery")], on_message=taken.append)
+        consumer.consume()
+        project.app.tasks["quick"].delay("a")
+        stock.drain_events(timeout=10)
+        assert taken[0].headers["task"] == "quick"
+        stock.default_channel.qos._delivered.clear()  # as if it was killed
+    project.worker("-c", "1")
+    assert project.wait_noted("ran") == ["a"]
