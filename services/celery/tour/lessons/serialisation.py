@@ -86,7 +86,7 @@ def bomb(tour: Tour) -> Evidence:
     promise = basic.add.apply_async((1, 1), queue=worker.queue)
     return {
         "next task": tour.backend.result(promise),
-        "the worker's log": worker.log("Refusing to deserialize").map(lambda lines: lines[0]),
+        "the worker's log": worker.log("Refusing to deserialize|BOOM").map(lambda lines: lines[0]),
         "printed by the bomb": worker.log("ready|^BOOM").map(lambda lines: lines.count("BOOM")),
     }
 
