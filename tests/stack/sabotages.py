@@ -173,4 +173,11 @@ SABOTAGES = (
         '"New Street", "EX"',
         '"Old Street", "EX"',
     ),
+    Sabotage(
+        "signing",
+        "signed with an unknown key",
+        "tour/tasks/signing.py",
+        '"security_cert_store": f"{folder}/{name}.pem"',
+        '"security_cert_store": f"{folder}/*.pem"',
+    ),
 )
