@@ -16,7 +16,7 @@ class Sabotage:
 
 ADVANCED, PRACTICES, SETTINGS = "tasks/advanced.py", "tour/tasks/practices.py", "settings.py"
 
-# One per lesson, because a failed step ends its lesson; all run at once.
+# One per lesson, because a failed step ends its lesson; all run on one stack.
 SABOTAGES = (
     Sabotage("routes", "search", "queues.py", 'tasks=("tasks.search.search", ', "tasks=("),
     Sabotage("priorities", "in the queue, by priority", "queues.py", "DEFAULT_PRIORITY = 5", "DEFAULT_PRIORITY = 0"),
@@ -30,7 +30,7 @@ SABOTAGES = (
     Sabotage("six-states", "states", SETTINGS, '"task_track_started": True', '"task_track_started": False'),
     Sabotage(
         "no-pickle",
-        "",
+        "the worker's log",
         SETTINGS,
         '"accept_content": ["json"]',
         '"accept_content": ["json", "pickle"]',
@@ -172,5 +172,12 @@ SABOTAGES = (
         "tour/lessons/serialisation.py",
         '"New Street", "EX"',
         '"Old Street", "EX"',
+    ),
+    Sabotage(
+        "signing",
+        "signed with an unknown key",
+        "tour/tasks/signing.py",
+        '"security_cert_store": f"{folder}/{name}.pem"',
+        '"security_cert_store": f"{folder}/*.pem"',
     ),
 )

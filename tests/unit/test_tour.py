@@ -156,7 +156,14 @@ TABLE: dict[str, set[str]] = {
         "soft stop",
         "cold stop",
     },
-    "Serialisation": {"JSON", "why not pickle", "what cannot be sent", "ids instead of objects", "compression"},
+    "Serialisation": {
+        "JSON",
+        "why not pickle",
+        "what cannot be sent",
+        "ids instead of objects",
+        "compression",
+        "signing",
+    },
     "Monitoring": {
         "status",
         "inspect active",

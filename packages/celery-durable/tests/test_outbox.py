@@ -241,6 +241,11 @@ def test_what_is_too_large_is_refused_before_it_is_written_down(new_box: NewBox,
     assert not box.client.exists(QUEUE, box.outbox.key)
 
 
+def test_the_size_of_a_message_is_that_of_its_own_serializer(box: Box) -> None:
+    box.add.apply_async(({1, 2},), serializer="pickle")  # a set is not JSON
+    assert box.client.llen(QUEUE) == 1
+
+
 def test_what_is_published_is_not_too_large_for_a_worker(new_box: NewBox) -> None:
     limit = 100_000
     box = new_box(max_message_bytes=limit)

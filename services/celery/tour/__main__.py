@@ -69,12 +69,11 @@ def tour(lessons: list[str], screen: Screen, record: TextIO | None) -> int:
         tour.events.start()
         for result in run([LESSONS[name] for name in lessons], tour, screen):
             done.append(result)
-            failed = any(outcome.failed for outcome in result[1])
-            if failed and (missing := what_is_missing()):
+            if any(outcome.error for outcome in result[1]) and (missing := what_is_missing()):
                 print(f"tour: {missing}", file=sys.stderr)
                 code = 1
                 break
-            code = code or int(failed)
+            code = code or int(any(outcome.failed for outcome in result[1]))
         screen.summary(done, following(lessons))
     except KeyboardInterrupt:
         print("\ntour: interrupted, cleaning up …", file=sys.stderr)

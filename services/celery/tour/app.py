@@ -40,6 +40,8 @@ def configure(process: dict[str, Any]) -> None:
     transport = {**app.conf.broker_transport_options, **unacked_keys(queue)}
     app.conf.update({"broker_transport_options": transport, **process.get("settings", {})})
     durable.dead_letters = dead_letters_of(queue)
+    if app.conf.task_serializer == "auth":
+        app.setup_security()
     if "schedule" in process:
         app.conf.beat_schedule = getattr(schedules, process["schedule"])(queue)
     # No registration, no metrics port, and no checks: a lesson may use settings that are refused elsewhere.

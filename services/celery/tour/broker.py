@@ -4,6 +4,7 @@ import base64
 import json
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from kombu.compression import decompress
 
@@ -23,6 +24,15 @@ class Message:
     size: int  # bytes
 
 
+def _message(raw: str) -> Message:
+    message = json.loads(raw)
+    body = base64.b64decode(message["body"])
+    if compression := message["headers"].get("compression"):
+        body = decompress(body, compression)
+    args, kwargs, _ = json.loads(body)
+    return Message(message["headers"], args, kwargs, message["properties"]["priority"], len(raw))
+
+
 class Broker:
     """What Redis stores about a queue."""
 
@@ -40,6 +50,13 @@ class Broker:
         until(lambda: length() >= least, f"{least} messages in queue {queue}")
         return Seen(length(), "the broker")
 
+    def put(self, queue: str, message: dict[str, Any], **headers: Any) -> str:
+        """Append a copy of a message to a private queue, without Celery, with other headers; returns its new id."""
+        task_id, properties = uuid4().hex, {**message["properties"], "delivery_tag": str(uuid4())}
+        copy = {**message, "headers": {**message["headers"], **headers, "id": task_id}, "properties": properties}
+        durable.broker.lpush(durable.priority_lists(queue)[properties["priority"]], json.dumps(copy))
+        return task_id
+
     def unacknowledged(self, queue: str, count: int) -> Seen[int]:
         """Number of unacknowledged messages of a private queue, once there are `count`."""
 
@@ -55,14 +72,13 @@ class Broker:
 
     def take(self, queue: str, least: int = 1) -> Seen[list[Message]]:
         """Remove and return all messages of a private queue, most urgent first, once there are `least`."""
+        return self.take_raw(queue, least).map(lambda taken: [_message(raw) for raw in taken])
+
+    def take_raw(self, queue: str, least: int = 1) -> Seen[list[str]]:
+        """The same, as they are stored."""
         self.waiting(queue, least)
         taken = []
-        for priority, name in enumerate(durable.priority_lists(queue)):
+        for name in durable.priority_lists(queue):
             while raw := durable.broker.rpop(name):
-                message = json.loads(raw)
-                body = base64.b64decode(message["body"])
-                if compression := message["headers"].get("compression"):
-                    body = decompress(body, compression)
-                args, kwargs, _ = json.loads(body)
-                taken.append(Message(message["headers"], args, kwargs, priority, len(raw)))
+                taken.append(raw)
         return Seen(taken, "the broker")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import socket
 import subprocess
@@ -58,9 +59,17 @@ def seconds_until(text: str) -> float:
     return datetime.fromisoformat(text).timestamp() - time.time()
 
 
-def printed(module: str) -> Seen[list[str]]:
-    """The lines that a module prints when it runs as a program. Raises CalledProcessError if it fails."""
-    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, check=True, timeout=PATIENCE)
+def printed(module: str, *arguments: str, **process: Any) -> Seen[list[str]]:
+    """The lines that a module prints when it runs as a program, with TOUR_PROCESS (tour/app.py). Raises
+    CalledProcessError if it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env={**os.environ, "TOUR_PROCESS": json.dumps(process)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
     return Seen(done.stdout.splitlines(), "its output")
 
 
@@ -85,11 +94,15 @@ def redis(*command: Any) -> Seen[Any]:
 # --- Remote control ---
 
 
-def inspect(what: str, node: str) -> Seen[Any]:
-    """The answer of one worker (or beat) to `celery inspect …`; repeated until it answers."""
+def inspect(what: str, node: str, least: int = 0) -> Seen[Any]:
+    """The answer of one worker (or beat) to `celery inspect …`; repeated until it answers, with `least` items.
+
+    A worker gets no command that is sent before it listens, which is a moment after its log says that it is ready.
+    """
 
     def ask() -> dict[str, Any]:
-        return dict(getattr(app.control.inspect([node], timeout=1, limit=1), what)() or {})
+        answers = dict(getattr(app.control.inspect([node], timeout=3, limit=1), what)() or {})
+        return answers if len(answers.get(node) or ()) >= least else {}
 
     return Seen(until(ask, f"{node} to answer `inspect {what}`")[node], "the worker's answer")
 

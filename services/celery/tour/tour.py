@@ -63,6 +63,18 @@ class Tour:
         """What each member of a group returned, in the group's order."""
         return Seen([self.backend.result(member).value for member in group.results], "the result backend")
 
+    def fate(self, queue: str, task: str) -> Seen[str]:
+        """How a message of a private queue ended: what its task returned, or why it is a dead letter."""
+
+        def ended() -> str:
+            if (meta := self.backend.now(task))["status"] == "SUCCESS":
+                return f"returned {meta['result']}"
+            with durable.raw_broker() as client:
+                letters = [each for each in dead_letters_of(queue).read(client) if each.task_id == task]
+            return f"dead letter ({letters[0].reason}): {letters[0].error}" if letters else ""
+
+        return Seen(self.until(ended, f"the message of task {task} to end"), "the result backend, the dead letters")
+
     def progress(self, task: AsyncResult) -> Seen[list[int]]:
         """The steps that tasks.advanced.progress reports while it runs; the screen shows them."""
         seen: list[int] = []

@@ -206,7 +206,10 @@ class Consumer(consumer.Consumer):
             logger.exception("message %s was not dead-lettered; it is redelivered", message.delivery_tag)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        self._dead_letter(message, Reason.MALFORMED, exc)
+        if message.delivery_tag in self._taken:
+            self._dead_letter(message, Reason.MALFORMED, exc)
+        else:  # a broadcast of remote control, which is in no queue
+            logger.warning("remote control: refused, it cannot be read: %s", exc)
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         message.dead = (Reason.MALFORMED, f"{type(exc).__name__}: {exc}")

@@ -38,6 +38,15 @@ HEADERS: dict[str, tuple[type, ...]] = {
     "beat_due": NUMBER,
     "outbox_publication": (int, type(None)),
 }
+COMMAND: dict[str, tuple[type, ...]] = {  # remote control
+    "method": (str,),
+    "arguments": (dict, type(None)),
+    "destination": (*LIST, type(None)),
+    "pattern": TEXT,
+    "matcher": TEXT,
+    "ticket": TEXT,
+    "reply_to": (dict, type(None)),
+}
 # Celery makes the headers attributes of a Context: these would replace its functions.
 METHODS = {name for name in dir(Context) if callable(getattr(Context, name))}
 EMBEDDED = {"callbacks", "errbacks", "chain", "chord"}  # in the third part of a body
@@ -86,6 +95,16 @@ def check_body(body: Any) -> None:
     if unknown := (embed or {}).keys() - EMBEDDED:
         raise TypeError(f"embed: {len(unknown)} unknown parts, only {', '.join(sorted(EMBEDDED))} are known")
     _check_embedded(embed or {})
+
+
+def check_command(body: Any) -> None:
+    """Check a remote control command."""
+    _check("body", body, (dict,))
+    for name, kinds in COMMAND.items():
+        _check(name, body.get(name), kinds)
+    if reply_to := body.get("reply_to"):
+        for name in ("exchange", "routing_key"):
+            _check(f"reply_to: {name}", reply_to.get(name), (str,))
 
 
 def _is_utf8(text: str) -> bool:

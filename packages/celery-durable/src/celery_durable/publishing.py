@@ -117,7 +117,7 @@ class AMQP(amqp.AMQP):
 
         def send_task_message(producer: Any, name: str, message: Any, later: bool = False, **options: Any) -> Any:
             self._refuse_what_runs_twice(name, message.headers)
-            self._refuse_what_is_too_large(name, message)
+            self._refuse_what_is_too_large(name, message, self._serializer_of(options))
             if not (config.outbox and getattr(self.app.tasks.get(name), "outbox", False)):
                 if later:
                     raise NotInOutboxError(f"later: {name} has no outbox; give it outbox=True, or publish it now")
@@ -187,7 +187,7 @@ class AMQP(amqp.AMQP):
         return [queue for queue in self.queues.values() if queue.exchange.name == name]
 
     def _entry(self, name: str, message: Any, options: dict[str, Any], published: float) -> Entry:
-        serializer = options.get("serializer") or self.app.conf.task_serializer
+        serializer = self._serializer_of(options)
         if serializer != "json":
             raise NotInOutboxError(
                 f"{name}: its serializer is {serializer}; the outbox keeps JSON, use serializer='json'"
@@ -226,10 +226,14 @@ class AMQP(amqp.AMQP):
                 "(Config.visibility_timeout), or the task runs twice at once. Split it into smaller ones."
             )
 
-    def _refuse_what_is_too_large(self, name: str, message: Any) -> None:
+    def _serializer_of(self, options: dict[str, Any]) -> str:
+        """The name of a message's serializer."""
+        return str(options.get("serializer") or self.app.conf.task_serializer)
+
+    def _refuse_what_is_too_large(self, name: str, message: Any, serializer: str) -> None:
         """Raises MessageTooLargeError for a message that a worker would not accept."""
         limit = self.app.durable.config.max_message_bytes
-        _, _, body = serialization.dumps(message.body, self.app.conf.task_serializer)
+        _, _, body = serialization.dumps(message.body, serializer)
         size = (
             (len(body) + 2) // 3 * 4 + len(dumps(message.headers)) + len(dumps(message.properties)) + ENVELOPE
         )  # base64

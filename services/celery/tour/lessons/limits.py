@@ -129,6 +129,7 @@ def restarted(tour: Tour) -> Evidence:
         name: uuid4().hex for name in ("Celery's own worker", "Celery's own with --statedb", "a worker of this stack")
     }
     worker = tour.worker("--concurrency=1", *state, queue=queue, delivery=plain)
+    tour.inspect("ping", worker.name)
     app.control.revoke(list(ids.values()))
     tour.until(lambda: set(ids.values()) <= {*tour.inspect("revoked", worker.name).value}, "the worker to know the ids")
     worker.stop()

@@ -79,10 +79,10 @@ controlling = CONCEPT.lesson("control", "Remote control: commands for workers")
 )
 def tell(tour: Tour) -> Evidence:
     worker, other = tour.worker("--concurrency=1"), tour.queue()
-    to = {"destination": [worker.name], "reply": True}
+    to = {"destination": [worker.name], "reply": True, "timeout": 30}
     before = tour.inspect("active_queues", worker.name).map(len)
     app.control.add_consumer(other, exchange=other, routing_key=other, **to)
-    queues = tour.inspect("active_queues", worker.name).map(len)
+    queues = tour.inspect("active_queues", worker.name, least=2).map(len)
     app.control.pool_grow(2, **to)
     grown = tour.pool_size(worker.name, 3)
     limited = tour.replied(app.control.rate_limit("tasks.basic.add", "10/m", **to))
@@ -190,6 +190,7 @@ def own_commands(tour: Tour) -> Evidence:
     second = tour.worker("--concurrency=1", "--include=tour.tasks.processes", again=True)
     running = basic.sleep.apply_async((8,), queue=first.queue)
     tour.events.wait("started", of=[running])
+    tour.inspect("ping", second.name)
     durations = app.control.broadcast("running_for", destination=[first.name], reply=True, timeout=30, limit=1)
     both_of_them, wanted = [first.name, second.name], {"name": "debug", "on": True}
     switched = app.control.broadcast("switch", wanted, destination=both_of_them, reply=True, timeout=30, limit=2)

@@ -1,5 +1,6 @@
 """Serialisation."""
 
+import json
 import pickle
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -9,9 +10,10 @@ from uuid import UUID
 from celery_app import app
 from tasks import basic
 from tasks.notes import KEPT_FOR, key
-from tour.evidence import Evidence, at_most, both, containing, error
+from tour.broker import Broker
+from tour.evidence import Evidence, at_least, at_most, both, containing, error
 from tour.lesson import Concept
-from tour.tasks import practices
+from tour.tasks import practices, signing
 from tour.tour import Tour
 
 CONCEPT = Concept(
@@ -86,7 +88,7 @@ def bomb(tour: Tour) -> Evidence:
     promise = basic.add.apply_async((1, 1), queue=worker.queue)
     return {
         "next task": tour.backend.result(promise),
-        "the worker's log": worker.log("Refusing to deserialize").map(lambda lines: lines[0]),
+        "the worker's log": worker.log("Refusing to deserialize|BOOM").map(lambda lines: lines[0]),
         "printed by the bomb": worker.log("ready|^BOOM").map(lambda lines: lines.count("BOOM")),
     }
 
@@ -135,4 +137,109 @@ def compressed(tour: Tour) -> Evidence:
         "bytes, compressed to plain": both(small, plain).map(lambda sizes: sizes[0] / sizes[1]),
         "the task gets": arrived.map(lambda said: said["kind"]),
         "of length": arrived.map(lambda said: len(said["value"])),
+    }
+
+
+signed = CONCEPT.lesson("signing", "Signed messages")
+
+
+def _signing(tour: Tour, key: str = "ours") -> dict[str, Any]:
+    """The settings of a program that signs with this key."""
+    folder = tour.folder / "keys"
+    if not folder.exists():
+        folder.mkdir()
+        for each in ("ours", "theirs"):
+            signing.make_key(folder, each)
+    return signing.settings_with(str(folder), key)
+
+
+def _published(tour: Tour, key: str = "ours") -> dict[str, Any]:
+    """A signed message, as it is stored in a queue without a worker."""
+    queue = tour.queue()
+    tour.printed("tour.tasks.signing", queue, queue=queue, settings=_signing(tour, key))
+    return dict(json.loads(tour.broker.take_raw(queue).value[0]))
+
+
+@signed.step(
+    "A signed message runs; any other becomes a dead letter",
+    shows=(signing.settings_with, signing.changed),
+    covers=("signing",),
+    expect={
+        "signed": "returned 2",
+        "changed after it was signed": error("DecodeError", "Unable to deserialize"),
+        "signed with an unknown key": error("SecurityError", "Unknown certificate"),
+        "not signed": error("ContentDisallowed", "untrusted content of type json"),
+        "a control command, not signed": containing("refused", "untrusted content of type json"),
+    },
+    learn="Celery's serializer `auth` signs arguments with RSA. All clients and workers need a key: `celery inspect` "
+    "and Flower, without one, get no answer.",
+)
+def verified(tour: Tour) -> Evidence:
+    worker = tour.worker("--concurrency=1", settings=_signing(tour))
+    message = _published(tour)
+    ours = tour.broker.put(worker.queue, message)
+    other = tour.broker.put(worker.queue, signing.changed(message, b"[1, 1]", b"[1, 9]"))
+    theirs = tour.broker.put(worker.queue, _published(tour, "theirs"))
+    plain = basic.add.apply_async((1, 1), queue=worker.queue)
+    refused = tour.fate(worker.queue, plain.id)
+    app.control.broadcast("ping", destination=[worker.name])
+    return {
+        "signed": tour.fate(worker.queue, ours),
+        "changed after it was signed": tour.fate(worker.queue, other),  # Celery 5.7 fails to say "Bad signature"
+        "signed with an unknown key": tour.fate(worker.queue, theirs),
+        "not signed": refused,
+        "a control command, not signed": worker.log("remote control: refused").map(lambda lines: lines[0]),
+    }
+
+
+@signed.step(
+    "What a signature does not cover",
+    shows=(Broker.put,),
+    covers=("signing",),
+    expect={
+        "published again, with another id": "returned 2",
+        "to another task: 1 times 1": "returned 1",
+        "a result, changed in Redis": 1000,
+        "events read without a key": at_least(1),
+    },
+    learn="Only arguments and callbacks are signed, not the task's name, id and expiry, results, or events: protect "
+    "the broker first.",
+)
+def not_covered(tour: Tour) -> Evidence:
+    worker, message = tour.worker("--concurrency=1", settings=_signing(tour)), _published(tour)
+    again = tour.broker.put(worker.queue, message)
+    tour.events.ours.add(again)
+    other = tour.broker.put(worker.queue, message, task="tasks.workflows.times")
+    repeated, elsewhere = tour.fate(worker.queue, again), tour.fate(worker.queue, other)
+    stored = tour.redis("GET", f"celery-task-meta-{again}").map(json.loads).value
+    tour.redis("SET", f"celery-task-meta-{again}", json.dumps({**stored, "result": 1000}), "EX", KEPT_FOR)
+    return {
+        "published again, with another id": repeated,
+        "to another task: 1 times 1": elsewhere,
+        "a result, changed in Redis": tour.backend.result(app.AsyncResult(again)),
+        "events read without a key": tour.events.wait("succeeded", of=[again]).map(len),
+    }
+
+
+@signed.step(
+    "What it costs",
+    shows=(signing.costs,),
+    covers=("signing",),
+    expect={
+        "bytes that it adds": at_least(500),
+        "CPU time, signing to encoding JSON": at_least(5, "times"),
+        "CPU time, verifying to decoding JSON": at_least(2, "times"),
+    },
+    learn="Signing costs far more than encoding, verifying less. Sign where a client may only send what it has a key "
+    "for; elsewhere a login at the broker is cheaper.",
+)
+def costs(tour: Tour) -> Evidence:
+    queue = tour.queue()
+    ratios = tour.printed("tour.tasks.signing", queue, queue=queue, settings=_signing(tour))
+    basic.add.apply_async((1, 1), queue=queue)
+    sizes = tour.broker.take_raw(queue, 2).map(lambda messages: [len(raw) for raw in messages])
+    return {
+        "bytes that it adds": sizes.map(lambda each: each[0] - each[1]),
+        "CPU time, signing to encoding JSON": ratios.map(lambda lines: round(float(lines[0]))),
+        "CPU time, verifying to decoding JSON": ratios.map(lambda lines: round(float(lines[1]))),
     }

@@ -2,7 +2,7 @@
 
 from celery_app import app
 from tasks import advanced, basic
-from tour.evidence import Evidence, at_least, containing, matching, starting
+from tour.evidence import Evidence, at_least, containing, matching
 from tour.lesson import Concept
 from tour.tour import Tour
 
@@ -23,7 +23,7 @@ states = CONCEPT.lesson("six-states", "PENDING, STARTED, SUCCESS, FAILURE, RETRY
     learn="STARTED is only stored because `task_track_started` is on; by default PENDING is followed by SUCCESS.",
 )
 def success(tour: Tour) -> Evidence:
-    promise = basic.sleep.apply_async((1,), countdown=0.5)
+    promise = basic.sleep.apply_async((1,), countdown=1)
     return {"states": tour.backend.states(promise), "result": tour.backend.result(promise)}
 
 
@@ -66,15 +66,19 @@ def retry(tour: Tour) -> Evidence:
 @states.step(
     "REVOKED: revoked before it ran",
     covers=("REVOKED",),
-    expect={"states": starting("PENDING"), "last state": "REVOKED", "path": ["sent", "received", "revoked"]},
+    expect={"while it waits": "PENDING", "at the end": "REVOKED", "path": ["sent", "received", "revoked"]},
     learn="A revoked task becomes REVOKED when a worker would have started it, or at once if a worker holds it.",
 )
 def revoked(tour: Tour) -> Evidence:
-    promise = basic.add.apply_async((1, 1), countdown=1)
+    promise = basic.add.apply_async((1, 1), countdown=2)
     tour.events.wait("received", of=[promise])
+    waiting = tour.backend.state(promise)
     promise.revoke()
-    seen = tour.backend.states(promise)
-    return {"states": seen, "last state": seen.map(lambda s: s[-1]), "path": tour.events.path(promise)}
+    return {
+        "while it waits": waiting,
+        "at the end": tour.backend.reaches(promise, "REVOKED"),
+        "path": tour.events.path(promise),
+    }
 
 
 progress = CONCEPT.lesson("progress", "A custom state: progress while it runs")
