@@ -206,7 +206,7 @@ class Consumer(consumer.Consumer):
             logger.exception("message %s was not dead-lettered; it is redelivered", message.delivery_tag)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        if message.delivery_tag in self._taken:
+        if self.task_consumer is not None and message.channel is self.task_consumer.channel:
             self._dead_letter(message, Reason.MALFORMED, exc)
         else:  # a broadcast of remote control, which is in no queue
             logger.warning("remote control: refused, it cannot be read: %s", exc)
