@@ -87,6 +87,10 @@ def memory_limit(value: str) -> str:
     return "" if docker_bytes(value) >= 6 << 20 else "must be a size in Docker's notation, 6m or above"
 
 
+def transport(value: str) -> str:
+    return "" if value in ("stock", "atomic") else "must be stock or atomic"
+
+
 def boolean(value: str) -> str:
     return "" if value.lower() in ("true", "false") else "must be true or false"
 
@@ -188,6 +192,7 @@ RULES: dict[str, Callable[[str], str]] = {
     "REDIS_MEMORY_LIMIT": memory_limit,
     "REDIS_[A-Z]+_URL": redis_url,
     "TASK_EVENTS|INTERNAL_NETWORKS": boolean,
+    "TRANSPORT": transport,
     "[A-Z_]+_IMAGE": image,
 }
 

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings
 
 from celery_durable import Config, ConfigError
+from celery_durable.config import Transport
 from queues import DEFAULT, DEFAULT_PRIORITY, PRIORITIES, QUEUES
 
 
@@ -24,6 +25,7 @@ class Settings(BaseSettings):
     redis_username: str = "celery"
     redis_password_file: Path = Path("/run/secrets/redis_celery_password")
     task_events: bool = False
+    transport: Transport = "stock"
     corpus_dir: Path = Path("/corpus")  # demo
     max_document_bytes: int = Field(1_048_576, gt=0)  # demo
     max_queue_depth: int = Field(20_000, gt=0)  # demo
@@ -67,6 +69,7 @@ RESULT_TTL = 3600  # s; no caller waits longer for a result
 def load_delivery() -> Config:
     """How messages are delivered; celery_durable.Config documents the fields. SystemExit names what is wrong."""
     fields: dict[str, Any] = {
+        "transport": settings.transport,
         "store": settings.with_user(settings.redis_results_url),
         "password_file": settings.redis_password_file,
         "max_message_bytes": settings.max_message_bytes,

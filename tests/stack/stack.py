@@ -1,6 +1,7 @@
 """The stack under test: a separate Compose project, used from outside as by a user."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -33,7 +34,8 @@ def defaults() -> dict[str, str]:
     lines = re.findall(r"^(\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
     kept = {name: value for name, value in lines if name != "COMPOSE_PROFILES" and not name.endswith("_IMAGE")}
     ports = {name: "0" for name in kept if name.endswith("_PORT")}
-    return {**kept, **ports, "COMPOSE_PROJECT_NAME": PROJECT}
+    transport = os.environ.get("TRANSPORT", kept["TRANSPORT"])  # the tests' own settings read it as well
+    return {**kept, **ports, "COMPOSE_PROJECT_NAME": PROJECT, "TRANSPORT": transport}
 
 
 def service_of(container: Container) -> str:

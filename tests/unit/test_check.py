@@ -136,6 +136,7 @@ WRONG = [
     ("COMPOSE_PROFILES=tools", "no profile 'tools'; choose from: events, grafana, separated by commas without spaces"),
     ("TASK_EVENTS=yes", "must be true or false, such as true"),
     ("INTERNAL_NETWORKS=1", "must be true or false, such as true"),
+    ("TRANSPORT=redis", "must be stock or atomic, such as stock"),
     ("WORKER_LOW_REPLICAS=-1", "must be a number of containers, 0 to 999, such as 1"),
     ("WORKER_LOW_REPLICAS=1000", "must be a number of containers, 0 to 999, such as 1"),
     ("WORKER_HIGH_CONCURRENCY=0", "must be a number of processes, 1 or above, such as 2"),
@@ -191,6 +192,7 @@ def test_a_wrong_line_is_named_with_its_rule(line: str, problem: str, project: P
         ("MAX_DOCUMENT_BYTES", ("-1", "0", "1", "1.5", "x", "")),  # demo
         ("MAX_QUEUE_DEPTH", ("-1", "0", "1", "1.5", "x", "")),  # demo
         ("TASK_EVENTS", ("true", "False", "x", "")),
+        ("TRANSPORT", ("stock", "atomic", "x", "")),
         ("REDIS_MEMORY_LIMIT", ("512m", "1G", "6mb", "1.5g", "512MiB", "x")),
         ("REDIS_BROKER_URL", ("redis://redis:6379/0", "rediss://redis", "amqp://redis", "redis+cluster://redis", "")),
     ],

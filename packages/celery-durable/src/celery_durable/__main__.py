@@ -6,7 +6,7 @@ import sys
 
 from celery.app.utils import find_app
 
-from celery_durable import dlq
+from celery_durable import delayed, dlq
 
 
 def main(arguments: list[str]) -> int:
@@ -18,6 +18,10 @@ def main(arguments: list[str]) -> int:
         "dlq", description=dlq.__doc__, help="dead letters", formatter_class=argparse.RawTextHelpFormatter
     )
     dlq.add_arguments(dead_letters)
+    waiting = commands.add_parser(
+        "delayed", description=delayed.__doc__, help="delayed messages", formatter_class=argparse.RawTextHelpFormatter
+    )
+    delayed.add_arguments(waiting)
     options = parser.parse_args(arguments)
     if not options.app:
         parser.error("no app given: use -A MODULE, or set CELERY_APP")
@@ -29,7 +33,7 @@ def main(arguments: list[str]) -> int:
     if not hasattr(app, "durable"):
         parser.error(f"-A {options.app}: celery_durable.install was not called for this app")
     app.loader.import_default_modules()
-    return dlq.run(app, options)
+    return delayed.run(app, options) if options.command == "delayed" else dlq.run(app, options)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import current_task
 from celery.app import amqp
-from kombu import serialization
+from kombu import connection, serialization
 from kombu.transport import redis
 from kombu.utils.collections import HashedSeq
 from kombu.utils.json import dumps
@@ -47,6 +47,12 @@ class Connection(amqp.Connection):
             return found
         return AtomicTransport if self.durable.config.transport == "atomic" else Transport
 
+    def Pool(self, limit: int | None = None, **kwargs: Any) -> Any:  # noqa: N802 - kombu's name
+        """Connections of publishers. kombu's pool makes connections of its own class, with its own transport."""
+        if self.durable.config.transport == "stock":
+            return super().Pool(limit, **kwargs)
+        return Pool(self, limit, **kwargs)
+
     def _init_params(self, *args: Any, **kwargs: Any) -> None:
         super()._init_params(*args, **kwargs)
         if provider := credentials(self.durable.config, self.userid, self.password):
@@ -73,6 +79,14 @@ class Connection(amqp.Connection):
     def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
         """Tries to reconnect every second; kombu's delays grow to 30 s."""
         return super().ensure_connection(*args, **{"interval_start": 1, "interval_step": 0, **kwargs})
+
+
+class Pool(connection.ConnectionPool):
+    """A pool of connections of the app's class."""
+
+    def new(self) -> Any:
+        pooled = type("PooledConnection", (connection.PooledConnection, type(self.connection)), {})
+        return pooled(self, **dict(self.connection._info(resolve=False)))
 
 
 class AMQP(amqp.AMQP):
