@@ -56,6 +56,7 @@ PRESENT = [
     "celery_broker_up == 1",
     'count(celery_queue_messages{queue="high",state="waiting"}) == 10',
     'count(celery_queue_messages{queue="low",state="waiting"}) == 10',
+    'celery_queue_delayed_messages{queue="low"} >= 0',
     "celery_unacked_messages >= 0 < 100",
     'celery_queue_consumers{queue="high"} == 1',
     'celery_queue_consumers{queue="low"} == 1',

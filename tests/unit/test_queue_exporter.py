@@ -210,6 +210,19 @@ def test_waiting_and_unacked_equal_a_full_count(exporter: Exporter, redis_server
         assert exporter.scrape()[UNACKED] == 0
 
 
+def test_delayed_messages_are_counted(exporter: Exporter, redis_server: RedisServer) -> None:
+    delayed, due = (
+        sample(f"celery_queue_{name}", queue="low") for name in ("delayed_messages", "next_due_timestamp_seconds")
+    )
+    scraped = exporter.scrape()
+    assert scraped[delayed] == 0
+    assert due not in scraped
+    redis_server.client.zadd("celery-durable:delayed:low", {"low\0{}": 2e9, "low\0[]": 1.9e9})
+    scraped = exporter.scrape()
+    assert (scraped[delayed], scraped[due]) == (2, 1.9e9)
+    assert scraped[sample("celery_queue_delayed_messages", queue="high")] == 0
+
+
 def test_dead_letters_are_counted(exporter: Exporter, redis_server: RedisServer) -> None:
     assert exporter.scrape()[DEAD_LETTERS] == 0
     first, _ = (redis_server.client.xadd("celery-durable:dead-letters", {"reason": "malformed"}) for _ in range(2))
@@ -227,7 +240,7 @@ def test_defaults_are_those_of_kombu(start: Start, redis_server: RedisServer) ->
     depths = {
         int(dict(labels)["priority"]): depth
         for (name, labels), depth in scraped.items()
-        if "messages" in name and labels
+        if name == "celery_queue_messages"
     }
     assert depths == {0: 3, 3: 3, 6: 3, 9: 1}
 
@@ -267,7 +280,8 @@ def test_cost_does_not_grow_with_depth(start: Start, environment: dict[str, str]
     (trips, commands, received), (deep_trips, deep_commands, deep_received) = costs
     assert trips == deep_trips == 1
     assert commands == deep_commands
-    assert set(commands) == {f"cmdstat_{name}" for name in ("llen", "lindex", "hlen", "xlen", "hgetall", "client|list")}
+    used = ("llen", "lindex", "zcard", "zrange", "hlen", "xlen", "hgetall", "client|list")
+    assert set(commands) == {f"cmdstat_{name}" for name in used}
     assert deep_received == pytest.approx(received, rel=0.05)  # a few more digits
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
@@ -30,6 +30,8 @@ WORKER_CONNECTION = re.compile(rb" name=celery-worker:([^: ]+):(\S+) .* db=(\d+)
 # A queue and one of its priority steps: one Redis list.
 PriorityList = tuple[str, int]
 
+Key = TypeVar("Key")
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -37,6 +39,8 @@ class Reading:
 
     waiting: Mapping[PriorityList, int]
     oldest_age: Mapping[str, float]  # queue → seconds
+    delayed: Mapping[str, int]
+    next_due: Mapping[str, float]  # queue → epoch seconds; without queues that have no delayed message
     unacked: int | None
     dead_letters: int | None
     consumers: Mapping[str, int] | None  # queue → workers
@@ -57,6 +61,12 @@ class Broker:
         }
         self._commands: list[tuple[str | int, ...]] = [
             *(command for key in self._lists.values() for command in (("LLEN", key), ("LINDEX", key, -1))),
+            *(
+                command
+                for queue in settings.queues
+                for key in [settings.delayed_key(queue)]
+                for command in (("ZCARD", key), ("ZRANGE", key, 0, 0, "WITHSCORES"))
+            ),
             ("HLEN", settings.unacked_key),
             ("XLEN", settings.dead_letters_key),
             ("HGETALL", settings.registry_key),
@@ -112,8 +122,11 @@ class Broker:
 
         if all(_is_error(reply) for reply in replies):  # e.g. a replica without its master, or no rights
             raise replies[0]
-        waiting = _answered(zip(self._lists, replies[0:-4:2], strict=True))
-        heads = _answered(zip(self._lists, replies[1:-4:2], strict=True))
+        queues, lists = self._settings.queues, 2 * len(self._lists)
+        waiting = _answered(zip(self._lists, replies[0:lists:2], strict=True))
+        heads = _answered(zip(self._lists, replies[1:lists:2], strict=True))
+        delayed = _answered(zip(queues, replies[lists:-4:2], strict=True))
+        nearest = _answered(zip(queues, replies[lists + 1 : -4 : 2], strict=True))
         unacked, dead_letters, registry, clients = (None if _is_error(reply) else reply for reply in replies[-4:])
         heartbeats, problems = _heartbeats(registry or {})
         for command, reply in zip(self._commands, replies, strict=True):
@@ -122,6 +135,8 @@ class Broker:
         return Reading(
             waiting=waiting,
             oldest_age=self._oldest(self._ages.ages(heads, now)),
+            delayed=delayed,
+            next_due={queue: float(reply[1]) for queue, reply in nearest.items() if reply},
             unacked=unacked,
             dead_letters=dead_letters,
             consumers=None if clients is None else self._consumers(clients),
@@ -154,7 +169,7 @@ def _is_error(reply: object) -> bool:
     return isinstance(reply, redis.ResponseError)
 
 
-def _answered(replies: Iterable[tuple[PriorityList, Any]]) -> dict[PriorityList, Any]:
+def _answered(replies: Iterable[tuple[Key, Any]]) -> dict[Key, Any]:
     return {key: reply for key, reply in replies if not _is_error(reply)}
 
 

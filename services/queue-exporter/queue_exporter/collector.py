@@ -74,6 +74,22 @@ def _metrics(reading: Reading) -> Iterator[Metric]:
         ages.add_metric([queue], age)
     yield ages
 
+    delayed = GaugeMetricFamily(
+        "celery_queue_delayed_messages", "Messages that wait in Redis for their ETA.", labels=["queue"]
+    )
+    for queue, length in reading.delayed.items():
+        delayed.add_metric([queue], length)
+    yield delayed
+
+    due = GaugeMetricFamily(
+        "celery_queue_next_due_timestamp_seconds",
+        "When the next delayed message is due, in epoch seconds; no sample if there is none.",
+        labels=["queue"],
+    )
+    for queue, timestamp in reading.next_due.items():
+        due.add_metric([queue], timestamp)
+    yield due
+
     if reading.unacked is not None:
         yield GaugeMetricFamily(
             "celery_unacked_messages", "Messages delivered to workers and not yet acknowledged.", reading.unacked

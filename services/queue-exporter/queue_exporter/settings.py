@@ -56,6 +56,10 @@ class Settings:
         suffix = f"{self.priority_separator}{step}" if step else ""
         return f"{self.global_keyprefix}{queue}{suffix}"
 
+    def delayed_key(self, queue: str) -> str:
+        """The sorted set of a queue's delayed messages: message → due in epoch s (celery_durable.atomic)."""
+        return f"{self.global_keyprefix}{self.key_prefix}delayed:{queue}"
+
     @property
     def dead_letters_key(self) -> str:
         """The stream of dead letters (celery_durable.dead_letters)."""
