@@ -125,7 +125,8 @@ class Consumer(consumer.Consumer):
                 self._renewal.cancel()
             self._renewal = self.timer.call_repeatedly(self.durable.config.renew_interval, self._renew)
         handle = super().create_task_handler(*args, **kwargs)
-        delays = self.durable.config.transport == "atomic"  # of publishers with kombu's transport, too
+        if delays := self.durable.config.transport == "atomic":  # of publishers with kombu's transport, too
+            self.connection.transport.also_held = lambda: list(self.held())
 
         def on_task_received(message: Any) -> Any:
             self.received += 1
@@ -146,6 +147,14 @@ class Consumer(consumer.Consumer):
                     self._dead_letter(message, Reason.MALFORMED, error)
 
         return on_task_received
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """With leases the messages of running tasks stay with this worker: they are renewed and acknowledged over the
+        next connection. Otherwise they would run a second time meanwhile."""
+        if self.durable.config.transport == "atomic" and self.task_consumer is not None:
+            running = [tag for tag, (_, request) in self._taken.items() if request in state.active_requests]
+            self.task_consumer.channel.qos.let_go(running)
+        super().on_connection_error_after_connected(exc)
 
     def on_close(self) -> None:
         super().on_close()

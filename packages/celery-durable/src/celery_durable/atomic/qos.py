@@ -32,6 +32,11 @@ class QoS(transport.QoS):
         """Delivery tags. Called by another thread: list() of a dict is one step."""
         return [tag for tag in list(self._delivered) if tag not in self._dirty]
 
+    def let_go(self, tags: list[str]) -> None:
+        """These are not given back when the channel is closed; somebody else has them renewed."""
+        for tag in tags:
+            self._delivered.pop(tag, None)
+
     # --- Acknowledging ---
 
     @property

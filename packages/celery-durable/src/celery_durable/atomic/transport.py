@@ -1,6 +1,7 @@
 """The transport: one poller for its channels, one thread for their leases."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from threading import get_ident
 from typing import Any
@@ -51,6 +52,7 @@ class Transport(transport.Transport):
         self.loop: Any = None
         self.loop_thread = 0
         self._leases: Leases | None = None
+        self.also_held: Callable[[], list[str]] = list  # tags of an earlier connection
         self._wake: tuple[int, int] | None = None
 
     # --- Leases ---
@@ -64,7 +66,7 @@ class Transport(transport.Transport):
         return [channel for channel in list(self.channels) if channel.fetches]
 
     def _held(self) -> list[str]:
-        return [tag for channel in self._fetching() for tag in channel.held()]
+        return list({*self.also_held(), *(tag for channel in self._fetching() for tag in channel.held())})
 
     def _consumed(self) -> list[str]:
         return [queue for channel in self._fetching() for queue in list(channel._consuming)]
