@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from kombu import Connection, Consumer, Exchange, Queue
+from redis import ConnectionError as RedisConnectionError
+from redis import RedisError
 
 from celery_durable.dead_letters import Letter, Reason
 from celery_durable.transport import Channel
@@ -195,6 +197,43 @@ def test_a_stock_worker_returns_what_ours_held(app: Any, client: Any, redis_serv
 
 
 # --- Lost connections ---
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_message_that_was_taken_and_not_stored_returns_to_its_queue(
+    app: Any, client: Any, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    """`stored`: it was, but the reply was lost."""
+    publish(app, QUEUES[0])
+    original = client.lrange("plain", 0, -1)
+    append = Channel.QoS.append
+
+    def interrupted(*args: Any) -> None:
+        if stored:
+            append(*args)
+        raise RedisConnectionError("the broker stops")
+
+    with monkeypatch.context() as patched, taking(app, QUEUES[0]) as taker:
+        patched.setattr(Channel.QoS, "append", interrupted)
+        with pytest.raises(RedisConnectionError):
+            taker.one()
+        taker.channel.qos._delivered.clear()  # as if the connection could return nothing
+    with taking(app, QUEUES[1]):
+        assert client.lrange("plain", 0, -1) == original
+        assert not client.exists("unacked", "unacked_index")
+
+
+def test_a_message_that_a_full_broker_does_not_store_returns_to_its_queue(app: Any, client: Any) -> None:
+    """Also while it is still full."""
+    publish(app, QUEUES[0])
+    original = client.lrange("plain", 0, -1)
+    with taking(app, QUEUES[0]) as taker, taking(app, QUEUES[1]) as other:
+        client.config_set("maxmemory", 1)
+        with pytest.raises(RedisError):
+            taker.one()
+        assert client.lrange("plain", 0, -1) == []
+        other.channel.basic_consume("bound", False, None, "another")
+        assert client.lrange("plain", 0, -1) == original
 
 
 def test_a_channel_whose_connection_is_lost_returns_what_it_held(app: Any, client: Any) -> None:

@@ -32,6 +32,15 @@ end
 """
 
 
+# Returns a message that a worker has taken to the front of its list; allow-oom: the worker has the only copy. KEYS: as
+# above. ARGV: delivery tag, message.
+RETURN = """#!lua flags=allow-oom
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('RPUSH', KEYS[3], ARGV[2])
+"""
+
+
 class TooLargeError(ValueError):
     """A message is larger than `Config.max_message_bytes`."""
 
@@ -123,6 +132,8 @@ class Channel(redis.Channel):
     # --- Reading ---
 
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, *args: Any, **kwargs: Any) -> Any:
+        self._return_unbooked()
+
         def hand_over(message: Any) -> Any:
             # From here on the consumer handles the message and its errors.
             if self.client.popped is not None:
@@ -138,10 +149,15 @@ class Channel(redis.Channel):
         try:
             return super()._brpop_read(**options)
         except Exception as error:
-            # If nothing was popped, or the consumer already has it, the message is not the cause. If the connection
-            # broke in between, the message is lost, and nothing can be written now.
+            # If nothing was popped, or the consumer already has it, the message is not the cause.
             popped = self.client.popped
-            if popped is None or (isinstance(error, OSError | RedisError) and not isinstance(error, DataError)):
+            if popped is None:
+                raise
+            if isinstance(error, OSError | RedisError) and not isinstance(error, DataError):
+                # Redis stopped, or became full, before the message was stored as unacknowledged.
+                list_name, message = popped
+                self.durable.unbooked.append((list_name.decode(), self.connection.delivering, message))
+                logger.warning("a message of %r returns to its queue with the next connection: %s", list_name, error)
                 raise
             reason = Reason.TOO_LARGE if isinstance(error, TooLargeError) else Reason.MALFORMED
             queue = popped[0].decode().rsplit(self.sep, 1)[0]
@@ -150,6 +166,16 @@ class Channel(redis.Channel):
             else:
                 logger.error("a message of queue %s was discarded: %s; %r", queue, reason, error)
             raise Empty from error
+
+    def _return_unbooked(self) -> None:
+        """Return what an earlier connection took and could not store. Raises RedisError."""
+        unbooked = self.durable.unbooked
+        while unbooked:
+            list_name, tag, message = unbooked[0]
+            keys = [self.prefixed(key) for key in (self.unacked_key, self.unacked_index_key, list_name)]
+            with self.raw_client() as client:
+                client.register_script(RETURN)(keys=keys, args=[tag, message])
+            unbooked.pop(0)
 
     # --- Dead letters ---
 
@@ -193,6 +219,7 @@ def _queue_of(message: Any) -> str:
 
 class Transport(redis.Transport):
     Channel = Channel
+    delivering = ""  # the newest delivery tag
 
     def _deliver(self, message: Any, queue: str) -> None:
         """Stores the queue that a message came from: its routing key may differ from the queue's name.
@@ -200,7 +227,8 @@ class Transport(redis.Transport):
         Each delivery gets its own tag. In kombu the tag belongs to the message: two deliveries of it, over two queues
         of a topic or after its first worker was frozen, would be acknowledged together.
         """
+        self.delivering = uuid()
         with suppress(TypeError, KeyError):  # kombu reports what is wrong with it
             message["properties"]["delivery_info"]["queue"] = queue
-            message["properties"]["delivery_tag"] = uuid()
+            message["properties"]["delivery_tag"] = self.delivering
         super()._deliver(message, queue)
