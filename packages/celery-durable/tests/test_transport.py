@@ -81,9 +81,14 @@ def waiting(app: Any, client: Any) -> dict[str, int]:
     return {name: depth for name, depth in depths.items() if depth}
 
 
+@pytest.fixture(params=["stock", "atomic"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def app(new_app: NewApp) -> Any:
-    return new_app({"task_queues": QUEUES, "task_default_queue": "plain"})
+def app(new_app: NewApp, transport: str) -> Any:
+    return new_app({"task_queues": QUEUES, "task_default_queue": "plain"}, transport=transport)
 
 
 # --- Back to its queue ---
@@ -117,9 +122,15 @@ def close(message: Any) -> None:
 def time_out(message: Any) -> None:
     """The worker was killed, and another one restores the messages that it held."""
     channel = message.channel
+    leases = getattr(channel.connection, "_leases", None)
+    if leases:
+        leases.stop()
     with channel.raw_client() as client:
         for tag, _ in client.zscan_iter(channel.unacked_index_key):
             client.zadd(channel.unacked_index_key, {tag: 1})
+        client.hset("celery-durable:leases", mapping={"seen": client.time()[0], "hold": 0})
+    if leases:
+        leases._give_back_lapsed()
     channel.qos.restore_visible(num=None, interval=1)
 
 
@@ -164,6 +175,7 @@ def test_a_late_worker_does_not_settle_a_message_that_another_one_holds(app: Any
         assert client.hlen("unacked") == client.zcard("unacked_index") == 1
 
 
+@pytest.mark.parametrize("transport", ["stock"])
 def test_a_renewed_message_is_not_returned_to_its_queue(app: Any, client: Any) -> None:
     publish(app, QUEUES[0])
     with taking(app, QUEUES[0]) as taker:
@@ -199,6 +211,7 @@ def test_a_stock_worker_returns_what_ours_held(app: Any, client: Any, redis_serv
 # --- Lost connections ---
 
 
+@pytest.mark.parametrize("transport", ["stock"])
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_message_that_was_taken_and_not_stored_returns_to_its_queue(
     app: Any, client: Any, monkeypatch: pytest.MonkeyPatch, stored: bool
@@ -223,6 +236,7 @@ def test_a_message_that_was_taken_and_not_stored_returns_to_its_queue(
         assert not client.exists("unacked", "unacked_index")
 
 
+@pytest.mark.parametrize("transport", ["stock"])
 def test_a_message_that_a_full_broker_does_not_store_returns_to_its_queue(app: Any, client: Any) -> None:
     """Also while it is still full."""
     publish(app, QUEUES[0])
