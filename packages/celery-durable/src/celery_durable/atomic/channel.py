@@ -118,14 +118,14 @@ class Channel(transport.Channel):
         """Give consumers what was taken; with drain_events() one message."""
         loop = self.connection.loop
         until = monotonic() + DELIVERING
-        while self._buffer:
-            self._hand_over(self._buffer.popleft())
-            if self.connection is None:  # closed by its consumer
-                return
-            if not loop or monotonic() > until:
-                break
-        if self._buffer and loop:
-            loop.call_soon(self.deliver)
+        try:
+            while self._buffer:
+                self._hand_over(self._buffer.popleft())
+                if not loop or monotonic() > until:
+                    break
+        finally:
+            if self._buffer and loop and self.connection is not None:
+                loop.call_soon(self.deliver)
 
     def _hand_over(self, taken: Fetched) -> None:
         if taken.queue not in self._consuming:  # cancelled meanwhile
@@ -197,8 +197,9 @@ class Channel(transport.Channel):
             self.connection.wake()
 
     def acknowledged_late(self, number: int) -> None:
-        """Messages were redelivered before this worker acknowledged them: it was frozen, or cut off from Redis."""
-        logger.warning("%s acknowledgements were late: the messages have been redelivered", number)
+        """Messages were redelivered before this worker acknowledged them: it was frozen, or cut off from Redis. Or an
+        acknowledgement was sent again, because the connection was lost before the reply."""
+        logger.warning("%s acknowledgements were late, or sent twice", number)
 
     # --- Giving back ---
 
