@@ -104,19 +104,22 @@ def without_demo(text: str) -> str:
     return re.sub(r"\n{4,}", "\n\n\n", LINE.sub("", BLOCK.sub("", text))).rstrip("\n") + "\n" * text.endswith("\n")
 
 
-def _needed(entry: str, entries: dict[str, str]) -> bool:
-    """Whether an entry of a lock file is required by requirements.in, or by another entry."""
-    by = re.findall(r"^    # (?:via|  ) *(\S.*)$", entry, re.MULTILINE)
-    return any(each.startswith("-r ") or each in entries for each in by)
+REQUIRED_BY = re.compile(r"^    # (?:via|  ) *(\S.*)$", re.MULTILINE)
 
 
 def without_packages(lock: str, dropped: set[str]) -> str:
-    """A lock file without some packages, and without packages that only they need."""
+    """A lock file for a requirements.in without some packages: without these, and without what only they need."""
     entries = {re.split("==", entry)[0]: entry for entry in re.split(r"(?m)^(?=[a-z])", lock) if entry}
-    while dropped:
-        for name in dropped:
-            entries.pop(name, None)
-        dropped = {name for name, entry in entries.items() if not _needed(entry, entries)}
+
+    def is_needed(name: str) -> bool:
+        return any(
+            name not in dropped if each.startswith("-r ") else each in entries
+            for each in REQUIRED_BY.findall(entries[name])
+        )
+
+    while unneeded := [name for name in entries if not is_needed(name)]:
+        for name in unneeded:
+            del entries[name]
     return "".join(entries.values())
 
 
