@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make down` and `make clean`: removes this project's containers and networks; the arguments are options of compose's
-# `down`. That leaves the containers of `make load`, `make tour` and the like, with the networks that they use: first
-# these are stopped, while Redis still runs.
+# `down`. That leaves the containers of commands in other shells, such as `make shell`, with the networks that they use:
+# first these are stopped, while Redis still runs.
 set -euo pipefail
 trap 'exit 130' INT
 
