@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -286,10 +287,16 @@ def endless_script(host: str, user: str, password: str, script: str) -> str:
 
 
 def page(url: str, user: str, password: str) -> str:
-    """What a server answers; one that needs no login ignores it."""
+    """What a server answers, also if that is an error of its own; one that needs no login ignores it."""
     request = urllib.request.Request(url)  # noqa: S310 - of this stack
     request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
-    with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310
+    try:
+        reply = urllib.request.urlopen(request, timeout=10)  # noqa: S310
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            raise
+        reply = error  # celery-exporter's, for a moment after a restart of the broker
+    with reply:
         return str(reply.read().decode())
 
 
