@@ -409,3 +409,84 @@ def test_a_stock_worker_runs_what_ours_published_and_ours_what_it_held(
         stock.default_channel.qos._delivered.clear()  # as if it was killed
     project.worker("-c", "1")
     assert project.wait_noted("ran") == ["a"]
+
+
+# --- Faults that were found and mended ---
+
+
+def test_a_tag_is_used_once_although_a_reply_was_lost(app: Any, client: Any) -> None:
+    for _ in range(2):
+        publish(app, PLAIN)
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        channel.basic_qos(0, 1, False)
+        Consumer(channel, [PLAIN], on_message=lambda _: None).consume()
+        channel.pump()  # sends a fetch
+        poll_until(lambda: len(held(client)) == 1, "the message to be booked")
+        channel.client.connection.disconnect()  # its reply is lost
+        with suppress(TimeoutError):
+            connection.drain_events(timeout=2)
+        poll_until(lambda: len(held(client)) == 2, "both to be booked, each with a tag of its own")
+
+
+def test_what_is_rejected_over_a_later_connection_becomes_a_dead_letter(app: Any, client: Any) -> None:
+    publish(app, PLAIN)
+    with taking(app, PLAIN) as taker:
+        message = taker.one()
+        taker.channel.qos.let_go([message.delivery_tag])
+    assert list(held(client)) == [message.delivery_tag]
+    message.reject()
+    assert [letter.queue for letter in letters(app)] == ["plain"]
+    assert held(client) == {}
+
+
+@pytest.mark.parametrize("priority", ["Infinity", "[" * 3000])
+def test_one_that_cannot_be_read_does_not_keep_others_from_being_redelivered(
+    app: Any, client: Any, priority: str
+) -> None:
+    bad = '{"headers": {}, "properties": {"priority": PRIORITY}}'.replace("PRIORITY", priority)
+    good = '{"headers": {"id": "good"}, "properties": {}}'
+    for number, message in enumerate((bad, good)):
+        tag = f"{TAG_PREFIX}x:{number}"
+        client.hset("unacked", tag, f'[{message}, "", "plain"]')
+        client.zadd("unacked_index", {tag: 1 + number})
+    with taking(app, QUEUES[1]):
+        poll_until(lambda: not client.exists("unacked"), "both to be returned or dead-lettered", 30)
+    assert any('"good"' in each for each in client.lrange("plain", 0, -1))
+
+
+def test_a_delayed_member_that_cannot_be_moved_does_not_multiply_others(app: Any, client: Any) -> None:
+    client.zadd("celery-durable:delayed:bound", {'bound\0{"n": 1}': 1, "no list": 2, 'bound\0{"n": 2}': 3})
+    with taking(app, PLAIN) as taker:
+        taker.channel._consuming["bound"] = (False, None)
+        poll_until(lambda: client.zcard("celery-durable:delayed:bound") == 1, "two to be moved")
+        time.sleep(2)  # several more looks
+    assert client.lrange("bound", 0, -1) == ['{"n": 2}', '{"n": 1}']
+    assert client.zscore("celery-durable:delayed:bound", "no list") > time.time() + 30
+
+
+def test_a_task_that_ends_while_its_worker_stops_runs_once(new_project: NewProject) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    worker = project.worker("-c", "1")
+    project.app.tasks["slow"].delay("a", 3)
+    project.wait_noted("started")
+    worker.stop()
+    assert not project.client.exists("unacked", "celery")
+    assert project.noted("started") == project.noted("ran") == ["a"]
+
+
+def test_prefetched_messages_run_after_an_outage(new_project: NewProject, redis_server: RedisServer) -> None:
+    """And the running one is not run again."""
+    project = new_project(TASKS, {**LONG, "worker_prefetch_multiplier": 3}, **LEASE)
+    project.worker("-c", "1")
+    project.app.tasks["slow"].delay("a", 6)
+    project.wait_noted("started")
+    for name in ("b", "c"):
+        project.app.tasks["quick"].delay(name)
+    poll_until(lambda: len(project.held()) == 3, "all three to be held")
+    redis_server.kill()
+    redis_server.start()
+    project.wait_noted("ran", 3)
+    poll_until(lambda: not project.client.exists("unacked"), "all to be acknowledged")
+    assert project.noted("started") == ["a"]
+    assert sorted(project.noted("ran")) == ["a", "b", "c"]

@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from celery_durable.atomic.channel import AT_ONCE
+from celery_durable.atomic.leases import TAG_PREFIX
 from celery_durable.dead_letters import Reason
 from celery_durable.logs import get_logger
 from celery_durable.messages import check_body, check_delivery, check_headers
@@ -133,7 +134,8 @@ class Consumer(consumer.Consumer):
             self._taken[message.delivery_tag] = message, None
             try:
                 check_message(message, self.strategies)
-                if delays and (due := eta_of(message.headers)) > time.time() + AT_ONCE:
+                booked = delays and message.delivery_tag.startswith(TAG_PREFIX)  # a broadcast is not
+                if booked and (due := eta_of(message.headers)) > time.time() + AT_ONCE:
                     self._taken.pop(message.delivery_tag)
                     return message.channel.delay(message, due)
                 return handle(message)

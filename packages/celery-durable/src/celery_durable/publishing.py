@@ -30,7 +30,7 @@ logger = get_logger(__name__)
 OF_ONE_PUBLISH = ("queue", "declare", "event_dispatcher", "retry", "retry_policy")
 
 # Headers of the first message that a retry would inherit, although they do not apply to it.
-NOT_INHERITED = ("redelivered", "redelivered_at", PATIENCE)
+NOT_INHERITED = ("redelivered", "redelivered_at", "deliveries", PATIENCE)
 
 ENVELOPE = 1000  # bytes that the transport adds to a message's body, headers and properties, redelivery included
 

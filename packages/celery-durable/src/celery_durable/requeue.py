@@ -17,7 +17,7 @@ from celery_durable.errors import DeadLetterDroppedError, NotRequeueableError
 from celery_durable.outbox import PUBLICATION, Entry
 
 # Headers that no longer apply to a requeued message.
-REMOVED_HEADERS = ("redelivered", "redelivered_at", PATIENCE, "eta", "expires")
+REMOVED_HEADERS = ("redelivered", "redelivered_at", "deliveries", PATIENCE, "eta", "expires")
 
 # With these reasons Celery has not reported the task as failed: its chord still waits.
 UNREPORTED = (*UNREADABLE, Reason.UNKNOWN_TASK)

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from contextlib import suppress
 from queue import Empty
 from threading import get_ident
 from time import monotonic
@@ -25,6 +26,7 @@ logger = get_logger(__name__)
 
 DELIVERING = 0.005  # s after which the event loop gets its turn: in a solo worker a delivery runs the task
 UNLIMITED = 100  # messages at a time if there is no prefetch count
+LOOP_TURNS = 0.2  # s
 AT_ONCE = 0.5  # s; a message that is due sooner is not parked
 
 
@@ -40,6 +42,7 @@ class Channel(transport.Channel):
         self._name = uuid()
         self._tag_prefix = f"{TAG_PREFIX}{self._name}:"
         self._buffer: deque[Fetched] = deque()
+        self._pumped = 0.0  # when the event loop made its last turn
         self._consuming: dict[str, tuple[bool, Any]] = {}  # by queue: no_ack, and the consumer's callback
         super().__init__(connection, **options)
         config = self.durable.config
@@ -60,11 +63,18 @@ class Channel(transport.Channel):
 
     def list_of(self, queue: str, payload: Any) -> str:
         """The Redis list in which a message waits."""
-        return self.prefixed(self._q_for_pri(queue, self._get_message_priority(payload, reverse=False)))
+        try:
+            priority = self._get_message_priority(payload, reverse=False)
+        except (ValueError, TypeError, OverflowError):  # it may be anything
+            priority = 0
+        return self.prefixed(self._q_for_pri(queue, priority))
 
     # --- Taking ---
 
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any) -> Any:
+        if not no_ack and not self.fetches and self._in_poll:  # the reply of an earlier BRPOP must not be lost
+            with suppress(Empty):
+                self._brpop_read()
         consumed = super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
         self._consuming[queue] = no_ack, callback
         if not no_ack and queue not in self._fanout_queues:
@@ -96,6 +106,7 @@ class Channel(transport.Channel):
 
     def pump(self) -> None:
         """Called in each turn of the event loop."""
+        self._pumped = monotonic()
         if self.active_queues or self.qos.has_acks:
             cycle, client = self.connection.cycle, self.client
             if not cycle._client_registered(self, client, "FETCH"):
@@ -129,10 +140,8 @@ class Channel(transport.Channel):
 
     def _hand_over(self, taken: Fetched) -> None:
         if taken.queue not in self._consuming:  # cancelled meanwhile
-            self.qos.hold(taken.tag, None)
             with self.raw_client() as client:
                 self._return_unread(client, taken)
-            self.qos._quick_ack(taken.tag)
             return
         no_ack, callback = self._consuming[taken.queue]
         message = self._read(taken)
@@ -168,6 +177,13 @@ class Channel(transport.Channel):
             logger.error("a message of queue %s was discarded: %s; %r", queue, reason, error)
             self.qos.ack(tag)
 
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        self.connection.hold_leases(self)
+        message = super().basic_get(queue, no_ack=no_ack, **kwargs)
+        if message is not None and no_ack:
+            self.qos.ack(message.delivery_tag)
+        return message
+
     def _get(self, queue: str, timeout: float | None = None) -> Any:
         """For basic_get. Raises Empty."""
         steps = self.priority_steps
@@ -191,7 +207,8 @@ class Channel(transport.Channel):
 
     def ack_waits(self) -> None:
         """An acknowledgement waits to be sent: with the next fetch, or at once if there is no event loop."""
-        if self.connection is None or not (self.fetches and self.connection.loop):
+        turns = self.fetches and self.connection is not None and self.connection.loop
+        if self.closed or not turns or monotonic() - self._pumped > LOOP_TURNS:  # it does not while a worker stops
             self.qos.send_all()
         elif get_ident() != self.connection.loop_thread:
             self.connection.wake()
@@ -203,12 +220,15 @@ class Channel(transport.Channel):
 
     # --- Giving back ---
 
-    def give_back(self, client: Redis, tag: str, payload: Any, queue: str, first: bool, deliveries: int = 0) -> None:
-        """Return a message that is held to its queue, unless it has returned already. `first`: it is the next to be
-        taken; `deliveries`: the number of the next one, if the last has lapsed. Raises RedisError."""
+    def give_back(
+        self, client: Redis, tag: str, payload: Any, queues: list[str], first: bool, deliveries: int = 0
+    ) -> None:
+        """Return a message that is held to its queue (a stock worker stores a binding, which may have several), unless
+        it has returned already. `first`: it is the next to be taken; `deliveries`: the number of the next one, if the
+        last has lapsed. Raises RedisError."""
         if deliveries > self._max_deliveries:
             error = f"delivered {deliveries - 1} times, and each time its worker was killed or cut off"
-            self.discard(tag, queue, dumps(payload).encode(), Reason.DELIVERIES, error)
+            self.discard(tag, queues[0], dumps(payload).encode(), Reason.DELIVERIES, error)
             return
         headers, properties = payload.get("headers"), payload.get("properties")
         if isinstance(headers, dict):
@@ -218,12 +238,13 @@ class Channel(transport.Channel):
         if isinstance(properties, dict) and isinstance(properties.get("delivery_info"), dict):
             properties["delivery_info"]["redelivered"] = True
         side = "RPUSH" if first else "LPUSH"
-        GIVE_BACK(client, [*self.books, self.list_of(queue, payload)], [tag, dumps(payload), side])
+        lists = [self.list_of(queue, payload) for queue in queues]
+        GIVE_BACK(client, [*self.books, *lists], [tag, dumps(payload), side])
 
     def _return_unread(self, client: Redis, taken: Fetched) -> None:
         message = self._read(taken)
         if message is not None:
-            self.give_back(client, taken.tag, message._raw, taken.queue, first=True)
+            self.give_back(client, taken.tag, message._raw, [taken.queue], first=True)
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
         self.qos.give_back([message.delivery_tag], first=not leftmost)
@@ -251,6 +272,11 @@ class Channel(transport.Channel):
         with self.raw_client() as client:
             DELAY(client, [*self.books, self.delayed_key(queue)], [message.delivery_tag, due, member])
         self.qos._quick_ack(message.delivery_tag)
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        super()._delete(queue, *args, **kwargs)
+        with self.raw_client() as client:
+            client.delete(self.delayed_key(queue))
 
     def _purge(self, queue: str) -> int:
         with self.raw_client() as client:
@@ -286,6 +312,7 @@ class Channel(transport.Channel):
         if self.fetches and not self.closed and self.connection is not None:
             try:
                 self._buffer.extend(self.fetcher.finish())
+                self.qos.send_all()
                 with self.raw_client() as client:
                     while self._buffer:  # the newest first, so that the oldest is the next
                         self._return_unread(client, self._buffer.pop())

@@ -43,7 +43,8 @@ class Fetcher:
         """`name`: unique; `prefix` of the delivery tags."""
         self._channel, self._name, self._prefix = channel, name, prefix
         self._wake = channel.key(f"wake:{name}")
-        self._number = 0  # of the next tag
+        self._number = 0  # of the next tag; each is used once, also if a reply is lost
+        self._first = 0  # of the tags of the fetch on its way
         self._prepared: Any = None  # the socket that has the script, and tracking
         self.reset()
 
@@ -111,9 +112,8 @@ class Fetcher:
         late, role, *rest = reply
         self._channel.qos.acknowledged(late)
         found = []
-        for place, message in zip(rest[::2], rest[1::2], strict=True):
-            found.append(Fetched(f"{self._prefix}{self._number}", self._queues[place - 1], message))
-            self._number += 1
+        for number, (place, message) in enumerate(zip(rest[::2], rest[1::2], strict=True), self._first):
+            found.append(Fetched(f"{self._prefix}{number}", self._queues[place - 1], message))
         self._replied(State.READY)
         if role:
             self._send_command(State.ASKING, "EXISTS", *(self._lists if role == WATCHES else [self._wake]))
@@ -137,10 +137,11 @@ class Fetcher:
             self._wake,
             *self._lists,
         ]
+        self._first, self._number = self._number, self._number + most
         arguments = [
             most,
             self._prefix,
-            self._number,
+            self._first,
             len(self._queues),
             int(channel.queue_order_strategy == "round_robin"),
             self._name,

@@ -4,6 +4,7 @@ In a thread with a connection of its own, because the event loop may be busy for
 """
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from kombu.utils.encoding import bytes_to_str
@@ -19,6 +20,7 @@ logger = get_logger(__name__)
 
 TICK = 0.5  # s between two looks for what is due or has lapsed
 BATCH = 500
+GIVEN_BACK = 50  # messages at once, each of which takes two round trips: renewing must not wait
 
 TAG_PREFIX = "lease:"  # of the delivery tags of messages that are renewed
 
@@ -33,7 +35,7 @@ class Leases:
         self._channel, self._held, self._queues = channel, held, queues
         self._lease, self._every = config.lease, config.lease_renewal
         self._visibility = config.visibility_timeout
-        self._renew_in = self._sweep_in = 0.0
+        self._renew_at = self._sweep_at = 0.0
         self._client = Redis(connection_pool=channel.pool_for_thread())
         self._thread = Background("leases", TICK, self._tick)
 
@@ -43,19 +45,21 @@ class Leases:
         self._client.connection_pool.disconnect()
 
     def _tick(self) -> None:
-        try:
-            self._renew_in -= TICK
-            if self._renew_in <= 0:
-                self._renew()
-                self._renew_in = self._every
-            self._move_due()
-            self._sweep_in -= TICK
-            if self._sweep_in <= 0:
-                self._give_back_lapsed()
-                self._sweep_in = 2 * TICK
-        except (RedisError, OSError) as error:
-            self._renew_in = 0.0
-            logger.warning("leases not renewed: %s; tried again in %g s", error, TICK)
+        for step in (self._renew_in_time, self._move_due, self._sweep_in_time):
+            try:
+                step()
+            except (RedisError, OSError) as error:
+                logger.warning("leases: %s; tried again in %g s", error, TICK)
+
+    def _renew_in_time(self) -> None:
+        if monotonic() >= self._renew_at:
+            self._renew()
+            self._renew_at = monotonic() + self._every
+
+    def _sweep_in_time(self) -> None:
+        if monotonic() >= self._sweep_at:
+            self._give_back_lapsed()
+            self._sweep_at = monotonic() + 2 * TICK
 
     def _renew(self) -> None:
         tags = self._held()
@@ -63,14 +67,13 @@ class Leases:
             RENEW(self._client, [self._channel.books[1]], tags[start : start + BATCH])
 
     def _move_due(self) -> None:
-        queues = [self._channel.delayed_key(queue) for queue in self._queues()]
-        while queues and DUE(self._client, queues, [BATCH]) >= BATCH:
-            pass
+        if queues := [self._channel.delayed_key(queue) for queue in self._queues()]:
+            DUE(self._client, queues, [BATCH])
 
     def _give_back_lapsed(self) -> None:
         arguments = [self._lease, self._visibility, TAG_PREFIX]
         # Two renewals of holders fit into what is left of their lease after such a gap.
-        arguments += [self._lease - 2 * self._every, 2 * self._every, BATCH]
+        arguments += [self._lease - 2 * self._every, 2 * self._every, GIVEN_BACK]
         keys = [self._channel.books[1], self._channel.key("leases")]
         for tag in map(bytes_to_str, LAPSED(self._client, keys, arguments)):
             self._give_back(tag)
@@ -82,12 +85,19 @@ class Leases:
             return
         try:
             payload, exchange, routing_key = loads(bytes_to_str(value))
-            queues = self._channel._lookup(exchange, routing_key) if exchange else [routing_key]
+            queues = list(self._channel._lookup(exchange, routing_key)) if exchange else [routing_key]
             task, deliveries = payload["headers"].get("id"), payload["headers"].get("deliveries", 1)
-            self._channel.give_back(self._client, tag, payload, queues[0], first=True, deliveries=deliveries + 1)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            message, _, queue = value[1:-1].rsplit(b", ", 2)  # as fetch.lua wrote it
-            why = f"{type(error).__name__}: {error}"
-            self._channel.discard(tag, queue.decode().strip('"'), message, Reason.MALFORMED, why)
+            self._channel.give_back(self._client, tag, payload, queues, first=True, deliveries=deliveries + 1)
+        except (RedisError, OSError):
+            raise
+        except Exception as error:  # a message can raise anything
+            message, queue = _parts(value)
+            self._channel.discard(tag, queue, message, Reason.MALFORMED, f"{type(error).__name__}: {error}")
         else:
-            logger.warning("task %s of queue %s: its worker is gone; it is redelivered", task, queues[0])
+            logger.warning("task %s of queue %s: its worker is gone; it is redelivered", task, ", ".join(queues))
+
+
+def _parts(value: bytes) -> tuple[bytes, str]:
+    """The message and the queue of what fetch.lua wrote; all of it if it is something else."""
+    message, separator, queue = value.removeprefix(b"[").removesuffix(b"]").rpartition(b', "", ')
+    return (message, queue.decode(errors="replace").strip('"')) if separator else (value, "")

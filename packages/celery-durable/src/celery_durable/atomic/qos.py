@@ -1,10 +1,15 @@
 """What a channel holds: messages that it has taken and not acknowledged."""
 
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from celery_durable import transport
 from celery_durable.atomic.leases import TAG_PREFIX
+from celery_durable.dead_letters import Reason
+from celery_durable.logs import get_logger
+
+logger = get_logger(__name__)
 
 
 class QoS(transport.QoS):
@@ -14,7 +19,8 @@ class QoS(transport.QoS):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._acks: deque[str] = deque()  # other threads append
-        self._sent: list[str] = []  # with the command whose reply is not read yet
+        self._sent: list[str] = []  # with the fetch whose reply is not read yet
+        self._kept: dict[str, Any] = {}  # see `let_go`
 
     # --- What is held ---
 
@@ -35,7 +41,8 @@ class QoS(transport.QoS):
     def let_go(self, tags: list[str]) -> None:
         """These are not given back when the channel is closed; somebody else has them renewed."""
         for tag in tags:
-            self._delivered.pop(tag, None)
+            if message := self._delivered.pop(tag, None):
+                self._kept[tag] = message
 
     # --- Acknowledging ---
 
@@ -51,12 +58,19 @@ class QoS(transport.QoS):
             self.channel.ack_waits()
 
     def send(self, most: int) -> list[str]:
-        """The next to be sent."""
-        self._sent = [self._acks.popleft() for _ in range(min(most, len(self._acks)))]
+        """The next to be sent with a fetch."""
+        self._sent = self._take(most)
         return self._sent
 
+    def _take(self, most: int) -> list[str]:
+        taken: list[str] = []
+        with suppress(IndexError):  # another thread takes them, too
+            while len(taken) < most:
+                taken.append(self._acks.popleft())
+        return taken
+
     def acknowledged(self, late: int) -> None:
-        """They have arrived; `late` of them were no longer held by this worker: the messages have been redelivered."""
+        """Those of the fetch have arrived; `late` of them were no longer held by this worker."""
         self._sent = []
         if late:
             self.channel.acknowledged_late(late)
@@ -68,8 +82,7 @@ class QoS(transport.QoS):
 
     def send_all(self) -> None:
         """Send what waits, and wait for the reply. Raises RedisError."""
-        while self._acks:
-            tags = self.send(500)
+        while tags := self._take(500):
             try:
                 with self.channel.raw_client() as client:
                     pipe = client.pipeline(transaction=False)  # a full Redis refuses MULTI
@@ -77,17 +90,22 @@ class QoS(transport.QoS):
                     pipe.zrem(self.channel.books[1], *tags)
                     removed, _ = pipe.execute()
             except BaseException:
-                self.sent_again()
+                self._acks.extendleft(reversed(tags))
                 raise
-            self.acknowledged(len(tags) - removed)
+            if removed < len(tags):
+                self.channel.acknowledged_late(len(tags) - removed)
 
     # --- Giving back ---
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        if requeue:
+        message = self._delivered.get(delivery_tag) or self._kept.get(delivery_tag)
+        if message is None:
+            self.ack(delivery_tag)
+        elif requeue:
             self.give_back([delivery_tag], first=False)
-        elif self.channel.durable.config.dead_letters and delivery_tag in self._delivered:
-            super().reject(delivery_tag)
+        elif self.channel.durable.config.dead_letters:
+            self.channel.dead_letter(message, *getattr(message, "dead", (Reason.REJECTED, "")))
+            self._quick_ack(delivery_tag)
         else:
             self.ack(delivery_tag)
 
@@ -95,15 +113,17 @@ class QoS(transport.QoS):
         """Return messages to their queues: to be the next, or the last. Raises RedisError."""
         with self.channel.raw_client() as client:
             for tag in tags:
-                message = self._delivered[tag]
-                self.channel.give_back(client, tag, message._raw, transport._queue_of(message), first)
+                message = self._delivered.get(tag) or self._kept[tag]
+                self.channel.give_back(client, tag, message._raw, [transport._queue_of(message)], first)
                 self._quick_ack(tag)
 
     def restore_unacked(self, client: Any = None) -> None:
-        """At the end: the newest first, so that the oldest is the next."""
-        self.send_all()
+        """At the end: the newest first, so that the oldest is the next. Without Redis their leases lapse."""
         self._flush()
-        self.give_back(list(self._delivered)[::-1], first=True)
+        try:
+            self.give_back(list(self._delivered)[::-1], first=True)
+        except self.channel.broken as error:
+            logger.warning("messages not returned at the end, they are redelivered: %s", error)
         self._delivered.clear()
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:

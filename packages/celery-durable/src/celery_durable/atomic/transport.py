@@ -66,7 +66,7 @@ class Transport(transport.Transport):
         return [channel for channel in list(self.channels) if channel.fetches]
 
     def _held(self) -> list[str]:
-        return list({*self.also_held(), *(tag for channel in self._fetching() for tag in channel.held())})
+        return list({*self.also_held(), *(tag for channel in list(self.channels) for tag in channel.held())})
 
     def _consumed(self) -> list[str]:
         return [queue for channel in self._fetching() for queue in list(channel._consuming)]
@@ -95,7 +95,7 @@ class Transport(transport.Transport):
                 os.read(self._wake[0], 4096)
 
     def close_connection(self, connection: Any) -> None:
-        super().close_connection(connection)
+        # First: closing the channels may fail without Redis.
         if self._leases is not None:
             self._leases.stop()
             self._leases = None
@@ -105,3 +105,4 @@ class Transport(transport.Transport):
             for end in self._wake:
                 os.close(end)
             self._wake = None
+        super().close_connection(connection)

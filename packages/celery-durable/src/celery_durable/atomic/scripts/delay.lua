@@ -3,10 +3,12 @@
 --
 -- KEYS  1 unacked   2 unacked_index   3 the queue's delayed messages
 -- ARGV  1 delivery tag   2 due (epoch seconds)   3 list, "\0", message
--- Returns 1; 0 if the tag is not held.
-redis.call('ZREM', KEYS[2], ARGV[1])
-if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then
+-- Returns 1; 0 if the tag is not held. On an error the message stays in the books.
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
+    redis.call('ZREM', KEYS[2], ARGV[1])
     return 0
 end
 redis.call('ZADD', KEYS[3], ARGV[2], ARGV[3])
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
 return 1

@@ -7,14 +7,17 @@
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 local most, moved = tonumber(ARGV[1]), 0
+local LATER = 60 -- s until one that cannot be moved is tried again
 for _, delayed in ipairs(KEYS) do
     local members = redis.call('ZRANGE', delayed, '-inf', now, 'BYSCORE', 'LIMIT', 0, most - moved)
     for _, member in ipairs(members) do
         local ends = string.find(member, '\0', 1, true)
-        redis.call('LPUSH', string.sub(member, 1, ends - 1), string.sub(member, ends + 1))
-    end
-    if #members > 0 then
-        redis.call('ZREM', delayed, unpack(members))
+        redis.call('ZREM', delayed, member)
+        local list = ends and string.sub(member, 1, ends - 1)
+        local pushed = ends and redis.pcall('LPUSH', list, string.sub(member, ends + 1))
+        if not pushed or type(pushed) == 'table' then -- an error
+            redis.call('ZADD', delayed, tonumber(time[1]) + LATER, member)
+        end
     end
     moved = moved + #members
     if moved >= most then

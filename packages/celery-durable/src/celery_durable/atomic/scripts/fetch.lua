@@ -63,8 +63,8 @@ for first = 6, #KEYS, queues do -- a priority
         while most > 0 and left > 0 do
             for queue = 1, queues do
                 if most > 0 and not empty[queue] then
-                    local message = redis.call('RPOP', KEYS[first + queue - 1])
-                    if message then
+                    local message = redis.pcall('RPOP', KEYS[first + queue - 1])
+                    if message and not message.err then -- another type of key counts as empty
                         book(queue, message)
                     else
                         empty[queue], left = true, left - 1
@@ -75,7 +75,7 @@ for first = 6, #KEYS, queues do -- a priority
     else
         for queue = 1, queues do
             if most > 0 then
-                for _, message in ipairs(redis.call('RPOP', KEYS[first + queue - 1], most) or {}) do
+                for _, message in ipairs(redis.pcall('RPOP', KEYS[first + queue - 1], most) or {}) do
                     book(queue, message)
                 end
             end
@@ -89,7 +89,8 @@ end
 
 local function more_messages()
     for list = 6, #KEYS do
-        if redis.call('RPOP', KEYS[list], 0) then -- takes nothing; nil if there is no list
+        local none = redis.pcall('RPOP', KEYS[list], 0) -- takes nothing; nil if there is no list
+        if none and not none.err then
             return true
         end
     end

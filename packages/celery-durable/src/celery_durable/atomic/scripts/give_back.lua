@@ -1,12 +1,16 @@
 #!lua flags=allow-oom
--- Returns a message that a worker held to a queue, unless another one has already done so.
+-- Returns a message that a worker held to its queues, unless another one has already done so.
 --
--- KEYS  1 unacked   2 unacked_index   3 the queue's list
+-- KEYS  1 unacked   2 unacked_index   3… the queues' lists
 -- ARGV  1 delivery tag   2 message   3 'RPUSH': it is the next to be taken; 'LPUSH': the last
--- Returns 1; 0 if the tag is not held.
-redis.call('ZREM', KEYS[2], ARGV[1])
-if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then
+-- Returns 1; 0 if the tag is not held. On an error the message stays in the books.
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
+    redis.call('ZREM', KEYS[2], ARGV[1])
     return 0
 end
-redis.call(ARGV[3], KEYS[3], ARGV[2])
+for list = 3, #KEYS do
+    redis.call(ARGV[3], KEYS[list], ARGV[2])
+end
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
 return 1

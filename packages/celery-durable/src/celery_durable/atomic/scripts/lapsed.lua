@@ -15,7 +15,7 @@ local lease, visibility, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local gap, grace, most = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
 local state = redis.call('HMGET', KEYS[2], 'seen', 'hold')
-local hold = tonumber(state[2] or 0)
+local hold = math.min(tonumber(state[2] or 0), now + grace) -- a clock that was set back must not prolong it
 if now - tonumber(state[1] or 0) > gap then
     hold = now + grace
 end
