@@ -41,6 +41,7 @@ class Durable:
         self.chords = Chords(config, lambda: self.store)
         self.ticks = Ticks(config, lambda: self.store)
         self.worker_name = ""  # client name of this worker's connections
+        self.leases: set[Any] = set()  # of the open connections, see atomic.leases
         self.unbooked: list[tuple[str, str, bytes]] = []  # list, delivery tag, message: taken and not yet stored
         self._transport = TransportOptions(config)
 

@@ -77,6 +77,11 @@ class DurableApp(Celery):
         options["transport_options"] = self.durable.publisher_options(options.get("transport_options"))
         return super().connection_for_write(url, **options)
 
+    def close(self) -> None:
+        super().close()
+        for leases in list(self.durable.leases):  # of connections that were not closed
+            leases.stop()
+
     def _task_from_fun(self, *args: Any, **options: Any) -> Any:
         task = super()._task_from_fun(*args, **options)
         make_durable(task, self.durable.config)

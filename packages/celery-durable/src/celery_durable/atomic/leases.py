@@ -41,6 +41,7 @@ class Leases:
 
     def stop(self) -> None:
         """What is still held is given back by the channels."""
+        self._channel.durable.leases.discard(self)
         self._thread.stop(timeout=2)
         self._client.connection_pool.disconnect()
 

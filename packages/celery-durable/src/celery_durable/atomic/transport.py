@@ -61,6 +61,7 @@ class Transport(transport.Transport):
         """From now on what the channels of this connection hold is renewed."""
         if self._leases is None and self.client.durable.config.renewal:
             self._leases = Leases(channel, self._held, self._consumed)
+            self.client.durable.leases.add(self._leases)
 
     def _fetching(self) -> list[Any]:
         return [channel for channel in list(self.channels) if channel.fetches]
