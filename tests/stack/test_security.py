@@ -15,11 +15,10 @@ from stack.inside import Inside
 from stack.poll import poll_until
 from stack.secrets import leaks
 from stack.services import MIB, SERVICES, Service
-from stack.stack import PROJECT, ROOT, Stack
+from stack.stack import PROJECT, Stack
+from stack.web import SECRETS
 
 pytestmark = pytest.mark.main
-
-SECRETS = ROOT / "secrets"
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,7 @@ def login(service: str) -> tuple[str, str]:
 
 def get(url: str, login: tuple[str, str] | None = None, body: bytes | None = None) -> Any:
     """The JSON at a URL (POST if there is a body). Raises urllib's HTTPError and OSError."""
-    request = Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310 - our own loopback ports
-    if login:
-        request.add_header("Authorization", "Basic " + b64encode(":".join(login).encode()).decode())
+    request = _request(url, login, data=body, headers={"Content-Type": "application/json"})
     with urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310
         return json.load(response)
 
@@ -39,14 +37,19 @@ def status(
     headers: Mapping[str, str] = {},
 ) -> int:
     """The HTTP status of a URL."""
-    request = Request(url, data=body, headers=dict(headers), method=method)  # noqa: S310
-    if login:
-        request.add_header("Authorization", "Basic " + b64encode(":".join(login).encode()).decode())
+    request = _request(url, login, data=body, headers=dict(headers), method=method)
     try:
         with urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310
             return int(response.status)
     except HTTPError as error:
         return error.code
+
+
+def _request(url: str, login: tuple[str, str] | None, **options: Any) -> Request:
+    request = Request(url, **options)  # noqa: S310 - our own loopback ports
+    if login:
+        request.add_header("Authorization", "Basic " + b64encode(":".join(login).encode()).decode())
+    return request
 
 
 class Prometheus:

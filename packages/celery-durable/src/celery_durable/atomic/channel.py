@@ -260,7 +260,8 @@ class Channel(transport.Channel):
         member = f"{self.list_of(queue, message)}\0{dumps(message)}"
         batch = kwargs.get("_publish_batch")
         if batch is not None:
-            batch.add("zadd", self.key(f"delayed:{queue}"), {member: due})
+            # The client of a batch adds global_keyprefix.
+            batch.add("zadd", f"{self.durable.config.key_prefix}delayed:{queue}", {member: due})
             return
         with self.raw_client() as client:
             client.zadd(self.delayed_key(queue), {member: due})

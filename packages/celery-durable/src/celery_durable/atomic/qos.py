@@ -128,6 +128,3 @@ class QoS(transport.QoS):
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """See `leases.Leases`."""
-
-    def renew(self, delivery_tags: list[str]) -> None:
-        """See `leases.Leases`."""

@@ -63,14 +63,11 @@ class Transport(transport.Transport):
             self._leases = Leases(channel, self._held, self._consumed)
             self.client.durable.leases.add(self._leases)
 
-    def _fetching(self) -> list[Any]:
-        return [channel for channel in list(self.channels) if channel.fetches]
-
     def _held(self) -> list[str]:
         return list({*self.also_held(), *(tag for channel in list(self.channels) for tag in channel.held())})
 
     def _consumed(self) -> list[str]:
-        return [queue for channel in self._fetching() for queue in list(channel._consuming)]
+        return [queue for channel in list(self.channels) if channel.fetches for queue in list(channel._consuming)]
 
     # --- The event loop ---
 
