@@ -4,12 +4,17 @@ The stack is up before the first test that needs it, and removed with its volume
 """
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 # The code needs settings on the host, and must not reach any Redis: nothing listens on port 1 of loopback. The
 # login in the URL replaces the containers' secret files.
 os.environ["REDIS_BROKER_URL"] = os.environ["REDIS_RESULTS_URL"] = "redis://nobody:nothing@127.0.0.1:1/0"
+
+# A background command of a shell without job control ignores Ctrl-C, and so would every script that a test interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
