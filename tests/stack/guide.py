@@ -9,7 +9,7 @@ from typing import Any
 
 from stack.stack import Stack
 
-TOUR_TAKES = 300  # s, promised in README.md
+TOUR_TAKES = 300  # s, promised in README.md; a machine that is busy with other things may take twice as long
 
 
 def command(stack: Stack, *arguments: str, tty: bool = False, app: Path | None = None, **environment: str) -> list[str]:

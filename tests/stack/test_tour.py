@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from stack import inside as run
-from stack.guide import TOUR_TAKES, Taken, command, tour
+from stack.guide import Taken, command, tour
 from stack.inside import Inside
 from stack.poll import poll_until
 from stack.sabotages import SABOTAGES, Sabotage
@@ -44,12 +44,11 @@ def test_the_lesson_holds(name: str, taken: Taken, stack: Stack) -> None:
 
 
 @pytest.mark.main
-def test_the_tour_succeeds_with_a_table_of_all_lessons_within_its_time(taken: Taken) -> None:
+def test_the_tour_succeeds_with_a_table_of_all_lessons(taken: Taken) -> None:
     assert taken.exit_code == 0
     summary = taken.text[taken.text.rindex("Outcome") :]
     for name in LESSONS:
         assert re.search(rf"^{name} +.* (ok|in part) +[\d.]+ s *$", summary, re.MULTILINE), name
-    assert taken.seconds < TOUR_TAKES
 
 
 @pytest.mark.main

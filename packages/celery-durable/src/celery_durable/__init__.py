@@ -3,6 +3,7 @@
 from celery_durable.config import Config
 from celery_durable.durable import Durable
 from celery_durable.errors import (
+    BatchPublishError,
     ConfigError,
     DangerousSettingsError,
     DelayTooLongError,
@@ -19,6 +20,7 @@ from celery_durable.periodic import PeriodicTask
 from celery_durable.schedules import every, zoned
 
 __all__ = [
+    "BatchPublishError",
     "Config",
     "ConfigError",
     "DangerousSettingsError",

@@ -53,6 +53,8 @@ class RedisBackend(redis.RedisBackend):
         """Called when an AsyncResult is deleted. At the end of a program the Redis client may be deleted before it."""
         if sys.is_finalizing():
             return None
+        if not any(result.id in pending for pending in self._pending_results):  # nobody waits: the most common case
+            return result
         try:
             return super().remove_pending_result(result)
         except (RedisError, OSError) as error:  # raised in __del__, it would only be printed

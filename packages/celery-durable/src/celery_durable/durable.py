@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from kombu.transport.redis import Channel
 from redis import Redis
 from redis.client import Pipeline
 
+from celery_durable.batch import batched
 from celery_durable.chords import Chords
 from celery_durable.clients import Clients, connect
 from celery_durable.config import Config
@@ -64,6 +65,15 @@ class Durable:
     def wait_until_on_disk(self) -> None:
         """Wait until the written outbox entries survive a power loss: see `Outbox.wait_until_on_disk`."""
         self.outbox.wait_until_on_disk()
+
+    def batch(self) -> AbstractContextManager[None]:
+        """`with durable.batch():` tasks that the block calls are published together at its end, and from time to time
+        before it if there are many: for many tasks that is several times as fast.
+
+        Raises BatchPublishError, which says what is not published. If the block raises, what was not sent is discarded.
+        Do not wait for a result within the block. Celery's signals of a publish are sent when the task is called.
+        """
+        return batched(self)
 
     def reconcile(self) -> dict[str, int]:
         """Publish lost messages again, check chords, remove the registrations of workers that were killed long ago.

@@ -2,7 +2,7 @@
 
 from celery.exceptions import ImproperlyConfigured
 from click import ClickException
-from kombu.exceptions import EncodeError
+from kombu.exceptions import EncodeError, OperationalError
 
 
 class ConfigError(ValueError):
@@ -42,6 +42,22 @@ class MessageTooLargeError(PublishRefusedError):
 
 class NotInOutboxError(PublishRefusedError):
     """`later=True` for a task without the outbox, or an outbox task whose message is not JSON."""
+
+
+class BatchPublishError(OperationalError):
+    """Tasks of a batch were not published, or it is not known whether they were.
+
+    All others that were called within the batch are published, or in the outbox. A call that raised is not published.
+    """
+
+    def __init__(self, refused: dict[str, str], unknown: list[str]) -> None:
+        super().__init__(refused, unknown)
+        self.refused = refused  #: error by task id: not published
+        self.unknown = unknown  #: task ids: Redis has not replied
+
+    def __str__(self) -> str:
+        reason = next(iter(self.refused.values()), None) or str(self.__cause__ or "Redis has not replied")
+        return f"{len(self.refused)} tasks not published, {len(self.unknown)} perhaps published: {reason}"
 
 
 class ResultTooLargeError(EncodeError):

@@ -1,13 +1,15 @@
 """`install`: one call makes an app's delivery durable, before or after the app is configured."""
 
+from contextlib import nullcontext
 from threading import local
 from typing import Any
 
-from celery import Celery
+from celery import Celery, canvas
 from celery.utils.imports import symbol_by_name
 from kombu import Connection
 
 from celery_durable import settings, worker
+from celery_durable.batch import batching_groups, open_batch
 from celery_durable.composing import in_front
 from celery_durable.config import Config
 from celery_durable.control import Control
@@ -48,6 +50,8 @@ def install(app: Celery, config: Config) -> Durable:
     if app.configured:
         _add_defaults(app)
     _make_tasks_durable(app)
+    if not hasattr(canvas.group._apply_tasks, "__wrapped__"):
+        canvas.group._apply_tasks = batching_groups(canvas.group._apply_tasks)
     app.steps["worker"].update(worker.STEPS)
     app.task(_reconcile, name=RECONCILE, base=PeriodicTask, bind=True, shared=False, ignore_result=True)
     connect_events()
@@ -76,6 +80,11 @@ class DurableApp(Celery):
         """A publisher's connection."""
         options["transport_options"] = self.durable.publisher_options(options.get("transport_options"))
         return super().connection_for_write(url, **options)
+
+    def producer_or_acquire(self, producer: Any = None) -> Any:
+        """Within `Durable.batch` the producer that collects."""
+        batch = open_batch(self.durable) if producer is None else None
+        return super().producer_or_acquire(producer) if batch is None else nullcontext(batch.producer)
 
     def close(self) -> None:
         super().close()

@@ -1,12 +1,11 @@
 """How the app publishes: through the outbox for tasks with `outbox=True`, and never a message that would run twice."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-from celery import current_task
 from celery.app import amqp
 from kombu import connection, serialization
 from kombu.transport import redis
@@ -15,11 +14,12 @@ from kombu.utils.json import dumps
 from redis import RedisError
 
 from celery_durable.atomic.transport import Transport as AtomicTransport
+from celery_durable.batch import Batch, CollectingProducer, Publication
 from celery_durable.clients import credentials
 from celery_durable.consumer import PATIENCE
 from celery_durable.errors import DelayTooLongError, MessageTooLargeError, NotInOutboxError, TimeLimitTooLongError
 from celery_durable.logs import get_logger
-from celery_durable.outbox import PUBLICATION, PUBLISH_ERRORS, Entry
+from celery_durable.outbox import PUBLICATION, PUBLISH_ERRORS, Entry, running_task_stays
 from celery_durable.signals import message_published, outbox_written, publish_failed
 from celery_durable.times import eta_of
 from celery_durable.transport import Transport
@@ -31,6 +31,8 @@ OF_ONE_PUBLISH = ("queue", "declare", "event_dispatcher", "retry", "retry_policy
 
 # Headers of the first message that a retry would inherit, although they do not apply to it.
 NOT_INHERITED = ("redelivered", "redelivered_at", "deliveries", PATIENCE)
+
+SCALARS = (int, float, bool, type(None))
 
 ENVELOPE = 1000  # bytes that the transport adds to a message's body, headers and properties, redelivery included
 
@@ -49,8 +51,6 @@ class Connection(amqp.Connection):
 
     def Pool(self, limit: int | None = None, **kwargs: Any) -> Any:  # noqa: N802 - kombu's name
         """Connections of publishers. kombu's pool makes connections of its own class, with its own transport."""
-        if self.durable.config.transport == "stock":
-            return super().Pool(limit, **kwargs)
         return Pool(self, limit, **kwargs)
 
     def _init_params(self, *args: Any, **kwargs: Any) -> None:
@@ -102,43 +102,64 @@ class AMQP(amqp.AMQP):
         return type("Connection", (Connection,), {"durable": self.app.durable})
 
     @cached_property
-    def send_once(self) -> Callable[..., Any]:
-        """Celery's function that publishes a task, without the outbox."""
-        send = super()._create_task_sender()
+    def _send(self) -> Callable[..., Any]:
+        """Celery's function that publishes a task."""
+        return super()._create_task_sender()  # type: ignore[no-any-return]
 
-        def send_once(producer: Any, name: str, message: Any, **options: Any) -> Any:
-            if (exchange := options.get("exchange")) and not options.get("declare"):
-                options["declare"] = self._bound_to(exchange) or None
-            if options.get("retry") is False:
-                # kombu stores a retried publish's policy in options that all connections of the pool share, so the next
-                # new connection is retried too: 6 s on a frozen broker, not 3.
-                connection = producer.connection
-                connection.transport_options = {**connection.transport_options, "max_retries": 0}
-            kept = {key: value for key, value in (options.get("headers") or {}).items() if key not in NOT_INHERITED}
-            options["headers"] = {**kept, "published_at": time.time()}  # epoch s; wait times and ages count from it
-            try:
-                sent = send(producer, name, message, **options)
-            except Exception as error:
-                publish_failed.send(sender=self.app, task=name, error=error)
-                raise
-            message_published.send(sender=self.app, task=name, queue=self._queue_of(options))
-            return sent
+    def as_task_v2(
+        self, task_id: str, name: str, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any
+    ) -> Any:
+        """Celery's message of a task. What shortens the repr of arguments takes a sixth of a publish, and most are
+        short."""
+        for option, value, limit in (
+            ("argsrepr", args or (), self.argsrepr_maxsize),
+            ("kwargsrepr", kwargs or {}, self.kwargsrepr_maxsize),
+        ):
+            if options.get(option) is None and (text := _short_repr(value, limit)):
+                options[option] = text
+        return super().as_task_v2(task_id, name, args, kwargs, *rest, **options)
 
-        return send_once
+    def send_once(self, producer: Any, name: str, message: Any, **options: Any) -> Any:
+        """Publish a task, without the outbox."""
+        if options.get("retry") is False:
+            # kombu stores a retried publish's policy in options that all connections of the pool share, so the next
+            # new connection is retried too: 6 s on a frozen broker, not 3.
+            connection = producer.connection
+            connection.transport_options = {**connection.transport_options, "max_retries": 0}
+        try:
+            sent = self._send(producer, name, message, **self._stamped(options))
+        except Exception as error:
+            publish_failed.send(sender=self.app, task=name, error=error)
+            raise
+        message_published.send(sender=self.app, task=name, queue=self._queue_of(options))
+        return sent
+
+    def _stamped(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of a publish, with the time and without what a retry must not inherit."""
+        if (exchange := options.get("exchange")) and not options.get("declare"):
+            options["declare"] = self._bound_to(exchange) or None
+        kept = {key: value for key, value in (options.get("headers") or {}).items() if key not in NOT_INHERITED}
+        options["headers"] = {**kept, "published_at": time.time()}  # epoch s; wait times and ages count from it
+        return options
 
     def _create_task_sender(self) -> Callable[..., Any]:
         config, outbox = self.app.durable.config, self.app.durable.outbox
 
         def send_task_message(producer: Any, name: str, message: Any, later: bool = False, **options: Any) -> Any:
             self._refuse_what_runs_twice(name, message.headers)
-            self._refuse_what_is_too_large(name, message, self._serializer_of(options))
-            if not (config.outbox and getattr(self.app.tasks.get(name), "outbox", False)):
-                if later:
-                    raise NotInOutboxError(f"later: {name} has no outbox; give it outbox=True, or publish it now")
-                with _running_task_stays():
+            entry = None
+            if config.outbox and getattr(self.app.tasks.get(name), "outbox", False):
+                entry = self._entry(name, message, options, published=0.0 if later else time.time())
+            elif later:
+                raise NotInOutboxError(f"later: {name} has no outbox; give it outbox=True, or publish it now")
+            if entry is not None or not isinstance(producer, CollectingProducer):
+                self._refuse_what_is_too_large(name, message, self._serializer_of(options))
+            if isinstance(producer, CollectingProducer):
+                return self._collect(producer.batch, name, message, options, entry, later)
+            if entry is None:
+                with running_task_stays():
                     return self.send_once(producer, name, message, **options)
-            entry = self._entry(name, message, options, published=0.0 if later else time.time())
-            with _running_task_stays():
+            with running_task_stays():
                 number = outbox.write(entry)
             outbox_written.send(sender=self.app, task=name)
             if later:
@@ -152,6 +173,18 @@ class AMQP(amqp.AMQP):
                 return None
 
         return send_task_message
+
+    def _collect(
+        self, batch: Batch, name: str, message: Any, options: dict[str, Any], entry: Entry | None, later: bool
+    ) -> None:
+        """Add a task to a batch. Raises what Batch.add raises."""
+        publication = Publication(message.properties["correlation_id"], name, self._queue_of(options), entry)
+        options = self._stamped(options if entry is None else _numbered(options, publication.number))
+
+        def send(producer: Any) -> None:
+            self._send(producer, name, message, **options)
+
+        batch.add(publication, None if later else send)
 
     def _queue_of(self, options: dict[str, Any]) -> str:
         """The queue that a message was published to, for metrics."""
@@ -246,11 +279,13 @@ class AMQP(amqp.AMQP):
 
     def _refuse_what_is_too_large(self, name: str, message: Any, serializer: str) -> None:
         """Raises MessageTooLargeError for a message that a worker would not accept."""
-        limit = self.app.durable.config.max_message_bytes
         _, _, body = serialization.dumps(message.body, serializer)
-        size = (
-            (len(body) + 2) // 3 * 4 + len(dumps(message.headers)) + len(dumps(message.properties)) + ENVELOPE
-        )  # base64
+        base64 = (len(body) + 2) // 3 * 4
+        self.refuse_too_large(name, base64 + len(dumps(message.headers)) + len(dumps(message.properties)) + ENVELOPE)
+
+    def refuse_too_large(self, name: str, size: int) -> None:
+        """Raises MessageTooLargeError for a message of a task, of `size` bytes."""
+        limit = self.app.durable.config.max_message_bytes
         if size > limit:
             raise MessageTooLargeError(
                 f"{name}: a message of {size} bytes; max_message_bytes is {limit}. "
@@ -263,13 +298,12 @@ def _numbered(options: dict[str, Any], publication: int) -> dict[str, Any]:
     return {**options, "headers": {**(options.get("headers") or {}), PUBLICATION: publication}}
 
 
-@contextmanager
-def _running_task_stays() -> Iterator[None]:
-    """A running task that could not publish stays in the outbox and runs again: otherwise the rest of its chain would
-    be lost."""
-    try:
-        yield
-    except PUBLISH_ERRORS:
-        if current_task:
-            current_task.request.outbox_stays = True
-        raise
+def _short_repr(arguments: Any, limit: int) -> str | None:
+    """The repr of arguments that are numbers or short texts, else None."""
+    values = arguments.values() if isinstance(arguments, dict) else arguments
+    if isinstance(arguments, dict | list | tuple) and all(
+        type(value) in SCALARS or (type(value) is str and len(value) < limit) for value in values
+    ):
+        text = repr(arguments)
+        return text if len(text) <= limit else None
+    return None

@@ -102,6 +102,7 @@ class QoS(redis.QoS):
 
 class Channel(redis.Channel):
     QoS = QoS
+    bindings: dict[tuple[str, str], Any] | None = None  # of an exchange and a routing key; while a batch is collected
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self.durable = connection.client.durable  # of the app that the connection belongs to
@@ -128,6 +129,15 @@ class Channel(redis.Channel):
         if self.connection is not None and self.connection.client is not None:
             self._cached_params[asynchronous] = super()._connparams(asynchronous)
         return dict(self._cached_params[asynchronous])
+
+    def _lookup(self, exchange: str, routing_key: str, default: Any = None) -> Any:
+        """kombu reads the bindings for each message."""
+        if self.bindings is None:
+            return super()._lookup(exchange, routing_key, default)
+        key = exchange, routing_key
+        if key not in self.bindings:
+            self.bindings[key] = super()._lookup(exchange, routing_key, default)
+        return self.bindings[key]
 
     # --- Reading ---
 
