@@ -149,7 +149,7 @@ test-faults: build venv ## Every fault, about 40 minutes; WITHOUT=outbox|…|all
 
 .PHONY: soak
 soak: build venv ## Random faults under load on a separate stack, then the result: make soak [FOR=30m] [SEED=7]
-	@$(FAULTS) faults.soak '$(or $(FOR),30m)' '$(or $(SEED),7)'
+	@$(FAULTS) $(if $(KILLS),faults.kills '$(KILLS)',faults.soak) '$(or $(FOR),30m)' '$(or $(SEED),7)'
 
 .PHONY: bench
 bench: build ## Measure the cost of each protection of delivery, with two separate Redis
