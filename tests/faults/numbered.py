@@ -4,21 +4,27 @@ At the end it writes to redis-results, as JSON: how many it has published, and t
 """
 
 import argparse
+import itertools
 import json
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
+from redis import RedisError
+
 from celery_app import app, durable
 from chaos import ledger
 
+THREADS = 4  # for most of the time of a publish a thread waits for Redis
 DELAYED_FOR = (1.0, 20.0)  # s; kombu's own transport holds such a message in a worker
 LOOKED_EVERY = 1.0  # s
 
-stopping = threading.Event()
+stopping, room = threading.Event(), threading.Event()
 
 
 def publish(number: int, random: Random) -> None:
@@ -31,6 +37,20 @@ def publish(number: int, random: Random) -> None:
         when = {"countdown": delay}, {"eta": datetime.now(UTC) + timedelta(seconds=delay)}
         options = random.choice(when)
     ledger.numbered.apply_async((number, seconds, retries), priority=random.randrange(10), **options)
+
+
+def run(numbers: Iterator[int], rate: float, seed: int, raised: list[int]) -> None:
+    """Publish one task after another; the numbers of those whose publish raises are kept."""
+    due = time.monotonic()
+    while not stopping.wait(max(0.0, due - time.monotonic())):
+        due = max(due + 1 / rate, time.monotonic() - 1)  # no burst after an interruption
+        room.wait()
+        number = next(numbers)
+        try:
+            publish(number, Random(f"{seed} {number}"))
+        except Exception as error:
+            print(f"{number}: {type(error).__name__}: {error}", flush=True)
+            raised.append(number)
 
 
 def waiting() -> int:
@@ -50,21 +70,19 @@ def main() -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stopping.set())
     app.loader.import_default_modules()
-    random, number, raised = Random(options.seed), 0, list[int]()
-    due = look = time.monotonic()
-    while not stopping.wait(max(0.0, due - time.monotonic())):
-        due = max(due + 1 / options.rate, time.monotonic() - 1)  # no burst after an interruption
-        if time.monotonic() > look:
-            look = time.monotonic() + LOOKED_EVERY
-            while waiting() > options.most and not stopping.wait(LOOKED_EVERY / 5):
-                pass
-        try:
-            publish(number, random)
-        except Exception as error:
-            print(f"{number}: {type(error).__name__}: {error}", flush=True)
-            raised.append(number)
-        number += 1
-    durable.store.set(ledger.SUBMITTED, json.dumps([number, raised]))
+    numbers, raised = itertools.count(), list[int]()
+    arguments = (numbers, options.rate / THREADS, options.seed, raised)
+    threads = [threading.Thread(target=run, args=arguments) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    while not stopping.is_set():
+        with suppress(RedisError):
+            (room.set if waiting() < options.most else room.clear)()
+        stopping.wait(LOOKED_EVERY)
+    room.set()
+    for thread in threads:
+        thread.join()
+    durable.store.set(ledger.SUBMITTED, json.dumps([next(numbers), raised]))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import groupby
+from sys import intern
 from typing import NamedTuple
 
 ACKNOWLEDGED_WITHIN = 5  # s after its end; a task that ended longer before its worker was killed must not run again
@@ -37,7 +38,8 @@ class Run(NamedTuple):
     def read(cls, line: str) -> "Run":
         """A line that chaos/ledger.py wrote."""
         number, attempt, began, ended, worker, redelivered, last = line.split()
-        return cls(int(number), int(attempt), float(began), float(ended), worker, redelivered == "True", last == "True")
+        times = float(began), float(ended)
+        return cls(int(number), int(attempt), *times, intern(worker), redelivered == "True", last == "True")
 
 
 class Kill(NamedTuple):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from faults.kills import report, what_is_wrong
+from faults.kills import main, report, what_is_wrong
 from faults.runs import Judged, Kill, Run, judge, left_over
 
 FIRST, SECOND = "low@first", "low@second"
@@ -84,14 +84,20 @@ def test_keys_that_are_left() -> None:
 
 
 def test_what_is_wrong() -> None:
-    assert what_is_wrong(Judged(applied=9, attributed=2), [], kills=3) == []
-    wrong = what_is_wrong(Judged(lost=[4], unattributed=[5], unknown=[6]), ["unacked"], kills=0)
-    assert [line.rpartition(": ")[2] for line in wrong] == ["4", "5", "6", "unacked", "KILLS must be shorter than FOR"]
+    assert what_is_wrong(Judged(applied=9, attributed=2), []) == []
+    wrong = what_is_wrong(Judged(lost=[4], unattributed=[5], unknown=[6]), ["unacked"])
+    assert [line.rpartition(": ")[2] for line in wrong] == ["4", "5", "6", "unacked"]
 
 
 def test_the_report_fits_80_columns() -> None:
-    wrong = what_is_wrong(Judged(lost=list(range(1_000_000, 1_000_020))), [], kills=1)
+    wrong = what_is_wrong(Judged(lost=list(range(1_000_000, 1_000_020))), [])
     text = report({"lost": 20, "tasks submitted": 1_000_020}, wrong)
     assert text.splitlines()[0] == "lost             20"
     assert "WRONG: 20 tasks lost: 1000000" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("arguments", [("0s", "60m"), ("2m", "90s"), ("15", "60m")])
+def test_a_wrong_time_between_kills_is_refused(arguments: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit, match="KILLS"):
+        main([*arguments, "7"])
