@@ -148,8 +148,8 @@ test-faults: build venv ## Every fault, about 40 minutes; WITHOUT=outbox|…|all
 	@FAULTS=all WITHOUT='$(WITHOUT)' .venv/bin/pytest tests/faults
 
 .PHONY: soak
-soak: build venv ## Random faults under load on a separate stack, then the result: make soak [FOR=30m] [SEED=7]
-	@$(FAULTS) faults.soak '$(or $(FOR),30m)' '$(or $(SEED),7)'
+soak: build venv ## Random faults under load, or KILLS=15s: workers killed; then the result: make soak [FOR=30m] [SEED=7]
+	@$(FAULTS) $(if $(KILLS),faults.kills '$(KILLS)',faults.soak) '$(or $(FOR),30m)' '$(or $(SEED),7)'
 
 .PHONY: bench
 bench: build ## Measure the cost of each protection of delivery, with two separate Redis

@@ -76,6 +76,7 @@ DEMO = (
     "tests/unit/test_corpus.py",
     "tests/unit/test_docs.py",
     "tests/unit/test_index.py",
+    "tests/unit/test_kills.py",
     "tests/unit/test_maintenance.py",
     "tests/unit/test_new.py",
     "tests/unit/test_producer.py",

@@ -36,11 +36,11 @@ PAUSE = (5.0, 20.0)  # s between two faults
 CHOICES = [fault for fault in FAULTS if not fault.small_disk]
 
 
-def seconds(text: str) -> float:
-    """Seconds in `90s`, `30m` or `2h`. Raises SystemExit."""
+def seconds(name: str, text: str) -> float:
+    """Seconds in `90s`, `30m` or `2h`, the value of a setting. Raises SystemExit."""
     match = re.fullmatch(r"(\d+)([smh])", text)
     if not match:
-        raise SystemExit(f"FOR: a number with s, m or h, such as 30m; it is {text!r}")
+        raise SystemExit(f"{name}: a number with s, m or h, such as 30m; it is {text!r}")
     return int(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
 
 
@@ -89,7 +89,7 @@ def one(arena: Arena, publisher: Publisher, fault: Fault) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Run it; exit code 1 if a task was lost or applied twice, a message is still held, or a fault failed."""
-    lasts, seed = seconds(arguments[0]), number(arguments[1])
+    lasts, seed = seconds("FOR", arguments[0]), number(arguments[1])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"soak: FOR={arguments[0]} SEED={seed}")
     with own_stack() as stack:

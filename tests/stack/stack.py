@@ -74,11 +74,11 @@ class Stack:
 
     # --- Up and down ---
 
-    def up(self) -> None:
-        """Start with empty volumes, and wait until everything is healthy."""
+    def up(self, *services: str) -> None:
+        """Start these services, or all, with empty volumes, and wait until everything is healthy."""
         self.down()
         running.append(self)
-        self.compose.up(detach=True, quiet=True)
+        self.compose.up(list(services) or None, detach=True, quiet=True)
         self.wait_healthy()
 
     def down(self) -> None:

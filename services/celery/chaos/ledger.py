@@ -3,6 +3,8 @@
 ledger:runs         list of "name time": each run that was started
 ledger:effects      list of "name time": each effect that was applied
 ledger:done:<name>  done marker
+ledger:numbered     list of "number attempt began ended worker redelivered last": each run of `numbered`
+ledger:submitted    what the publisher of `make soak KILLS=…` has submitted
 """
 
 import time
@@ -16,7 +18,9 @@ from celery_app import Task, app, durable
 from tasks.arguments import Name, Seconds, checked
 
 RUNS, EFFECTS = "ledger:runs", "ledger:effects"
+NUMBERED, SUBMITTED = "ledger:numbered", "ledger:submitted"
 KEPT_FOR = 3600  # s that a done marker is kept
+RETRIED_AFTER = 2  # s
 
 Megabytes = Annotated[int, Field(ge=0, le=2000)]
 
@@ -64,3 +68,16 @@ def limited(name: Name) -> None:
 def join(_results: list[None], name: Name) -> None:
     """The callback of a chord; it also has an effect."""
     apply.run(name)
+
+
+@app.task(bind=True, max_retries=None, store_errors_even_if_ignored=False)
+def numbered(self: Task, number: int, seconds: float, retries: int) -> None:
+    """Take some time, record the run, and retry this often. Without outbox and done marker, so that each loss and each
+    second delivery shows. The record is the first step that is seen: a run whose retry is published has one."""
+    request, began = self.request, time.time()
+    time.sleep(seconds)
+    last, redelivered = request.retries >= retries, bool((request.delivery_info or {}).get("redelivered"))
+    words = (number, request.retries, f"{began:.3f}", f"{time.time():.3f}", request.hostname, redelivered, last)
+    durable.store.rpush(NUMBERED, " ".join(map(str, words)))
+    if not last:
+        raise self.retry(countdown=RETRIED_AFTER)
