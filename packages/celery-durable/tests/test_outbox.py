@@ -534,7 +534,13 @@ def test_an_entry_that_ended_is_forgotten(box: Box) -> None:
 
 def test_an_entry_that_ends_while_it_is_published_does_not_come_back(box: Box) -> None:
     box.apply.apply_async(task_id="a", later=True)
-    box.outbox.republish(lambda entry, number: box.outbox.end(entry.id, number), view(box))
+
+    def publish(entries: list[tuple[Entry, int]]) -> dict[str, Exception]:
+        for entry, number in entries:
+            box.outbox.end(entry.id, number)
+        return {}
+
+    box.outbox.republish(publish, view(box))
     assert not box.client.exists(box.outbox.key, box.outbox.due_key, box.outbox.publications_key)
 
 
@@ -542,8 +548,9 @@ def test_an_entry_that_is_written_again_while_it_is_published_keeps_what_was_wri
     """A retry of the message that the reconciler is publishing."""
     box.apply.apply_async(task_id="a", later=True)
 
-    def publish(entry: Entry, number: int) -> None:
+    def publish(_: list[tuple[Entry, int]]) -> dict[str, Exception]:
         box.apply.apply_async(task_id="a", retries=1)
+        return {}
 
     box.outbox.republish(publish, view(box))
     assert box.entry()["headers"]["retries"] == 1
@@ -586,20 +593,17 @@ def test_a_broker_that_does_not_answer_delays_no_entry(new_box: NewBox, box: Box
 def test_an_entry_that_cannot_be_published_does_not_block_the_others(
     box: Box, caplog: pytest.LogCaptureFixture, announced: list[Any]
 ) -> None:
-    for name in ("a", "b", "c"):
-        box.apply.apply_async(task_id=name, later=True)
-    found: list[str] = []
-
-    def publish(entry: Entry, number: int) -> None:
-        if entry.id == "b":
-            raise KeyError("odd")
-        found.append(entry.id)
-
-    assert box.outbox.republish(publish, view(box)) == {"published": 2, "waiting": 0}
-    assert found == ["a", "c"]
+    box.apply.apply_async(queue="odd")  # declares it
+    box.client.flushall()
+    box.client.set("odd", "not a list")
+    for name, queue in (("a", QUEUE), ("b", "odd"), ("c", QUEUE)):
+        box.apply.apply_async(task_id=name, queue=queue, later=True)
+    assert box.republish() == {"published": 2, "waiting": 0}
+    assert [task_id for task_id, _ in box.ids()] == ["a", "c"]
     assert box.entry("b")["published"] == 0
     assert box.due_in("b") == pytest.approx(SHORT["republish_after"], abs=5), "it is tried again, later"
     assert "apply[b] cannot be published; retried every 9 s" in caplog.text
+    assert "WRONGTYPE" in caplog.text
     assert [name for name, _ in announced].count("publish_failed") == 1
 
 

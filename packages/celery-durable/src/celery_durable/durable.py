@@ -83,7 +83,7 @@ class Durable:
         """
         with self.raw_broker() as client:
             view = BrokerView(client, self._lists_of, self.unacked_key, self.config.publish_socket_timeout)
-            found = self.outbox.republish(self.app.amqp.publish_entry, view)
+            found = self.outbox.republish(self.app.amqp.publish_entries, view)
         self._forget_workers()
         return {**found, "overdue_chords": self.chords.look(self.app.backend)}
 

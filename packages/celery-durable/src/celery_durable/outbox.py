@@ -30,7 +30,7 @@ from redis import RedisError
 
 from celery_durable.config import Config
 from celery_durable.logs import get_logger
-from celery_durable.signals import outbox_republished, publish_failed
+from celery_durable.signals import outbox_republished
 from celery_durable.times import eta_of
 
 logger = get_logger(__name__)
@@ -156,6 +156,9 @@ class Entry:
         return max(0, min(9, priority)) if isinstance(priority, int) else 0
 
 
+Publish = Callable[[list[tuple[Entry, int]]], Mapping[str, Exception]]
+
+
 class Outbox:
     """The entries of one app."""
 
@@ -177,12 +180,8 @@ class Outbox:
 
     def write_all(self, entries: Sequence[Entry]) -> list[int]:
         """`write` for many entries, in one round trip."""
-        script = self._store().register_script(WRITE)
-        with self._store().pipeline(transaction=False) as pipe:
-            for entry in entries:
-                arguments = [entry.id, dumps(vars(entry)), self._next_check(entry)]
-                script(keys=self._keys(entry.id), args=arguments, client=pipe)
-            return [int(number) for number in pipe.execute()]
+        calls = [(self._keys(entry.id), [entry.id, dumps(vars(entry)), self._next_check(entry)]) for entry in entries]
+        return [int(number) for number in self._run_all(WRITE, calls)]
 
     def due_now(self, entry: Entry, number: int) -> None:
         """Have an entry published soon, because its message is probably not in its queue. Raises RedisError."""
@@ -230,6 +229,15 @@ class Outbox:
     def _run(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
         return self._store().register_script(script)(keys=keys, args=arguments)
 
+    def _run_all(self, script: str, calls: Iterable[tuple[list[str], list[Any]]]) -> list[Any]:
+        """Run a script for each keys and arguments, in one round trip."""
+        store = self._store()
+        run = store.register_script(script)
+        with store.pipeline(transaction=False) as pipe:
+            for keys, arguments in calls:
+                run(keys=keys, args=arguments, client=pipe)
+            return list(pipe.execute())
+
     def _next_check(self, entry: Entry) -> float:
         """When it should have ended if no fault occurs; now if it is not published."""
         if not entry.published:
@@ -238,12 +246,13 @@ class Outbox:
 
     # --- The reconciler ---
 
-    def republish(self, publish: Callable[[Entry, int], None], broker: "BrokerView") -> dict[str, int]:
+    def republish(self, publish: Publish, broker: "BrokerView") -> dict[str, int]:
         """Publish again the entries that have not ended and are neither in a queue nor held by a worker.
 
-        Takes about TIME_BUDGET at most. Returns {"published", "waiting"}: how many were published, and how many still
-        wait in their queue. An entry that cannot be published is logged, and does not block the others. Raises
-        PUBLISH_ERRORS while the broker is unavailable; the entries that were not published are due at once then.
+        `publish` publishes entries, each with the number of its message, and returns errors by task id. Takes about
+        TIME_BUDGET at most. Returns {"published", "waiting"}: how many were published, and how many still wait in their
+        queue. An entry that cannot be published is logged, and does not block the others. Raises PUBLISH_ERRORS while
+        the broker is unavailable; the entries that were not published are due at once then.
         """
         deadline, published, waiting = time.monotonic() + TIME_BUDGET, 0, 0
         while time.monotonic() < deadline:
@@ -254,12 +263,11 @@ class Outbox:
             try:
                 entries = [(entry, number) for entry, number in claimed if entry]
                 here = broker.not_lost([entry for entry, _ in entries if entry.published])
-                for entry, number in entries:
-                    if entry.id in here:
-                        left[entry.id] = now + self._config.recheck_after
-                        waiting += 1
-                        continue
-                    published += self._publish(entry, number, next_check, publish)
+                left.update(dict.fromkeys(here, now + self._config.recheck_after))
+                waiting += len(here)
+                lost = [(entry, number) for entry, number in entries if entry.id not in here]
+                published += self._publish(lost, next_check, publish)
+                for entry, _ in lost:
                     del left[entry.id]
             finally:
                 if left:
@@ -283,27 +291,29 @@ class Outbox:
             return None
         return entry
 
-    def _publish(self, entry: Entry, number: int, next_check: float, publish: Callable[[Entry, int], None]) -> int:
-        """Publish it if that is still needed; returns 1 or 0. Raises PUBLISH_ERRORS."""
-        keys = self._keys(entry.id)
-        if not (number := int(self._run(ADVANCE, keys[1:3], [entry.id, number, next_check]))):
+    def _publish(self, lost: list[tuple[Entry, int]], next_check: float, publish: Publish) -> int:
+        """Publish those for which it is still needed; returns how many. Raises PUBLISH_ERRORS."""
+        calls = [(self._keys(entry.id)[1:3], [entry.id, number, next_check]) for entry, number in lost]
+        numbers = map(int, self._run_all(ADVANCE, calls))
+        needed = [(entry, number) for (entry, _), number in zip(lost, numbers, strict=True) if number]
+        if not needed:
             return 0
-        try:
-            publish(entry, number)
-        except PUBLISH_ERRORS:
-            raise
-        except Exception as error:
-            publish_failed.send(sender=self._sender, task=entry.name, error=error)
-            again = self._config.republish_after
-            logger.exception("%s[%s] cannot be published; retried every %g s", entry.name, entry.id, again)
-            return 0
-        published = replace(entry, published=time.time())
-        self._run(REPLACE, keys, [entry.id, dumps(vars(published)), number, ""])
-        if entry.published:
-            age = published.published - entry.published
-            outbox_republished.send(sender=self._sender, task=entry.name, queue=entry.queue, age=age)
-            logger.warning("%s[%s] published again after %.0f s", entry.name, entry.id, age)
-        return 1
+        errors, again = publish(needed), self._config.republish_after
+        for entry, _ in needed:
+            if error := errors.get(entry.id):
+                logger.error(
+                    "%s[%s] cannot be published; retried every %g s", entry.name, entry.id, again, exc_info=error
+                )
+        done = [(replace(entry, published=time.time()), number) for entry, number in needed if entry.id not in errors]
+        self._run_all(
+            REPLACE, [(self._keys(entry.id), [entry.id, dumps(vars(entry)), number, ""]) for entry, number in done]
+        )
+        for entry, _ in needed:
+            if entry.published and entry.id not in errors:
+                age = time.time() - entry.published
+                outbox_republished.send(sender=self._sender, task=entry.name, queue=entry.queue, age=age)
+                logger.warning("%s[%s] published again after %.0f s", entry.name, entry.id, age)
+        return len(done)
 
 
 class BrokerView:

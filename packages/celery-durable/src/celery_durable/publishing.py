@@ -17,7 +17,13 @@ from celery_durable.atomic.transport import Transport as AtomicTransport
 from celery_durable.batch import Batch, CollectingProducer, Publication
 from celery_durable.clients import credentials
 from celery_durable.consumer import PATIENCE
-from celery_durable.errors import DelayTooLongError, MessageTooLargeError, NotInOutboxError, TimeLimitTooLongError
+from celery_durable.errors import (
+    BatchPublishError,
+    DelayTooLongError,
+    MessageTooLargeError,
+    NotInOutboxError,
+    TimeLimitTooLongError,
+)
 from celery_durable.logs import get_logger
 from celery_durable.outbox import PUBLICATION, PUBLISH_ERRORS, Entry, running_task_stays
 from celery_durable.signals import message_published, outbox_written, publish_failed
@@ -120,7 +126,7 @@ class AMQP(amqp.AMQP):
         return super().as_task_v2(task_id, name, args, kwargs, *rest, **options)
 
     def send_once(self, producer: Any, name: str, message: Any, **options: Any) -> Any:
-        """Publish a task, without the outbox."""
+        """Publish a task now, without the outbox."""
         if options.get("retry") is False:
             # kombu stores a retried publish's policy in options that all connections of the pool share, so the next
             # new connection is retried too: 6 s on a frozen broker, not 3.
@@ -196,15 +202,29 @@ class AMQP(amqp.AMQP):
             info = {"queue": getattr(queue, "name", queue)}
         return str(self.app.durable.queue_of(info))
 
-    def publish_entry(self, entry: Entry, publication: int) -> None:
-        """Publish an outbox entry's message. Raises outbox.PUBLISH_ERRORS."""
-        message = amqp.task_message(entry.headers, entry.properties, tuple(entry.body), None)
-        options = _numbered(entry.options, publication)
-        with self.app.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
+    def publish_entries(self, entries: list[tuple[Entry, int]]) -> dict[str, Exception]:
+        """Publish outbox entries' messages, each with the number of its publication. Returns errors by task id. Raises
+        outbox.PUBLISH_ERRORS while the broker is unavailable."""
+        errors: dict[str, Exception] = {}
+        with self.app.producer_pool.acquire(block=True) as producer:
+            batch = Batch(self.app.durable, producer)
+            for entry, number in entries:
+                message = amqp.task_message(entry.headers, entry.properties, tuple(entry.body), None)
+                options = {**_numbered(entry.options, number), "queue": entry.queue or None}
+                try:
+                    self._collect(batch, entry.name, message, options, None, later=False)
+                except PUBLISH_ERRORS:
+                    raise
+                except Exception as error:  # its queue may have been removed
+                    publish_failed.send(sender=self.app, task=entry.name, error=error)
+                    errors[entry.id] = error
             try:
-                self.send_once(producer, entry.name, message, queue=entry.queue or None, **options)
-            except KeyError as error:  # kombu would report it as a lost connection; the queue may have been removed
-                raise ValueError(f"{error} is not known") from error
+                batch.flush()
+            except BatchPublishError as error:
+                if error.unknown or len(error.refused) + len(errors) == len(entries):
+                    raise
+                errors |= {task_id: ValueError(text) for task_id, text in error.refused.items()}
+        return errors
 
     def queues_of(self, entry: Entry) -> list[str]:
         """Names of the queues that an outbox entry's message goes to, as far as known.
