@@ -135,9 +135,10 @@ class Consumer(consumer.Consumer):
             try:
                 check_message(message, self.strategies)
                 booked = delays and message.delivery_tag.startswith(TAG_PREFIX)  # a broadcast is not
-                if booked and (due := eta_of(message.headers)) > time.time() + AT_ONCE:
+                due = eta_of(message.headers) if booked else 0
+                if due > time.time() + AT_ONCE and message.channel.delay(message, due):
                     self._taken.pop(message.delivery_tag)
-                    return message.channel.delay(message, due)
+                    return None
                 return handle(message)
             except CONNECTION_ERRORS:
                 raise

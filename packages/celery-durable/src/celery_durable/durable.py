@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
@@ -44,6 +45,7 @@ class Durable:
         self.ticks = Ticks(config, lambda: self.store)
         self.worker_name = ""  # client name of this worker's connections
         self.leases: set[Any] = set()  # of the open connections, see atomic.leases
+        self.unsent_acks: deque[str] = deque()  # delivery tags of connections that were lost, see atomic.qos
         self.unbooked: list[tuple[str, str, bytes]] = []  # list, delivery tag, message: taken and not yet stored
         self._transport = TransportOptions(config)
 
@@ -127,8 +129,8 @@ class Durable:
         config = self.config
         logger.warning(
             "transport: stock is used, not atomic: %s. So a killed worker's tasks return after %g s, not %g s, or are "
-            "lost if it had just taken them; this process publishes no delay over %g s and no time limit of %g s or more; a "
-            "message that kills its workers is redelivered without end",
+            "lost if it had just taken them; this process publishes no delay over %g s and no time limit of %g s or "
+            "more; a message that kills its workers is redelivered without end",
             "; ".join(missing),
             config.visibility_timeout,
             config.lease,
