@@ -371,6 +371,13 @@ def test_a_delayed_message_waits_in_redis_and_is_delivered_by_its_time_and_prior
     assert client.zcard("celery-durable:delayed:plain") == 1
 
 
+def test_messages_that_are_due_are_delivered_by_a_full_redis(app: Any, client: Any) -> None:
+    publish(app, PLAIN, headers=eta(2))
+    with taking(app, PLAIN) as taker:
+        client.config_set("maxmemory", 1)
+        taker.one().ack()
+
+
 def test_a_purge_removes_delayed_messages(app: Any, client: Any) -> None:
     publish(app, PLAIN)
     publish(app, PLAIN, headers=eta(100))

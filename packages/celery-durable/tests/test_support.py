@@ -1,5 +1,7 @@
 """Where the atomic transport cannot be used, the stock one takes its place, with its limits and one log line."""
 
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from threading import Thread
 from typing import Any
 
 import kombu
@@ -163,6 +165,26 @@ def test_an_old_redis_lacks_something(new_app: NewApp, monkeypatch: pytest.Monke
     assert list(support._server(new_app(transport="atomic").durable)) == [
         "the broker is Redis 6.2.14; it needs Redis 7 or Valkey"
     ]
+
+
+class WithoutHello(StreamRequestHandler):
+    """A server, or a proxy, from before RESP3."""
+
+    def handle(self) -> None:
+        while line := self.rfile.readline():
+            if line.startswith(b"*"):
+                for _ in range(2 * int(line[1:])):
+                    self.rfile.readline()
+                self.wfile.write(b"-ERR unknown command\r\n")
+
+
+def test_a_server_without_resp3_lacks_something(new_app: NewApp) -> None:
+    with ThreadingTCPServer(("127.0.0.1", 0), WithoutHello) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        app = new_app({"broker_url": f"redis://127.0.0.1:{server.server_address[1]}/0"}, transport="atomic")
+        (said,) = support._server(app.durable)
+        server.shutdown()
+    assert said.startswith("the broker refuses a command that it needs (unknown command)")
 
 
 def test_a_redis_that_does_not_answer_may_start_later(new_app: NewApp) -> None:

@@ -14,9 +14,9 @@ from redis import RedisError
 from celery_durable.atomic.scripts import FETCH, LAPSED
 from celery_durable.clients import connect
 
-# Minor versions that were tested: the transport depends on internals of both.
+# Minor versions that were tested: it depends on internals of both.
 TESTED_KOMBU = ("5.7",)
-TESTED_REDIS_PY = ("8.0", "8.1")
+TESTED_REDIS_PY = ("7.4", "8.0", "8.1")
 POOLS = ("prefork", "threads", "solo")
 
 
