@@ -104,8 +104,9 @@ class QoS(transport.QoS):
     def leave_acks(self) -> None:
         """To the next connection, which sends them: Redis does not answer."""
         self.sent_again()
-        self._of_lost_connections.extend(self._acks)
-        self._acks.clear()
+        with suppress(IndexError):  # other threads append
+            while True:
+                self._of_lost_connections.append(self._acks.popleft())
 
     # --- Giving back ---
 
