@@ -43,8 +43,8 @@ def _versions() -> Iterator[str]:
 def _settings(url: str, options: dict[str, Any]) -> Iterator[str]:
     if (scheme := urlsplit(url).scheme) not in ("redis", "rediss"):
         yield f"broker_url is {scheme}://; it needs redis:// or rediss://"
-    if str(options.get("protocol", 3)) != "3":
-        yield f"broker_transport_options.protocol is {options['protocol']}; it needs RESP3"
+    if (protocol := options.get("protocol") or 3) not in (3, "3"):
+        yield f"broker_transport_options.protocol is {protocol}; it needs RESP3"
 
 
 def _pool(pool: Any) -> Iterator[str]:
