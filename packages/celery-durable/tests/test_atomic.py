@@ -298,7 +298,8 @@ def test_operations_of_who_no_longer_holds_the_lease_are_counted(app: Any, clien
         messages[3].channel.delay(messages[3], time.time() + 100)
         messages[4].channel.qos.restore_unacked()
     assert counted == [("renew", 5), ("acknowledge", 1), *[("requeue", 1)] * 2, ("delay", 1), ("requeue", 1)]
-    assert client.keys("*plain*") == []
+    assert waiting(app, client) == {}
+    assert not client.exists("celery-durable:delayed:plain")
 
 
 def test_after_a_time_in_which_nobody_could_renew_nothing_lapses_at_once(app: Any, client: Any) -> None:
