@@ -217,7 +217,7 @@ def test_delayed_messages_are_counted(exporter: Exporter, redis_server: RedisSer
     scraped = exporter.scrape()
     assert scraped[delayed] == 0
     assert due not in scraped
-    redis_server.client.zadd("celery-durable:delayed:low", {"low\0{}": 2e9, "low\0[]": 1.9e9})
+    redis_server.client.zadd("celery-durable:delayed:low", {"low\0a\0{}": 2e9, "low\0b\0[]": 1.9e9})
     scraped = exporter.scrape()
     assert (scraped[delayed], scraped[due]) == (2, 1.9e9)
     assert scraped[sample("celery_queue_delayed_messages", queue="high")] == 0

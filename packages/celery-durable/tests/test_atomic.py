@@ -13,11 +13,12 @@ from celery_durable.atomic.fetching import State
 from celery_durable.atomic.leases import TAG_PREFIX
 from celery_durable.atomic.scripts import FETCH, LAPSED
 from celery_durable.dead_letters import Reason
+from celery_durable.signals import operation_fenced
 
 from .conftest import NewApp, NewProject
 from .poll import poll_until
 from .redis_server import RedisServer
-from .test_transport import QUEUES, letters, publish, taking, waiting
+from .test_transport import QUEUES, Taker, letters, publish, taking, waiting
 
 LEASE: dict[str, Any] = {"transport": "atomic", "lease": 5, "lease_renewal": 1}
 PLAIN = QUEUES[0]
@@ -116,6 +117,25 @@ def test_get_books_a_message_too(app: Any, client: Any) -> None:
         assert connection.default_channel.basic_get("plain") is None
 
 
+def test_large_messages_are_taken_in_parts(app: Any, client: Any) -> None:
+    for number in range(40):
+        publish(app, PLAIN, headers={"number": number, "filler": "x" * 300_000})
+    keys = ["unacked", "unacked_index", "watcher", "waiting", "wake", "plain"]
+    with app.durable.raw_broker() as raw:
+        late, role, *found = FETCH(raw, keys, [40, f"{TAG_PREFIX}x:", 0, 1, 0, "x", "wake:", 1, 0, '"plain"'])
+        assert (late, role) == (0, 0), "call again"
+        assert 4 << 20 <= sum(map(len, found[1::2])) <= 7 << 20
+        assert client.llen("plain") + client.hlen("unacked") == 40
+        keys.append("another")
+        late, role, *found = FETCH(
+            raw, keys, [40, f"{TAG_PREFIX}y:", 0, 2, 1, "x", "wake:", 1, 0, '"plain"', '"another"']
+        )
+        assert 4 << 20 <= sum(map(len, found[1::2])) <= 5 << 20
+    with taking(app, PLAIN, number=client.llen("plain")) as taker:
+        numbers = [message.headers["number"] for message in taker.take()]
+    assert numbers == sorted(numbers)
+
+
 # --- Waiting ---
 
 
@@ -200,6 +220,30 @@ def test_an_acknowledgement_that_was_lost_with_its_connection_is_sent_again(app:
         assert held(client) == {}
 
 
+def test_an_acknowledgement_while_redis_is_down_is_sent_with_the_next_connection(
+    app: Any, client: Any, redis_server: RedisServer
+) -> None:
+    """As in a worker with threads, whose tasks end while it reconnects."""
+    for _ in range(2):
+        publish(app, PLAIN)
+    connection = app.connection_for_read()
+    early, late = Taker(connection, PLAIN, number=2).take()
+    redis_server.kill()
+    try:
+        early.channel.qos._acks.append(early.delivery_tag)  # waits for the next fetch
+        with suppress(*connection.connection_errors):
+            connection.release()
+        late.ack()
+    finally:
+        redis_server.start()
+    assert len(held(client)) == 2
+    with taking(app, QUEUES[1]) as taker:
+        while held(client):
+            with suppress(TimeoutError):
+                taker.connection.drain_events(timeout=0.1)
+    assert waiting(app, client) == {}
+
+
 # --- Leases ---
 
 
@@ -226,8 +270,36 @@ def test_what_is_no_longer_renewed_is_redelivered_and_a_late_acknowledgement_cha
         assert again.headers["redelivered"] is True
         assert again.delivery_tag != message.delivery_tag
         message.ack()
-        assert "1 acknowledgements were late" in caplog.text
+        assert "acknowledge: too late for 1 messages" in caplog.text
         assert list(held(client)) == [again.delivery_tag]
+
+
+def test_operations_of_who_no_longer_holds_the_lease_are_counted(app: Any, client: Any) -> None:
+    counted: list[Any] = []
+
+    def count(sender: Any, operation: str, number: int, **_: Any) -> None:
+        assert sender is app
+        counted.append((operation, number))
+
+    operation_fenced.connect(count)
+    for _ in range(5):
+        publish(app, PLAIN)
+    with taking(app, PLAIN, number=5) as taker:
+        messages = taker.take()
+        leases = taker.connection.transport._leases
+        leases.stop()
+        leases._renew()
+        assert counted == []
+        client.delete("unacked", "unacked_index")  # as if they had lapsed
+        leases._renew()
+        messages[0].ack()
+        messages[1].requeue()
+        messages[2].channel.put_back(messages[2])
+        messages[3].channel.delay(messages[3], time.time() + 100)
+        messages[4].channel.qos.restore_unacked()
+    assert counted == [("renew", 5), ("acknowledge", 1), *[("requeue", 1)] * 2, ("delay", 1), ("requeue", 1)]
+    assert waiting(app, client) == {}
+    assert not client.exists("celery-durable:delayed:plain")
 
 
 def test_after_a_time_in_which_nobody_could_renew_nothing_lapses_at_once(app: Any, client: Any) -> None:
@@ -300,12 +372,80 @@ def test_a_delayed_message_waits_in_redis_and_is_delivered_by_its_time_and_prior
     assert client.zcard("celery-durable:delayed:plain") == 1
 
 
+def test_messages_that_are_due_are_delivered_by_a_full_redis(app: Any, client: Any) -> None:
+    publish(app, PLAIN, headers=eta(2))
+    with taking(app, PLAIN) as taker:
+        client.config_set("maxmemory", 1)
+        taker.one().ack()
+
+
 def test_a_purge_removes_delayed_messages(app: Any, client: Any) -> None:
     publish(app, PLAIN)
     publish(app, PLAIN, headers=eta(100))
     with app.connection_for_write() as connection:
         assert connection.default_channel.queue_purge("plain") == 2
     assert not client.exists("plain", "celery-durable:delayed:plain")
+
+
+def test_two_messages_with_the_same_bytes_stay_two(app: Any, client: Any) -> None:
+    """From a publisher that sends the same bytes twice: at once, and through workers that park them."""
+    publish(app, PLAIN, headers=eta(100))
+    (member,) = client.zrange("celery-durable:delayed:plain", 0, -1)
+    raw = member.split("\0", 2)[-1]
+    client.rpush("plain", raw, raw)
+    with taking(app, PLAIN, number=2) as taker:
+        for message in taker.take():
+            assert taker.channel.delay(message, time.time() + 100)
+        taker.channel._put("plain", json.loads(raw))
+        taker.channel._put("plain", json.loads(raw))
+    members = client.zrange("celery-durable:delayed:plain", 0, -1)
+    assert len(members) == 5
+    assert {member.split("\0", 2)[-1] for member in members} == {raw}
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_deleted_queue_has_no_delayed_messages(app: Any, client: Any, bound: bool) -> None:
+    publish(app, PLAIN, headers=eta(100))
+    with app.connection_for_write() as connection:
+        if bound:
+            PLAIN(connection.default_channel).declare()
+        connection.default_channel.queue_delete("plain", if_empty=True)
+        assert client.zcard("celery-durable:delayed:plain") == 1
+        connection.default_channel.queue_delete("plain")
+        assert not client.exists("celery-durable:delayed:plain")
+
+
+def test_a_message_that_is_due_by_the_clock_of_redis_is_not_parked(app: Any, client: Any) -> None:
+    publish(app, PLAIN, headers=eta(-1))
+    with taking(app, PLAIN) as taker:
+        message = taker.one()
+        seconds, _ = client.time()
+        assert not taker.channel.delay(message, seconds)
+        assert message.headers["eta"] is None
+        assert list(held(client)) == [message.delivery_tag]
+        assert taker.channel.delay(message, seconds + 100)
+        assert held(client) == {}
+
+
+def test_a_queue_that_expires_still_does_so_after_a_return(app: Any, client: Any) -> None:
+    queue = Queue("expiring", expires=100)
+    for back in ("requeue", "put_back"):
+        publish(app, queue)
+        with taking(app, queue) as taker:
+            message = taker.one()
+            assert not client.exists("expiring")
+            assert not taker.channel.delay(message, time.time() + 50), "its queue may expire before"
+            message.requeue() if back == "requeue" else taker.channel.put_back(message)
+            assert 0 < client.pttl("expiring") <= 100_000
+        client.delete("expiring")
+
+
+def test_without_renewal_messages_that_are_due_are_delivered_and_leases_lapse(new_app: NewApp) -> None:
+    app = new_app({"task_queues": QUEUES, "task_default_queue": "plain"}, renewal=False, **LEASE)
+    publish(app, PLAIN, headers=eta(2))
+    with taking(app, PLAIN) as taker, taking(app, PLAIN) as other:
+        taker.one()
+        assert other.one().headers["deliveries"] == 2
 
 
 def test_names_of_ones_own(new_app: NewApp, client: Any) -> None:
@@ -459,7 +599,7 @@ def test_one_that_cannot_be_read_does_not_keep_others_from_being_redelivered(
 
 
 def test_a_delayed_member_that_cannot_be_moved_does_not_multiply_others(app: Any, client: Any) -> None:
-    client.zadd("celery-durable:delayed:bound", {'bound\0{"n": 1}': 1, "no list": 2, 'bound\0{"n": 2}': 3})
+    client.zadd("celery-durable:delayed:bound", {'bound\0a\0{"n": 1}': 1, "no list": 2, 'bound\0b\0{"n": 2}': 3})
     with taking(app, PLAIN) as taker:
         taker.channel._consuming["bound"] = (False, None)
         poll_until(lambda: client.zcard("celery-durable:delayed:bound") == 1, "two to be moved")
@@ -493,3 +633,39 @@ def test_prefetched_messages_run_after_an_outage(new_project: NewProject, redis_
     poll_until(lambda: not project.client.exists("unacked"), "all to be acknowledged")
     assert project.noted("started") == ["a"]
     assert sorted(project.noted("ran")) == ["a", "b", "c"]
+
+
+HELD = """
+import time
+
+@app.task(name="count", shared=False)
+def count(number):
+    time.sleep(0.5)
+    note("held", str(durable.broker.hlen("unacked")))
+"""
+
+
+def test_a_solo_worker_acknowledges_each_task_before_the_next(new_project: NewProject) -> None:
+    """Not when all that it has taken are done: if it is killed, they would run again."""
+    project = new_project(HELD, {**LONG, "worker_prefetch_multiplier": 5}, **LEASE)
+    for number in range(5):
+        project.app.tasks["count"].delay(number)
+    project.worker("-P", "solo")
+    assert project.wait_noted("held", 5) == ["5", "4", "3", "2", "1"]
+
+
+def test_a_worker_whose_clock_is_behind_runs_what_is_due(new_project: NewProject) -> None:
+    behind = """
+from celery_durable import consumer
+
+class Behind:
+    @staticmethod
+    def time():
+        return time.time() - 60
+
+consumer.time = Behind
+"""
+    project = new_project(behind + TASKS, STEPS, **LEASE)
+    project.app.tasks["quick"].apply_async(("a",), countdown=2)
+    project.worker("-c", "1")
+    assert project.wait_noted("ran", timeout=20) == ["a"]

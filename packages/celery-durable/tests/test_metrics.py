@@ -224,6 +224,16 @@ def test_a_publish_that_fails_is_counted(new_app: NewApp) -> None:
     assert counted("celery_publish_failures_total", task="fails to publish") == before + 1
 
 
+def test_operations_of_a_lapsed_lease_are_counted_from_zero(new_app: NewApp) -> None:
+    name = "celery_fenced_operations_total"
+    app = new_app()
+    for operation in ("acknowledge", "renew", "delay", "requeue"):
+        before = prometheus_client.REGISTRY.get_sample_value(name, {"operation": operation})
+        assert before is not None
+        signals.operation_fenced.send(sender=app, operation=operation, number=3)
+        assert counted(name, operation=operation) == before + 3
+
+
 # --- Names from messages ---
 
 MANY = 10_000

@@ -34,7 +34,7 @@ def refuse_dangerous_settings(app: Any) -> None:
 def _of_the_app(app: Any) -> Iterator[str]:
     conf, config = app.conf, app.durable.config
     visibility = config.visibility_timeout
-    if config.transport == "stock" and (not conf.task_time_limit or conf.task_time_limit >= visibility):
+    if not app.durable.atomic and (not conf.task_time_limit or conf.task_time_limit >= visibility):
         yield (
             f"task_time_limit: {conf.task_time_limit}; it must be less than Config.visibility_timeout "
             f"({visibility:g} s), or a solo worker's task runs twice"

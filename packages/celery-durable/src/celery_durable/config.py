@@ -33,7 +33,8 @@ class Config:
 
     # --- The transport ---
 
-    #: "stock": kombu's, with a visibility timeout. "atomic": with leases and delays of any length (atomic/README.md).
+    #: "stock": kombu's, with a visibility timeout. "atomic": with leases and delays of any length; where it cannot be
+    #: used, "stock" is, and one log line says why (atomic/README.md).
     transport: Transport = "stock"
     #: atomic: a held message that is not renewed returns to its queue after this time.
     lease: float = 15

@@ -121,12 +121,12 @@ class Consumer(consumer.Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Called for each connection, before the first message."""
         self.durable.revocations.load()
-        if self.durable.config.renewal and self.durable.config.transport == "stock":
+        if self.durable.config.renewal and not self.durable.atomic:
             if self._renewal:  # of the previous connection
                 self._renewal.cancel()
             self._renewal = self.timer.call_repeatedly(self.durable.config.renew_interval, self._renew)
         handle = super().create_task_handler(*args, **kwargs)
-        if delays := self.durable.config.transport == "atomic":  # of publishers with kombu's transport, too
+        if delays := self.durable.atomic:  # of publishers with kombu's transport, too
             self.connection.transport.also_held = lambda: list(self.held())
 
         def on_task_received(message: Any) -> Any:
@@ -135,9 +135,10 @@ class Consumer(consumer.Consumer):
             try:
                 check_message(message, self.strategies)
                 booked = delays and message.delivery_tag.startswith(TAG_PREFIX)  # a broadcast is not
-                if booked and (due := eta_of(message.headers)) > time.time() + AT_ONCE:
+                due = eta_of(message.headers) if booked else 0
+                if due > time.time() + AT_ONCE and message.channel.delay(message, due):
                     self._taken.pop(message.delivery_tag)
-                    return message.channel.delay(message, due)
+                    return None
                 return handle(message)
             except CONNECTION_ERRORS:
                 raise
@@ -153,7 +154,7 @@ class Consumer(consumer.Consumer):
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """With leases the messages of running tasks stay with this worker: they are renewed and acknowledged over the
         next connection. Otherwise they would run a second time meanwhile."""
-        if self.durable.config.transport == "atomic" and self.task_consumer is not None:
+        if self.durable.atomic and self.task_consumer is not None:
             running = [tag for tag, (_, request) in self._taken.items() if request in state.active_requests]
             self.task_consumer.channel.qos.let_go(running)
         super().on_connection_error_after_connected(exc)

@@ -39,7 +39,7 @@ class Delayed:
 
     queue: str
     due: float  # epoch s
-    member: bytes  # list, "\0", message
+    member: bytes  # list, "\0", a unique id, "\0", message
 
     @property
     def list_name(self) -> bytes:
@@ -49,7 +49,7 @@ class Delayed:
     @property
     def message(self) -> bytes:
         """As it was published."""
-        return self.member.partition(b"\0")[2]
+        return self.member.split(b"\0", 2)[-1]
 
     def header(self, name: str) -> str:
         """A header of its task; empty if the message cannot be read."""

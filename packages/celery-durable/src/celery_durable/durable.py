@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
@@ -11,6 +12,7 @@ from kombu.transport.redis import Channel
 from redis import Redis
 from redis.client import Pipeline
 
+from celery_durable.atomic import support
 from celery_durable.batch import batched
 from celery_durable.chords import Chords
 from celery_durable.clients import Clients, connect
@@ -43,6 +45,7 @@ class Durable:
         self.ticks = Ticks(config, lambda: self.store)
         self.worker_name = ""  # client name of this worker's connections
         self.leases: set[Any] = set()  # of the open connections, see atomic.leases
+        self.unsent_acks: deque[str] = deque()  # delivery tags of connections that were lost, see atomic.qos
         self.unbooked: list[tuple[str, str, bytes]] = []  # list, delivery tag, message: taken and not yet stored
         self._transport = TransportOptions(config)
 
@@ -102,6 +105,39 @@ class Durable:
         gone = [node for node, entry in self.workers().items() if entry["heartbeat"] < oldest]
         if gone:
             self.broker.hdel(self.broker_key("workers"), *gone)
+
+    # --- The transport ---
+
+    @cached_property
+    def atomic(self) -> bool:
+        """Whether the atomic transport is used: Config asks for it, and nothing is missing. Decided at first use; a
+        worker may fall back when it starts."""
+        if self.config.transport != "atomic":
+            return False
+        missing = support.missing_for_app(self.broker_url, self._transport_options)
+        if missing:
+            self.fall_back(missing)
+        return not missing
+
+    @property
+    def max_delay(self) -> float:
+        """The longest delay that the stock transport publishes. For the atomic one Config allows any."""
+        return min(self.config.max_delay, self.config.visibility_timeout)
+
+    def fall_back(self, missing: list[str]) -> None:
+        """Use the stock transport, with its limits, although Config asks for the atomic one."""
+        config = self.config
+        logger.warning(
+            "transport: stock is used, not atomic: %s. So a killed worker's tasks return after %g s, not %g s, or are "
+            "lost if it had just taken them; this process publishes no delay over %g s and no time limit of %g s or "
+            "more; a message that kills its workers is redelivered without end",
+            "; ".join(missing),
+            config.visibility_timeout,
+            config.lease,
+            self.max_delay,
+            config.visibility_timeout,
+        )
+        self.atomic = False
 
     # --- Connections ---
 

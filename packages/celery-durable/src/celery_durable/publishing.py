@@ -53,7 +53,7 @@ class Connection(amqp.Connection):
         found = super().get_transport_cls()
         if found is not redis.Transport:
             return found
-        return AtomicTransport if self.durable.config.transport == "atomic" else Transport
+        return AtomicTransport if self.durable.atomic else Transport
 
     def Pool(self, limit: int | None = None, **kwargs: Any) -> Any:  # noqa: N802 - kombu's name
         """Connections of publishers. kombu's pool makes connections of its own class, with its own transport."""
@@ -277,13 +277,13 @@ class AMQP(amqp.AMQP):
 
     def _refuse_what_runs_twice(self, name: str, headers: dict[str, Any]) -> None:
         """Raises DelayTooLongError or TimeLimitTooLongError: a worker without renewal would run it twice."""
-        config = self.app.durable.config
-        if config.transport == "atomic":
+        durable, config = self.app.durable, self.app.durable.config
+        if durable.atomic:
             return
         delay = eta_of(headers) - time.time()
-        if delay > config.max_delay:
+        if delay > durable.max_delay:
             raise DelayTooLongError(
-                f"{name}: due in {delay:.0f} s; on Redis a countdown, ETA or retry delay is {config.max_delay:g} s at "
+                f"{name}: due in {delay:.0f} s; on Redis a countdown, ETA or retry delay is {durable.max_delay:g} s at "
                 "most (Config.max_delay). For a later time use beat, or a table that a periodic task reads."
             )
         limit = (headers.get("timelimit") or [None])[0]

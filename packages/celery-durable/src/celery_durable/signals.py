@@ -24,6 +24,10 @@ message_dead_lettered = Signal(name="message_dead_lettered", providing_args={"le
 #: The oldest dead letter was removed because the stream exceeded a limit. Arguments: reason, task, task_id.
 dead_letter_overflowed = Signal(name="dead_letter_overflowed", providing_args={"reason", "task", "task_id"})
 
+#: An acknowledgement, a renewal or a return changed nothing: its messages had been redelivered. Arguments: operation
+#: (acknowledge, renew, delay, requeue), number (of messages).
+operation_fenced = Signal(name="operation_fenced", providing_args={"operation", "number"})
+
 #: A task was ended from outside its process. Arguments: task, queue, outcome (time_limit, worker_lost, revoked,
 #: expired).
 request_ended = Signal(name="request_ended", providing_args={"task", "queue", "outcome"})

@@ -22,13 +22,18 @@ from celery_durable.logs import get_logger
 
 logger = get_logger(__name__)
 
-# Puts an unacknowledged message at the end of a list, unless another process has already returned it.
-# KEYS: hash and index of unacknowledged messages, list. ARGV: delivery tag, message.
+# Puts an unacknowledged message at the end of a list. Returns 0 if another process has already returned it.
+# KEYS: hash and index of unacknowledged messages, list. ARGV: delivery tag, message, the list's expiry (ms; 0: none).
 PUT_BACK = """
-if redis.call('HDEL', KEYS[1], ARGV[1]) == 1 then
-    redis.call('ZREM', KEYS[2], ARGV[1])
-    redis.call('LPUSH', KEYS[3], ARGV[2])
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then
+    return 0
 end
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('LPUSH', KEYS[3], ARGV[2])
+if tonumber(ARGV[3]) > 0 then
+    redis.call('PEXPIRE', KEYS[3], ARGV[3])
+end
+return 1
 """
 
 
@@ -214,14 +219,18 @@ class Channel(redis.Channel):
 
     # --- Requeueing ---
 
-    def put_back(self, message: Any, **headers: Any) -> None:
-        """Put an unacknowledged message at the end of its queue, with additional headers. Raises RedisError."""
+    def put_back(self, message: Any, **headers: Any) -> bool:
+        """Put an unacknowledged message at the end of its queue, with additional headers. False if it has already
+        returned. Raises RedisError."""
+        queue = _queue_of(message)
         payload = {**message._raw, "headers": {**message._raw["headers"], **headers}}
-        list_name = self._q_for_pri(_queue_of(message), self._get_message_priority(payload))
+        list_name = self._q_for_pri(queue, self._get_message_priority(payload))
         keys = [self.prefixed(key) for key in (self.unacked_key, self.unacked_index_key, list_name)]
         with self.raw_client() as client:
-            client.register_script(PUT_BACK)(keys=keys, args=[message.delivery_tag, dumps(payload)])
+            arguments = [message.delivery_tag, dumps(payload), self._expires.get(queue, 0)]
+            returned = client.register_script(PUT_BACK)(keys=keys, args=arguments)
         self.qos._quick_ack(message.delivery_tag)
+        return bool(returned)
 
     def _do_restore_message(self, payload: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Sets the header `redelivered_at` (epoch seconds) of a restored message: its wait time counts from then."""

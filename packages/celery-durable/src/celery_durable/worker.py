@@ -9,6 +9,9 @@ from celery import bootsteps
 from celery.worker import WorkController, control
 from redis import RedisError
 
+from celery_durable.atomic.leases import BATCH, TICK
+from celery_durable.atomic.scripts import DUE
+from celery_durable.atomic.support import missing_for_worker
 from celery_durable.background import Background
 from celery_durable.checks import refuse_dangerous_settings
 from celery_durable.logs import get_logger
@@ -30,6 +33,9 @@ class Start(bootsteps.Step):
     """
 
     def __init__(self, parent: WorkController, **kwargs: Any) -> None:
+        durable = parent.app.durable
+        if durable.atomic and (missing := missing_for_worker(parent.pool_cls, durable)):
+            durable.fall_back(missing)
         refuse_dangerous_settings(parent.app)
         if REMAP_SIGTERM != "SIGQUIT":
             logger.warning(
@@ -37,7 +43,7 @@ class Start(bootsteps.Step):
                 "and waits for running tasks up to their time limit"
             )
         names = ",".join(queue_names(parent)).replace(" ", "_")  # Redis allows no spaces in a client name
-        parent.app.durable.worker_name = f"celery-worker:{parent.hostname}:{names}"
+        durable.worker_name = f"celery-worker:{parent.hostname}:{names}"
         super().__init__(parent, **kwargs)
 
 
@@ -86,6 +92,31 @@ class Registration(bootsteps.StartStopStep):
     terminate = stop
 
 
+class Due(bootsteps.StartStopStep):
+    """Moves delayed messages that are due, in a worker that falls back from the atomic transport: they wait in Redis
+    since before, or from publishers that do not fall back."""
+
+    def include_if(self, parent: WorkController) -> bool:
+        durable = parent.app.durable
+        return durable.config.transport == "atomic" and not durable.atomic
+
+    def start(self, parent: WorkController) -> None:
+        durable = parent.app.durable
+
+        def move() -> None:
+            try:
+                DUE(durable.broker, [durable.broker_key(f"delayed:{queue}") for queue in queue_names(parent)], [BATCH])
+            except RedisError as error:
+                logger.warning("delayed messages not moved: %s; tried again in %g s", error, TICK)
+
+        self._thread = Background("due", TICK, move)
+
+    def stop(self, parent: WorkController) -> None:
+        self._thread.stop()
+
+    terminate = stop
+
+
 class Revocations(bootsteps.Step):
     """Stores the revocations that this worker receives: a sender without the library does not store them."""
 
@@ -108,4 +139,4 @@ def _remembering(durable: Any, command: str, run: Any) -> Any:
     return handler
 
 
-STEPS = (Start, Heartbeat, Registration, Revocations, Watchdog)
+STEPS = (Start, Heartbeat, Registration, Due, Revocations, Watchdog)

@@ -20,6 +20,7 @@ from celery_durable.atomic.qos import QoS
 from celery_durable.atomic.scripts import DELAY, FETCH, GIVE_BACK
 from celery_durable.dead_letters import Reason
 from celery_durable.logs import get_logger
+from celery_durable.signals import operation_fenced
 from celery_durable.times import eta_of
 
 logger = get_logger(__name__)
@@ -28,6 +29,7 @@ DELIVERING = 0.005  # s after which the event loop gets its turn: in a solo work
 UNLIMITED = 100  # messages at a time if there is no prefetch count
 LOOP_TURNS = 0.2  # s
 AT_ONCE = 0.5  # s; a message that is due sooner is not parked
+IS_DUE = 2  # see delay.lua
 
 
 class Channel(transport.Channel):
@@ -112,21 +114,31 @@ class Channel(transport.Channel):
             if not cycle._client_registered(self, client, "FETCH"):
                 self.fetcher.reset()
                 cycle._register(self, client, "FETCH")
+            if self._buffer and self.qos.has_acks and self.fetcher.has_reply:
+                self._read_reply()
             self.fetcher.start()
+        if self._buffer and self.connection.loop:
+            self.deliver()
 
     def read_fetched(self) -> bool:
         """Called when the connection is readable. Raises Empty if there is no message, RedisError, OSError."""
+        delivering = bool(self._buffer)
+        self._read_reply()
+        if not self._buffer:
+            raise Empty
+        if not delivering:
+            self.deliver()
+        return True
+
+    def _read_reply(self) -> None:
         found = self.fetcher.read()
         for each in found:
             self._queue_cycle.rotate(each.queue)
         self._buffer.extend(found)
-        if not self._buffer:
-            raise Empty
-        self.deliver()
-        return True
 
     def deliver(self) -> None:
-        """Give consumers what was taken; with drain_events() one message."""
+        """Give consumers what was taken; with drain_events() one message. The next turn of the event loop gives more,
+        after it has sent acknowledgements: a solo worker runs the tasks in here."""
         loop = self.connection.loop
         until = monotonic() + DELIVERING
         try:
@@ -136,7 +148,7 @@ class Channel(transport.Channel):
                     break
         finally:
             if self._buffer and loop and self.connection is not None:
-                loop.call_soon(self.deliver)
+                self.connection.wake()
 
     def _hand_over(self, taken: Fetched) -> None:
         if taken.queue not in self._consuming:  # cancelled meanwhile
@@ -208,28 +220,35 @@ class Channel(transport.Channel):
     def ack_waits(self) -> None:
         """An acknowledgement waits to be sent: with the next fetch, or at once if there is no event loop."""
         turns = self.fetches and self.connection is not None and self.connection.loop
-        if self.closed or not turns or monotonic() - self._pumped > LOOP_TURNS:  # it does not while a worker stops
+        if self.closed:
+            try:
+                self.qos.send_all()
+            except self.broken as error:
+                logger.warning("an acknowledgement waits for the next connection: %s", error)
+                self.qos.leave_acks()
+        elif not turns or monotonic() - self._pumped > LOOP_TURNS:  # it does not while a worker stops
             self.qos.send_all()
         elif get_ident() != self.connection.loop_thread:
             self.connection.wake()
 
-    def acknowledged_late(self, number: int) -> None:
-        """Messages were redelivered before this worker acknowledged them: it was frozen, or cut off from Redis. Or an
-        acknowledgement was sent again, because the connection was lost before the reply."""
-        logger.warning("%s acknowledgements were late, or sent twice", number)
+    def fenced(self, operation: str, number: int = 1) -> None:
+        """It changed nothing: the messages had been redelivered, because this worker was frozen, or cut off from Redis.
+        Or it was sent again, because the connection was lost before the reply."""
+        logger.warning("%s: too late for %s messages, which were redelivered; or it was sent twice", operation, number)
+        operation_fenced.send(sender=self.durable.app, operation=operation, number=number)
 
     # --- Giving back ---
 
     def give_back(
         self, client: Redis, tag: str, payload: Any, queues: list[str], first: bool, deliveries: int = 0
-    ) -> None:
-        """Return a message that is held to its queue (a stock worker stores a binding, which may have several), unless
-        it has returned already. `first`: it is the next to be taken; `deliveries`: the number of the next one, if the
-        last has lapsed. Raises RedisError."""
+    ) -> bool:
+        """Return a message that is held to its queue (a stock worker stores a binding, which may have several). False
+        if it has returned already. `first`: it is the next to be taken; `deliveries`: the number of the next one, if
+        the last has lapsed. Raises RedisError."""
         if deliveries > self._max_deliveries:
             error = f"delivered {deliveries - 1} times, and each time its worker was killed or cut off"
             self.discard(tag, queues[0], dumps(payload).encode(), Reason.DELIVERIES, error)
-            return
+            return True
         headers, properties = payload.get("headers"), payload.get("properties")
         if isinstance(headers, dict):
             headers |= {"redelivered": True, "redelivered_at": time.time()}
@@ -239,7 +258,14 @@ class Channel(transport.Channel):
             properties["delivery_info"]["redelivered"] = True
         side = "RPUSH" if first else "LPUSH"
         lists = [self.list_of(queue, payload) for queue in queues]
-        GIVE_BACK(client, [*self.books, *lists], [tag, dumps(payload), side])
+        expiry = [self._expires.get(queue, 0) for queue in queues]
+        return bool(GIVE_BACK(client, [*self.books, *lists], [tag, dumps(payload), side, *expiry]))
+
+    def put_back(self, message: Any, **headers: Any) -> bool:
+        returned = super().put_back(message, **headers)
+        if not returned:
+            self.fenced("requeue")
+        return returned
 
     def _return_unread(self, client: Redis, taken: Fetched) -> None:
         message = self._read(taken)
@@ -257,7 +283,8 @@ class Channel(transport.Channel):
         if due <= time.time() + AT_ONCE or queue in self._expires:
             super()._put(queue, message, **kwargs)
             return
-        member = f"{self.list_of(queue, message)}\0{dumps(message)}"
+        # The id keeps apart two messages with the same bytes.
+        member = f"{self.list_of(queue, message)}\0{uuid()}\0{dumps(message)}"
         batch = kwargs.get("_publish_batch")
         if batch is not None:
             # The client of a batch adds global_keyprefix.
@@ -266,18 +293,30 @@ class Channel(transport.Channel):
         with self.raw_client() as client:
             client.zadd(self.delayed_key(queue), {member: due})
 
-    def delay(self, message: Any, due: float) -> None:
-        """Park a message that is held until it is due (epoch seconds). Raises RedisError."""
-        queue = transport._queue_of(message)
-        member = b"%s\0%s" % (self.list_of(queue, message._raw).encode(), message.popped)
+    def delay(self, message: Any, due: float) -> bool:
+        """Park a message that is held until it is due (epoch seconds). False: it stays with this worker, because it is
+        due by the clock of Redis, or its queue expires. Raises RedisError."""
+        queue, tag = transport._queue_of(message), message.delivery_tag
+        if queue in self._expires:
+            return False
+        member = b"%s\0%s\0%s" % (self.list_of(queue, message._raw).encode(), tag.encode(), message.popped)
         with self.raw_client() as client:
-            DELAY(client, [*self.books, self.delayed_key(queue)], [message.delivery_tag, due, member])
-        self.qos._quick_ack(message.delivery_tag)
+            done = DELAY(client, [*self.books, self.delayed_key(queue)], [tag, due, member])
+        if done == IS_DUE:
+            message.headers["eta"] = None
+            return False
+        if not done:
+            self.fenced("delay")
+        self.qos._quick_ack(tag)
+        return True
 
-    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
-        super()._delete(queue, *args, **kwargs)
+    def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any) -> None:
         with self.raw_client() as client:
-            client.delete(self.delayed_key(queue))
+            if if_empty and client.exists(self.delayed_key(queue)):
+                return
+            super().queue_delete(queue, if_unused, if_empty, **kwargs)
+            if not if_empty:
+                client.delete(self.delayed_key(queue))
 
     def _purge(self, queue: str) -> int:
         with self.raw_client() as client:
@@ -319,5 +358,6 @@ class Channel(transport.Channel):
                         self._return_unread(client, self._buffer.pop())
             except self.broken as error:
                 logger.warning("messages not returned at the end, they are redelivered: %s", error)
+                self.qos.leave_acks()
             self._in_poll = None
         super().close()

@@ -67,6 +67,12 @@ class Fetcher:
             return
         self._send(min(room, BATCH))
 
+    @property
+    def has_reply(self) -> bool:
+        """Whether the reply to the last command has arrived."""
+        sent = self.state in (State.FETCHING, State.ASKING)
+        return sent and bool(self._channel.client.connection.can_read(timeout=0))
+
     def consumers_changed(self) -> None:
         """What Redis was asked to watch is no longer what is consumed."""
         if self.state is State.WAITING:

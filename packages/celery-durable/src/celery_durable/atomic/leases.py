@@ -34,6 +34,7 @@ class Leases:
         config = channel.durable.config
         self._channel, self._held, self._queues = channel, held, queues
         self._lease, self._every = config.lease, config.lease_renewal
+        self._renewal = config.renewal
         self._visibility = config.visibility_timeout
         self._renew_at = self._sweep_at = 0.0
         self._client = Redis(connection_pool=channel.pool_for_thread())
@@ -53,7 +54,7 @@ class Leases:
                 logger.warning("leases: %s; tried again in %g s", error, TICK)
 
     def _renew_in_time(self) -> None:
-        if monotonic() >= self._renew_at:
+        if self._renewal and monotonic() >= self._renew_at:
             self._renew()
             self._renew_at = monotonic() + self._every
 
@@ -64,8 +65,11 @@ class Leases:
 
     def _renew(self) -> None:
         tags = self._held()
+        lost: list[str] = []
         for start in range(0, len(tags), BATCH):
-            RENEW(self._client, [self._channel.books[1]], tags[start : start + BATCH])
+            lost += map(bytes_to_str, RENEW(self._client, [self._channel.books[1]], tags[start : start + BATCH]))
+        if lost and (number := len({*lost} & {*self._held()})):  # the others were acknowledged meanwhile
+            self._channel.fenced("renew", number)
 
     def _move_due(self) -> None:
         if queues := [self._channel.delayed_key(queue) for queue in self._queues()]:

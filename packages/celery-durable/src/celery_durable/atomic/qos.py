@@ -49,7 +49,12 @@ class QoS(transport.QoS):
     @property
     def has_acks(self) -> bool:
         """Whether some wait to be sent."""
-        return bool(self._acks)
+        return bool(self._acks or self._of_lost_connections)
+
+    @property
+    def _of_lost_connections(self) -> deque[str]:
+        """Any connection can send them: no other delivery has their tag."""
+        return self.channel.durable.unsent_acks  # type: ignore[no-any-return]
 
     def ack(self, delivery_tag: str) -> None:
         self._quick_ack(delivery_tag)
@@ -64,16 +69,17 @@ class QoS(transport.QoS):
 
     def _take(self, most: int) -> list[str]:
         taken: list[str] = []
-        with suppress(IndexError):  # another thread takes them, too
-            while len(taken) < most:
-                taken.append(self._acks.popleft())
+        for waiting in (self._of_lost_connections, self._acks):
+            with suppress(IndexError):  # another thread takes them, too
+                while len(taken) < most:
+                    taken.append(waiting.popleft())
         return taken
 
     def acknowledged(self, late: int) -> None:
         """Those of the fetch have arrived; `late` of them were no longer held by this worker."""
         self._sent = []
         if late:
-            self.channel.acknowledged_late(late)
+            self.channel.fenced("acknowledge", late)
 
     def sent_again(self) -> None:
         """The connection is lost."""
@@ -93,7 +99,14 @@ class QoS(transport.QoS):
                 self._acks.extendleft(reversed(tags))
                 raise
             if removed < len(tags):
-                self.channel.acknowledged_late(len(tags) - removed)
+                self.channel.fenced("acknowledge", len(tags) - removed)
+
+    def leave_acks(self) -> None:
+        """To the next connection, which sends them: Redis does not answer."""
+        self.sent_again()
+        with suppress(IndexError):  # other threads append
+            while True:
+                self._of_lost_connections.append(self._acks.popleft())
 
     # --- Giving back ---
 
@@ -114,7 +127,8 @@ class QoS(transport.QoS):
         with self.channel.raw_client() as client:
             for tag in tags:
                 message = self._delivered.get(tag) or self._kept[tag]
-                self.channel.give_back(client, tag, message._raw, [transport._queue_of(message)], first)
+                if not self.channel.give_back(client, tag, message._raw, [transport._queue_of(message)], first):
+                    self.channel.fenced("requeue")
                 self._quick_ack(tag)
 
     def restore_unacked(self, client: Any = None) -> None:

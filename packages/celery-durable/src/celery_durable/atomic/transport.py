@@ -59,7 +59,7 @@ class Transport(transport.Transport):
 
     def hold_leases(self, channel: Any) -> None:
         """From now on what the channels of this connection hold is renewed."""
-        if self._leases is None and self.client.durable.config.renewal:
+        if self._leases is None:
             self._leases = Leases(channel, self._held, self._consumed)
             self.client.durable.leases.add(self._leases)
 

@@ -17,6 +17,7 @@ from celery_durable.signals import (
     dead_letter_overflowed,
     message_dead_lettered,
     message_published,
+    operation_fenced,
     outbox_republished,
     outbox_written,
     publish_failed,
@@ -37,6 +38,12 @@ OUTBOX_REPUBLISHED = Counter(
     "celery_outbox_republished_total", "Outbox entries that the reconciler published again.", ["task", "queue"]
 )
 
+FENCED = Counter(
+    "celery_fenced_operations_total",
+    "Acknowledgements, renewals and returns of messages that had been redelivered. They change nothing.",
+    ["operation"],
+)
+
 
 def connect() -> None:
     """Connect the receivers; a second call changes nothing."""
@@ -46,6 +53,9 @@ def connect() -> None:
     dead_letter_overflowed.connect(_overflowed)
     outbox_written.connect(_written)
     outbox_republished.connect(_republished)
+    operation_fenced.connect(_fenced)
+    for operation in ("acknowledge", "renew", "delay", "requeue"):
+        FENCED.labels(operation)  # it begins at 0, so that the first increase counts
 
 
 def _published(sender: Any, task: str, queue: str, **_: Any) -> None:
@@ -71,6 +81,10 @@ def _written(sender: Any, task: str, **_: Any) -> None:
 def _republished(sender: Any, task: str, queue: str, **_: Any) -> None:
     durable = sender.durable
     OUTBOX_REPUBLISHED.labels(durable.task_of(task), durable.queue_of({"queue": queue})).inc()
+
+
+def _fenced(operation: str, number: int, **_: Any) -> None:
+    FENCED.labels(operation).inc(number)
 
 
 class StoreCollector(Collector):

@@ -31,6 +31,8 @@ local caller, wake_prefix, may_wait = ARGV[6], ARGV[7], ARGV[8] == '1'
 local acks = tonumber(ARGV[9])
 local names = 9 + acks
 local WATCH, WAIT, WAKE = 3000, 3, 1000 -- ms, s: three missed calls; ms
+local BYTES = 4 * 1024 * 1024 -- no more are taken after so many
+local TOGETHER = 10 -- messages in one RPOP: their size is known only then
 
 local late = 0
 if acks > 0 then
@@ -44,11 +46,11 @@ end
 
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
-local index, held = {}, {}
+local index, held, bytes = {}, {}, 0
 
 local function book(queue, message)
     local tag = prefix .. number
-    number, most = number + 1, most - 1
+    number, most, bytes = number + 1, most - 1, bytes + #message
     index[#index + 1], index[#index + 2] = now, tag
     held[#held + 1], held[#held + 2] = tag, '[' .. message .. ', "", ' .. ARGV[names + queue] .. ']'
     found[#found + 1], found[#found + 2] = queue, message
@@ -66,6 +68,7 @@ for first = 6, #KEYS, queues do -- a priority
                     local message = redis.pcall('RPOP', KEYS[first + queue - 1])
                     if message and not message.err then -- another type of key counts as empty
                         book(queue, message)
+                        most = bytes < BYTES and most or 0
                     else
                         empty[queue], left = true, left - 1
                     end
@@ -74,10 +77,15 @@ for first = 6, #KEYS, queues do -- a priority
         end
     else
         for queue = 1, queues do
-            if most > 0 then
-                for _, message in ipairs(redis.pcall('RPOP', KEYS[first + queue - 1], most) or {}) do
+            local left = true
+            while left and most > 0 do
+                local wanted = math.min(most, TOGETHER)
+                local messages = redis.pcall('RPOP', KEYS[first + queue - 1], wanted) or {}
+                for _, message in ipairs(messages) do
                     book(queue, message)
                 end
+                left = #messages == wanted
+                most = bytes < BYTES and most or 0
             end
         end
     end

@@ -3,14 +3,15 @@
 --
 -- KEYS  1 unacked_index
 -- ARGV  delivery tags
--- Returns how many of them are still held.
+-- Returns those that are no longer held.
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
-local kept = 0
+local lost = {}
 for _, tag in ipairs(ARGV) do
     if redis.call('ZSCORE', KEYS[1], tag) then
         redis.call('ZADD', KEYS[1], 'XX', now, tag)
-        kept = kept + 1
+    else
+        lost[#lost + 1] = tag
     end
 end
-return kept
+return lost
