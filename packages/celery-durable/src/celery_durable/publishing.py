@@ -184,7 +184,8 @@ class AMQP(amqp.AMQP):
         self, batch: Batch, name: str, message: Any, options: dict[str, Any], entry: Entry | None, later: bool
     ) -> None:
         """Add a task to a batch. Raises what Batch.add raises."""
-        publication = Publication(message.properties["correlation_id"], name, self._queue_of(options), entry)
+        task_id = message.headers.get("id") or message.properties["correlation_id"]  # the latter in task protocol 1
+        publication = Publication(task_id, name, self._queue_of(options), entry)
         options = self._stamped(options if entry is None else _numbered(options, publication.number))
 
         def send(producer: Any) -> None:
