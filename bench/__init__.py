@@ -1,0 +1,1 @@
+"""Benchmarks: contenders on one Redis, measured in turns. `make bench` runs them; bench/README.md describes them."""
