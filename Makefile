@@ -152,7 +152,7 @@ soak: build venv ## Random faults under load on a separate stack, then the resul
 	@$(FAULTS) faults.soak '$(or $(FOR),30m)' '$(or $(SEED),7)'
 
 .PHONY: bench
-bench: build ## Measure speed beside stock Celery and others, about 50 minutes; docs/performance.md
+bench: build venv ## Measure speed beside stock Celery and others, about 50 minutes; docs/performance.md
 	@scripts/bench.sh full 'make bench'
 
 .PHONY: bench-quick

@@ -1,1 +1,1 @@
-"""Benchmarks: contenders on one Redis, measured in turns. `make bench` runs them; bench/README.md describes them."""
+"""Contenders on one Redis, measured in turns. `make bench` runs them; docs/performance.md describes them."""

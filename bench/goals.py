@@ -16,6 +16,8 @@ GOALS = (
     Goal(measurement="latency", column="p50", contender="atomic solo", over="stock solo", most=1.05),
     Goal(measurement="latency", column="p99", contender="atomic solo", over="stock solo", most=1.2),
     Goal(measurement="isolation", column="ratio", contender="atomic queues", most=1.5),
+    Goal(measurement="stack", column="rate", contender="the stack", over="stock as documented", least=2),
+    Goal(measurement="scale", column="part", contender="8 containers", least=0.95),
     Goal(measurement="options", column="rate", contender="atomic metrics prefork", over="atomic prefork", least=0.95),
     Goal(measurement="options", column="rate", contender="atomic metrics solo", over="atomic solo", least=0.95),
 )

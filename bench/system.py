@@ -68,6 +68,10 @@ class Server:
         self.client.bgrewriteaof()
         wait(lambda: not self.client.info("persistence")["aof_rewrite_in_progress"], "the rewrite of the AOF")
 
+    def forget(self) -> None:
+        """Begin a new count."""
+        self._tally.flushdb()
+
     def snapshot(self) -> Snapshot:
         """All keys of the contenders."""
         keys = list(self.client.scan_iter(count=1000))
@@ -84,14 +88,14 @@ class Server:
             pipe.restore(key, ttl, value, replace=True)
         pipe.execute()
 
-    def counts(self) -> dict[str, Count]:
-        """By process."""
-        replies = {pid: text.split() for pid, text in self._tally.hgetall(tally.COUNTS).items()}
-        return {pid: Count(int(tasks), int(total), float(at)) for pid, (tasks, total, at) in replies.items()}
+    def counts(self) -> list[Count]:
+        """Of each process."""
+        replies = [text.split() for text in self._tally.hvals(tally.COUNTS)]
+        return [Count(int(tasks), int(total), float(at)) for tasks, total, at in replies]
 
     def tasks(self) -> int:
         """How many have run."""
-        return sum(count.tasks for count in self.counts().values())
+        return sum(count.tasks for count in self.counts())
 
     def waiting(self) -> int:
         """How many messages are in lists: of kombu's transport, and of those that share its format."""

@@ -6,6 +6,7 @@ processes arrive, so that none starts earlier than another.
 
 import os
 import time
+from socket import gethostname
 from threading import Lock, Thread
 
 from redis import Redis
@@ -20,6 +21,7 @@ class Tally:
     """What the tasks of this process have done."""
 
     def __init__(self) -> None:
+        self._name = f"{gethostname()} {os.getpid()}"  # unique also among containers
         self._lock = Lock()
         self._count = self._total = 0
         self._waits: list[float] = []
@@ -38,7 +40,7 @@ class Tally:
 
     def _start(self) -> None:
         client: Redis = Redis.from_url(URL, db=DB)
-        client.sadd(ARRIVED, os.getpid())
+        client.sadd(ARRIVED, self._name)
         while not client.exists(GO):
             time.sleep(0.005)
         self._started = True
@@ -52,7 +54,7 @@ class Tally:
                 waits, self._waits = self._waits, []
             if count != reported:
                 pipe = client.pipeline(transaction=False)
-                pipe.hset(COUNTS, str(os.getpid()), f"{count} {total} {at}")
+                pipe.hset(COUNTS, self._name, f"{count} {total} {at}")
                 if waits:
                     pipe.rpush(WAITS, *waits)
                 pipe.execute()

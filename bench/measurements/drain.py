@@ -74,19 +74,23 @@ def follow(server: Server, processes: Processes, tasks: int) -> dict[str, float]
     """From the common start until a process may have no task left."""
     began, cpu, redis = time.monotonic(), processes.cpu(), server.cpu()
     server.go()
-    wait(lambda: server.tasks() >= tasks * END, f"{tasks} tasks to be done", timeout=600)
-    counts, took = server.counts().values(), time.monotonic() - began
-    cpu, redis = processes.cpu() - cpu, server.cpu() - redis
+    value = rate(server, tasks, began)
+    took, cpu, redis = time.monotonic() - began, processes.cpu() - cpu, server.cpu() - redis
     check(server, tasks)
-    rate = sum(count.tasks / (count.at - began) for count in counts)  # by each process's own clock readings
-    return {"rate": rate, "cpu": cpu / took / rate * 1e6, "redis": redis / took / rate * 1e6, "tasks": tasks}
+    return {"rate": value, "cpu": cpu / took / value * 1e6, "redis": redis / took / value * 1e6, "tasks": tasks}
+
+
+def rate(server: Server, tasks: int, began: float) -> float:
+    """Tasks per second until most are done, by each process's own clock readings."""
+    wait(lambda: server.tasks() >= tasks * END, f"{tasks} tasks to be done", timeout=600)
+    return sum(count.tasks / (count.at - began) for count in server.counts())
 
 
 def check(server: Server, tasks: int) -> None:
     """Raises BenchError unless each task has run, and none twice."""
     wait(lambda: server.tasks() >= tasks, f"{tasks} tasks to be done")
     time.sleep(0.2)  # for a second run of one, if there is any
-    counts = server.counts().values()
+    counts = server.counts()
     done, total = sum(count.tasks for count in counts), sum(count.total for count in counts)
     if (done, total) != (tasks, tasks * (tasks - 1) // 2):
         raise BenchError(f"{done} tasks were run instead of {tasks}, or others than were published")
