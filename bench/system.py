@@ -17,7 +17,7 @@ from bench import tally
 from bench.contenders import Contender
 
 TICKS = os.sysconf("SC_CLK_TCK")
-QUIET = 0.03  # cores: workers that use less have started, and are idle
+QUIET = 0.05  # the part of looks at idle processes at which one runs
 PATIENCE = 120  # s
 
 
@@ -172,13 +172,15 @@ class Processes:
             raise BenchError(f"{ended[0]!r} has ended; its last lines:\n{self.log()}")
 
     def settle(self) -> None:
-        """Wait until they have started and are idle: two seconds in a row."""
-        deadline, quiet, before = time.monotonic() + PATIENCE, 0, self.cpu()
+        """Wait until they have started and are idle: for two seconds hardly one was seen running, or waiting to run."""
+        deadline, quiet = time.monotonic() + PATIENCE, 0
         while quiet < 2:
-            time.sleep(1)
             self.check()
-            now = self.cpu()
-            quiet, before = (quiet + 1 if now - before < QUIET * len(self._leaders) else 0), now
+            states = []
+            for _ in range(10):
+                time.sleep(0.1)
+                states += [fields[0] for _, fields in self._stats()]
+            quiet = quiet + 1 if states.count("R") < QUIET * len(states) else 0
             if time.monotonic() > deadline:
                 raise BenchError(f"the workers are not idle after {PATIENCE} s; their last lines:\n{self.log()}")
 
