@@ -49,7 +49,12 @@ QUICK = Plan(
     runs=(
         Run(
             measurement="drain",
-            contenders=(*each("prefork solo", "stock", "atomic"), *each("solo", "atomic tuned", "plus"), *PEERS[:3]),
+            contenders=(
+                *each("prefork solo", "stock", "atomic"),
+                "atomic tuned prefork",
+                *each("solo", "atomic tuned", "plus"),
+                *PEERS[:3],
+            ),
             rounds=3,
         ),
         Run(measurement="enqueue", contenders=PUBLISHERS, rounds=3),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -71,7 +72,7 @@ class Measured:
 def render(results: dict[str, Any], goals: Iterable[Goal], images: str = "") -> str:
     """All tables. `images`: the folder of the plots, for a page that shows them."""
     measured = {name: Measured.of(results, name) for name in results["samples"]}
-    parts = [HELP]
+    parts = [HELP, *_warning(results["conditions"])]
     for name, each in measured.items():
         parts += [f"### {each.title}", _table(["", *_heads(each)], (_cells(each, row) for row in each.samples))]
         parts += [f"{contender} failed: {reason.splitlines()[0]}" for contender, reason in each.failures.items()]
@@ -79,8 +80,22 @@ def render(results: dict[str, Any], goals: Iterable[Goal], images: str = "") -> 
             parts.append(f"![{each.title}]({images}/{name}.png)")
     if rows := list(_goals(goals, measured)):
         parts += ["### Goals", _table(["", "wanted", "measured", "met"], rows)]
-    parts += ["### Conditions", "\n".join(f"- {name}: {value}" for name, value in results["conditions"].items())]
+    parts += ["### Conditions", "\n".join(_line(name, value) for name, value in results["conditions"].items())]
     return "\n\n".join(parts)
+
+
+def _warning(conditions: dict[str, Any]) -> Iterator[str]:
+    load, cores = float(conditions["load before"]), int(conditions["machine"].split()[0])
+    if load > cores / 2:
+        yield fill(
+            f"**Other programs were using the machine** (load {load:g} on {cores} cores before the run): rates are low, "
+            "and ratios are uncertain.",
+            80,
+        )
+
+
+def _line(name: str, value: object) -> str:
+    return fill(f"- {name}: {value}", 80, subsequent_indent="  ")
 
 
 def _table(heads: list[str], rows: Iterable[Iterable[str]]) -> str:

@@ -14,16 +14,17 @@ from bench.contenders import CeleryApp
 from bench.measurements.scale import SECONDS, SLOTS
 
 ROUNDS, SIZES = 3, (1, 2, 4, 8)
+STOCK, STACK = "stock as documented", "the stack"
 NOOPS = 4000
 SCALED = 200  # tasks of 50 ms for each slot
 REDIS = "redis://bench-redis:6379/0"
 # As in "First Steps with Celery": a broker and a result backend.
-STOCK = CeleryApp(settings={"result_backend": REDIS})
+FIRST_STEPS = CeleryApp(settings={"result_backend": REDIS})
 ENVIRONMENT = {
     **os.environ,
     "TRAFFIC": "idle",
     "WORKER_LOW_REPLICAS": "1",
-    "BENCH_APP": json.dumps(asdict(STOCK)),
+    "BENCH_APP": json.dumps(asdict(FIRST_STEPS)),
     **{f"{name}_PORT": "0" for name in ("GRAFANA", "PROMETHEUS", "ALERTMANAGER", "FLOWER")},
 }
 
@@ -67,7 +68,7 @@ def scaled(containers: int) -> dict[str, float]:
 def main(file: Path) -> None:
     samples: dict[str, dict[str, list[dict[str, float]]]] = {"stack": {}, "scale": {}}
     for turn in range(ROUNDS + 1):
-        for name, sample in (("stock as documented", stock), ("the stack", whole)):
+        for name, sample in ((STOCK, stock), (STACK, whole)):
             values = sample(warm_up=turn == 0)
             compose("stop")
             if turn:

@@ -20,8 +20,9 @@ if [ "$PLAN" = full ]; then
     stack_down
 fi
 bench up --detach
-bench logs --follow --no-log-prefix bench
-code=$(bench wait bench) || true
-bench cp bench:/results/. "$results"
+container=$(bench ps --all --quiet bench)
+docker logs --follow "$container"
+code=$(docker inspect --format '{{.State.ExitCode}}' "$container")
+docker cp --quiet "$container:/results/." "$results"
 if [ "$PLAN" = full ] && [ "$code" = 0 ]; then .venv/bin/python -m bench.page "$PLAN"; fi
 exit "$code"

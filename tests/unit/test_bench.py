@@ -10,6 +10,7 @@ from bench.goals import GOALS
 from bench.page import FOLDER, PAGE, with_results
 from bench.plans import PLANS
 from bench.report import Goal, render
+from bench.stack import SIZES, STACK, STOCK
 
 
 def test_each_name_of_a_plan_and_of_a_goal_exists() -> None:
@@ -19,6 +20,7 @@ def test_each_name_of_a_plan_and_of_a_goal_exists() -> None:
             import_module(f"bench.measurements.{run.measurement}")
             assert set(run.contenders) <= CONTENDERS.keys()
     full = {run.measurement: run.contenders for run in PLANS["full"].runs}
+    full |= {"stack": (STOCK, STACK), "scale": tuple(f"{size} containers" for size in SIZES)}
     for goal in GOALS:
         assert {goal.contender, goal.over or goal.contender} <= set(full[goal.measurement]), goal
 
@@ -28,13 +30,14 @@ def test_a_ratio_is_the_median_of_those_of_the_rounds(wanted: dict[str, float]) 
     rates = {"stock solo": [100, 1000, 400], "atomic solo": [200, 1500, 1200]}
     samples = {name: [{"rate": rate, "redis": 5} for rate in each] for name, each in rates.items()}
     results = {
-        "conditions": {"load": 1},
+        "conditions": {"machine": "2 cores", "load before": "3.5"},
         "samples": {"enqueue": samples},
         "failures": {"enqueue": {"rq": "it ended\n…"}},
     }
     goal = Goal(measurement="enqueue", column="rate", contender="atomic solo", over="stock solo", **wanted)
     text = render(results, [goal])
     assert "| atomic solo | 1200 | 200 to 1500 | 2.00 | 5 |" in text
+    assert "(load 3.5 on 2 cores" in text
     assert "rq failed: it ended" in text.splitlines()
     assert "| 2.00 | no |" in text
 
