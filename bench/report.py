@@ -88,8 +88,8 @@ def _warning(conditions: dict[str, Any]) -> Iterator[str]:
     load, cores = float(conditions["load before"]), int(conditions["machine"].split()[0])
     if load > cores / 2:
         yield fill(
-            f"**Other programs were using the machine** (load {load:g} on {cores} cores before the run): rates are low, "
-            "and ratios are uncertain.",
+            f"**Other programs were using the machine** (load {load:g} on {cores} cores before the run): "
+            "rates are low, and ratios are uncertain.",
             80,
         )
 
