@@ -152,11 +152,11 @@ soak: build venv ## Random faults under load on a separate stack, then the resul
 	@$(FAULTS) faults.soak '$(or $(FOR),30m)' '$(or $(SEED),7)'
 
 .PHONY: bench
-bench: build venv ## Measure speed beside stock Celery and others, about 50 minutes; docs/performance.md
+bench: build venv ## Measure speed beside stock Celery and others, over an hour; docs/performance.md
 	@scripts/bench.sh full 'make bench'
 
 .PHONY: bench-quick
-bench-quick: build ## The main measurements in under 5 minutes
+bench-quick: build ## The main measurements, about 5 minutes
 	@scripts/bench.sh '$(or $(PLAN),quick)' 'make bench-quick$(if $(PLAN), PLAN=$(PLAN))'
 
 # <<< demo
