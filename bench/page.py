@@ -29,7 +29,7 @@ def main(plan: str) -> None:
     results = json.loads((source / "results.json").read_text())
     PAGE.write_text(with_results(PAGE.read_text(), results))
     shutil.rmtree(FOLDER, ignore_errors=True)
-    shutil.copytree(source, FOLDER)
+    shutil.copytree(source, FOLDER, ignore=shutil.ignore_patterns("stack.json"))  # it is part of results.json
 
 
 if __name__ == "__main__":
