@@ -152,8 +152,12 @@ soak: build venv ## Random faults under load, or KILLS=15s: workers killed; then
 	@$(FAULTS) $(if $(KILLS),faults.kills '$(KILLS)',faults.soak) '$(or $(FOR),30m)' '$(or $(SEED),7)'
 
 .PHONY: bench
-bench: build ## Measure the cost of each protection of delivery, with two separate Redis
-	@scripts/bench.sh
+bench: build venv ## Measure speed beside stock Celery and others, over an hour; docs/performance.md
+	@scripts/bench.sh full 'make bench'
+
+.PHONY: bench-quick
+bench-quick: build ## The main measurements, about 5 minutes
+	@scripts/bench.sh '$(or $(PLAN),quick)' 'make bench-quick$(if $(PLAN), PLAN=$(PLAN))'
 
 # <<< demo
 

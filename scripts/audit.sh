@@ -7,7 +7,9 @@ cd "$(dirname "$0")/.."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 found=0
-for lock in services/*/requirements.txt packages/*/*requirements.txt offline/celery-exporter/{requirements,exporter}.txt tests/requirements.txt; do
+locks=(services/*/requirements.txt packages/*/*requirements.txt offline/celery-exporter/{requirements,exporter}.txt tests/requirements.txt)
+locks+=(bench/requirements.txt) # demo
+for lock in "${locks[@]}"; do
     echo "audit: $lock"
     # --disable-pip: all is pinned, so nothing has to be resolved. --strict: a package that is not found was not audited.
     if .venv/bin/pip-audit --requirement "$lock" --require-hashes --disable-pip --strict --progress-spinner=off 2>"$log"; then continue; fi

@@ -1,11 +1,28 @@
 #!/usr/bin/env bash
-# `make bench`: measures with two separate Redis, and removes them.
+# `make bench`, `make bench-quick`: runs a plan of bench/plans.py in a container, with a Redis of its own; the plan `full`
+# first measures the stack's own containers. Results are written to bench/results/<plan>.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-export COMPOSE_PROJECT_NAME=celery-stack-bench COMPOSE_PROFILES=
-trap 'scripts/down.sh --volumes >/dev/null 2>&1' EXIT
+export PLAN=$1 COMMAND=$2 COMPOSE_PROJECT_NAME=celery-stack-bench
+results=bench/results/$PLAN
+rm -rf "$results"
+install -d -m 755 bench/results "$results" # the container reads it with its own user
+bench() { docker compose --project-directory . --file bench/compose.yaml --progress quiet "$@"; }
+stack_down() { COMPOSE_FILE=compose.yaml:bench/stack.yaml scripts/down.sh --volumes >/dev/null 2>&1; }
+trap 'bench down --volumes --timeout 1; stack_down' EXIT
 trap 'exit 130' INT
-docker compose up --detach --wait redis redis-results >/dev/null 2>&1
-scripts/run.sh --no-TTY --volume "$PWD/bench:/bench:ro" --env PYTHONPATH=/app:/bench client \
-    python -c 'import protections; protections.main()'
+
+echo "bench: the plan $PLAN; on a machine that does something else the numbers vary more"
+bench build --quiet bench
+if [ "$PLAN" = full ]; then
+    .venv/bin/python -m bench.stack "$results/stack.json"
+    stack_down
+fi
+bench up --detach
+container=$(bench ps --all --quiet bench)
+docker logs --follow "$container"
+code=$(docker inspect --format '{{.State.ExitCode}}' "$container")
+docker cp --quiet "$container:/results/." "$results"
+if [ "$PLAN" = full ] && [ "$code" = 0 ]; then .venv/bin/python -m bench.page "$PLAN"; fi
+exit "$code"

@@ -14,3 +14,4 @@ lock packages/celery-durable build-requirements --python-version 3.13
 lock services/queue-exporter requirements --python-version 3.13
 lock offline/celery-exporter requirements --python-version 3.13
 lock tests requirements --python-version 3.11 --universal # the host's Python
+lock bench requirements --python-version 3.13 --constraint ../services/celery/requirements.txt # demo

@@ -73,6 +73,7 @@ DEMO = (
     "tests/stack/test_stop.py",
     "tests/stack/test_tasks.py",
     "tests/stack/test_tour.py",
+    "tests/unit/test_bench.py",
     "tests/unit/test_corpus.py",
     "tests/unit/test_docs.py",
     "tests/unit/test_index.py",

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LOCKS = [path for path in ROOT.glob("*/*/*requirements.txt") if ".venv" not in path.parts]
 LOCKS += [ROOT / "tests/requirements.txt", ROOT / "offline/celery-exporter/exporter.txt"]
+LOCKS += [ROOT / "bench/requirements.txt"]  # demo
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: str(lock.relative_to(ROOT)))

@@ -216,6 +216,18 @@ def test_every_waiting_message_is_held(consumer: Any, app: Any) -> None:
     assert consumer._taken == {}, "none of it is kept"
 
 
+def test_messages_of_ended_tasks_are_forgotten_also_without_renewals(consumer: Any, app: Any) -> None:
+    """With leases nothing is renewed here."""
+    waiting = message(app, eta=FAR)
+    consumer.receive(waiting)
+    for number in range(1000):
+        ended = message(app, id=str(number))
+        consumer.receive(ended)
+        ended.acknowledged = True
+    assert len(consumer._taken) < 200
+    assert list(consumer.held()) == [waiting.delivery_tag]
+
+
 def test_messages_of_one_task_id_are_held_each(consumer: Any, app: Any) -> None:
     """Celery's worker has one request per task id."""
     two = [message(app, eta=FAR), message(app, eta=FAR), message(app), message(app)]

@@ -90,6 +90,9 @@ class PrefetchCount(QoS):
             return result
 
 
+FORGET_BEYOND = 100  # messages
+
+
 class Consumer(consumer.Consumer):
     """Celery's consumer, which handles every message."""
 
@@ -99,6 +102,7 @@ class Consumer(consumer.Consumer):
     def __init__(self, on_task_request: Callable[[Any], Any], *args: Any, **kwargs: Any) -> None:
         self._give_to_pool = on_task_request
         self._taken: dict[str, tuple[Any, Any]] = {}  # by delivery tag: a message, and its request once the pool has it
+        self._forget_beyond = FORGET_BEYOND
         self._rate_limited: set[Any] = set()  # requests that wait for their rate limit
         super().__init__(self._hand_over, *args, **kwargs)
 
@@ -131,6 +135,8 @@ class Consumer(consumer.Consumer):
 
         def on_task_received(message: Any) -> Any:
             self.received += 1
+            if len(self._taken) >= self._forget_beyond:
+                self._forget()
             self._taken[message.delivery_tag] = message, None
             try:
                 check_message(message, self.strategies)
@@ -180,9 +186,15 @@ class Consumer(consumer.Consumer):
             if not message.acknowledged and (request is None or request in state.reserved_requests)
         }
 
-    def _renew(self) -> None:
+    def _forget(self) -> dict[str, Any]:
+        """Free the memory of what is no longer held, about 10 kB each. Returns what is held."""
         held = self.held()
         self._taken = {tag: taken for tag, taken in self._taken.items() if tag in held}
+        self._forget_beyond = 2 * len(held) + FORGET_BEYOND  # so that looking costs each message little
+        return held
+
+    def _renew(self) -> None:
+        held = self._forget()
         if self.connection is None or self.task_consumer is None:
             return
         try:

@@ -1,0 +1,1 @@
+"""One module a system: its app, its tasks, and how they are published."""

@@ -1,0 +1,51 @@
+"""A publisher in a process of its own: `python -m bench.publish APP fill 0 1000`.
+
+fill FIRST STOP: no-ops with these numbers. rate COUNT: prints the seconds that so many took, one by one.
+timed COUNT EVERY: at times that vary around EVERY seconds. pauses COUNT SECONDS: tasks that take so long.
+"""
+
+import random
+import sys
+import time
+from importlib import import_module
+from typing import Any
+
+WARM_UP = 100
+
+
+def fill(app: Any, first: int, stop: int) -> None:
+    for number in range(first, stop):
+        app.send(number)
+
+
+def rate(app: Any, count: int) -> None:
+    fill(app, 0, WARM_UP)
+    began = time.perf_counter()
+    fill(app, 0, count)
+    print(time.perf_counter() - began)
+
+
+def timed(app: Any, count: int, every: float) -> None:
+    for _ in range(count):
+        app.send_timed()
+        time.sleep(random.uniform(0.5, 1.5) * every)
+
+
+def pauses(app: Any, count: int, seconds: float) -> None:
+    for _ in range(count):
+        app.send_pause(seconds)
+
+
+if __name__ == "__main__":
+    app = import_module(f"bench.apps.{sys.argv[1]}")
+    match sys.argv[2:]:
+        case ["fill", first, stop]:
+            fill(app, int(first), int(stop))
+        case ["rate", count]:
+            rate(app, int(count))
+        case ["timed", count, every]:
+            timed(app, int(count), float(every))
+        case ["pauses", count, seconds]:
+            pauses(app, int(count), float(seconds))
+        case other:
+            raise SystemExit(f"bench.publish: unknown: {other}")

@@ -1,0 +1,87 @@
+"""`python -m bench.stack FILE`, on the host: measures the stack's own containers, and writes samples as JSON.
+
+Before a sample only what it measures is running.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.contenders import CeleryApp
+from bench.measurements.scale import SECONDS, SLOTS
+
+ROUNDS, SIZES = 3, (1, 2, 4, 8)
+STOCK, STACK = "stock as documented", "the stack"
+NOOPS = 4000
+SCALED = 200  # tasks of 50 ms for each slot
+REDIS = "redis://bench-redis:6379/0"
+# As in "First Steps with Celery": a broker and a result backend.
+FIRST_STEPS = CeleryApp(settings={"result_backend": REDIS})
+ENVIRONMENT = {
+    **os.environ,
+    "TRAFFIC": "idle",
+    "WORKER_LOW_REPLICAS": "1",
+    "BENCH_APP": json.dumps(asdict(FIRST_STEPS)),
+    **{f"{name}_PORT": "0" for name in ("GRAFANA", "PROMETHEUS", "ALERTMANAGER", "FLOWER")},
+}
+
+
+def compose(*arguments: str) -> str:
+    """What it printed. Raises CalledProcessError after its message."""
+    command = ["docker", "compose", "--file", "compose.yaml", "--file", "bench/stack.yaml", "--progress", "quiet"]
+    done = subprocess.run([*command, *arguments], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
+
+
+def follow(app: str, task: str, tasks: int, processes: int) -> float:
+    """See bench/follow.py."""
+    variable = f"BENCH_APP={ENVIRONMENT['BENCH_APP']}"
+    arguments = ["python", "-m", "bench.follow", app, task, str(tasks), str(processes)]
+    return float(compose("run", "--rm", "--no-deps", "--no-TTY", "--env", variable, "client", *arguments))
+
+
+def whole(warm_up: bool) -> dict[str, float]:
+    """The stack, all services."""
+    compose("up", "--detach", "--wait")
+    return {"rate": follow("stack_app", "noop", NOOPS // 10 if warm_up else NOOPS, SLOTS)}
+
+
+def stock(warm_up: bool) -> dict[str, float]:
+    """Stock Celery with a Redis, nothing else."""
+    compose("up", "--detach", "--scale", "stock=1", "bench-redis", "stock")
+    return {"rate": follow("celery_app", "noop", NOOPS // 10 if warm_up else NOOPS, os.cpu_count() or 1)}
+
+
+def scaled(containers: int) -> dict[str, float]:
+    """Workers, the two Redis, nothing else."""
+    compose("stop", "worker-low")  # a process counts from its start
+    services = ("bench-redis", "redis", "redis-results", "worker-low")
+    compose("up", "--detach", "--wait", "--scale", f"worker-low={containers}", *services)
+    slots = containers * SLOTS
+    rate = follow("stack_app", "pause", SCALED * slots, slots)
+    return {"rate": rate, "part": rate * SECONDS / slots}
+
+
+def main(file: Path) -> None:
+    samples: dict[str, dict[str, list[dict[str, float]]]] = {"stack": {}, "scale": {}}
+    for turn in range(ROUNDS + 1):
+        for name, sample in ((STOCK, stock), (STACK, whole)):
+            values = sample(warm_up=turn == 0)
+            compose("stop")
+            if turn:
+                samples["stack"].setdefault(name, []).append(values)
+            print(f"bench: stack, round {turn}: {name}: {values['rate']:.0f} tasks/s", flush=True)
+    for _ in range(ROUNDS):
+        for containers in SIZES:
+            values = scaled(containers)
+            samples["scale"].setdefault(f"{containers} containers", []).append(values)
+            print(f"bench: scale: {containers} containers: {values['rate']:.0f} tasks/s", flush=True)
+        compose("stop")
+    file.write_text(json.dumps(samples))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
