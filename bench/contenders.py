@@ -26,6 +26,7 @@ class CeleryApp:
     library: dict[str, Any] | None = None  # fields of celery_durable.Config; None: without the library
     metrics: bool = False  # the library's extra `metrics` is installed
     task: dict[str, Any] = field(default_factory=dict)  # options of the no-op task
+    batch: bool = False  # publish within durable.batch()
     effect: str = ""  # of the no-op task: "", "plain": one INCR, "once": the same with a done marker
     urgent: dict[str, Any] = field(default_factory=dict)  # options of the publish of a task that measures its latency
     patient: dict[str, Any] = field(default_factory=dict)  # and of a task that takes time
@@ -100,6 +101,7 @@ ALL = (
     *celery("atomic early", "acknowledges before it runs", library=ATOMIC, task=EARLY),
     *celery("atomic events", "events on", flags="--task-events", library=ATOMIC, settings=SENT),
     *celery("atomic metrics", "with the extra `metrics`", library=ATOMIC, metrics=True),
+    *celery("atomic batch", "publishes in a batch", "prefork", library=ATOMIC, batch=True),
     # A task with an effect, the same INCR, without and with each protection.
     *celery("effect early", "acknowledges before it runs", "prefork", library=ATOMIC, effect="plain", task=EARLY),
     *celery("effect", "acknowledges when done", "prefork", library=ATOMIC, effect="plain"),

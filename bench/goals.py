@@ -11,6 +11,8 @@ GOALS = (
     Goal(measurement="drain", column="rate", contender="atomic tuned solo", over="dramatiq 16 threads", least=1.5),
     Goal(measurement="drain", column="cpu", contender="atomic prefork", over="stock prefork", most=0.40),
     Goal(measurement="drain", column="cpu", contender="atomic solo", over="stock solo", most=0.20),
+    Goal(measurement="enqueue", column="rate", contender="atomic batch prefork", over="stock prefork", least=5),
+    Goal(measurement="enqueue", column="rate", contender="effect outbox prefork", over="atomic prefork", least=0.8),
     Goal(measurement="latency", column="p50", contender="atomic prefork", over="stock prefork", most=1.05),
     Goal(measurement="latency", column="p99", contender="atomic prefork", over="stock prefork", most=1.2),
     Goal(measurement="latency", column="p50", contender="atomic solo", over="stock solo", most=1.05),

@@ -28,7 +28,7 @@ def each(pools: str, *names: str) -> tuple[str, ...]:
 
 
 PEERS = ("dramatiq 8 threads", "dramatiq 16 threads", "taskiq", "rq")
-PUBLISHERS = (*each("prefork", "stock", "plus", "atomic"), "dramatiq 8 threads", "taskiq", "rq")
+PUBLISHERS = (*each("prefork", "stock", "plus", "atomic", "atomic batch"), "dramatiq 8 threads", "taskiq", "rq")
 EFFECTS = each("prefork", "effect early", "effect", "effect once", "effect outbox", "effect both")
 
 # Each kind of sample, small and once: does the suite work?

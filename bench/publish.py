@@ -1,12 +1,13 @@
 """A publisher in a process of its own: `python -m bench.publish APP fill 0 1000`.
 
-fill FIRST STOP: no-ops with these numbers. rate COUNT: prints the seconds that so many took, one by one.
+fill FIRST STOP: no-ops with these numbers. rate COUNT: prints the seconds that so many took.
 timed COUNT EVERY: at times that vary around EVERY seconds. pauses COUNT SECONDS: tasks that take so long.
 """
 
 import random
 import sys
 import time
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -14,8 +15,9 @@ WARM_UP = 100
 
 
 def fill(app: Any, first: int, stop: int) -> None:
-    for number in range(first, stop):
-        app.send(number)
+    with getattr(app, "batch", nullcontext)():
+        for number in range(first, stop):
+            app.send(number)
 
 
 def rate(app: Any, count: int) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 from celery import Celery
 from redis.client import Pipeline
@@ -50,6 +51,11 @@ def timed(sent: float) -> None:
 def pause(seconds: float) -> None:
     """Takes so long, without CPU."""
     time.sleep(seconds)
+
+
+def batch() -> AbstractContextManager[None]:
+    """Within it `send` publishes."""
+    return durable.batch() if options["batch"] else nullcontext()
 
 
 def send(number: int) -> None:

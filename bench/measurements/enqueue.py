@@ -1,11 +1,11 @@
-"""How fast one publisher publishes no-op tasks, one by one."""
+"""How fast one publisher publishes no-op tasks: one by one, unless its contender publishes in batches."""
 
 from bench.contenders import Contender
 from bench.plans import Plan
 from bench.report import Column
 from bench.system import Server, finished, publisher
 
-TITLE = "Publishing, one by one"
+TITLE = "Publishing by one process"
 COLUMNS = (Column("rate", "tasks/s", range=True), Column("redis", "Redis µs/task", compared=False))
 
 
