@@ -62,11 +62,12 @@ class RedisBackend(redis.RedisBackend):
     # --- Chords ---
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        # First: members are published already, and a chord that is applied again still has the marks of its last end.
+        super().set_chord_size(group_id, chord_size)
         try:
             self.durable.chords.begun(group_id)
         except RedisError as error:
             logger.warning("chord %s is not monitored: %s", group_id, error)
-        super().set_chord_size(group_id, chord_size)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
         """A task that could not be counted for its chord must run again: else the chord would wait for ever."""
