@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -467,6 +468,19 @@ def test_an_event_loop_keeps_no_timer_of_a_closed_connection(app: Any) -> None:
         assert not turns.canceled
     assert turns.canceled
     hub.close()
+
+
+def test_a_waiting_connection_is_closed_although_redis_does_not_answer(app: Any, redis_server: RedisServer) -> None:
+    connection = app.connection_for_read()
+    channel = connection.default_channel
+    Consumer(channel, [PLAIN], on_message=lambda _: None).consume()
+    with suppress(TimeoutError):
+        connection.drain_events(timeout=2)
+    assert channel.fetcher.state is State.WAITING
+    closing = Thread(target=connection.close, daemon=True)
+    with redis_server.frozen():
+        closing.start()
+        poll_until(lambda: not closing.is_alive(), "the connection to be closed", 30)
 
 
 def test_a_delayed_member_that_cannot_be_moved_does_not_multiply_others(app: Any, client: Any) -> None:
