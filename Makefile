@@ -89,12 +89,18 @@ test-all: build venv ## All tests, beginning with those of `make test`
 
 .PHONY: test-unit
 test-unit: images venv lint ## Lint, types, unit tests, rules, generated files; one file: T=tests/unit/test_X.py
-	@.venv/bin/pytest $(or $(T),-n 4 --dist loadscope packages tests/unit -m 'not installed')
+	@.venv/bin/pytest $(or $(T),-n 4 --dist loadscope packages tests/unit -m 'not installed and not upstream')
 
 .PHONY: test-stack
 test-stack: build venv ## Tests of a running stack; one file: T=tests/stack/test_health.py, KEEP=1 keeps it running
 	@.venv/bin/pytest $(or $(T),tests/stack)
 
+# >>> demo
+.PHONY: test-upstream
+test-upstream: venv ## kombu's and Celery's own tests with the library, 45 minutes; one file: T=canvas
+	@.venv/bin/pytest -s packages/celery-durable/tests/upstream $(if $(T),-k '$(T)')
+
+# <<< demo
 .PHONY: lint
 lint: venv ## Style and types of Python, shell scripts and Dockerfiles
 	@.venv/bin/ruff check --quiet . && .venv/bin/ruff format --quiet --check .
@@ -202,4 +208,4 @@ venv: # The Python environment of the checks, .venv
 
 .PHONY: help
 help: ## This list
-	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile

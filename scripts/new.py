@@ -43,6 +43,7 @@ DEMO = (
     "packages/celery-durable/tests/malformed.py",
     "packages/celery-durable/tests/project.py",
     "packages/celery-durable/tests/test_*.py",
+    "packages/celery-durable/tests/upstream",
     "scripts/bench.sh",
     "scripts/lessons.sh",
     "scripts/new",

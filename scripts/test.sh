@@ -9,7 +9,7 @@ export STARTED PART
 # The parts. `make test` is the first three of `make test-all`.
 lint() { make --no-print-directory lint; }
 # In parallel: most tests wait for their own workers and Redis, which the tests of a module share.
-unit() { .venv/bin/pytest -n 4 --dist loadscope packages tests/unit -m 'not installed'; }
+unit() { .venv/bin/pytest -n 4 --dist loadscope packages tests/unit -m 'not installed and not upstream'; }
 on_stack=(tests/stack)
 on_stack+=(tests/faults) # demo
 stack() { .venv/bin/pytest "${on_stack[@]}" -m main; }

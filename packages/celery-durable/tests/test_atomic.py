@@ -4,10 +4,12 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from threading import Thread
 from typing import Any
 
 import pytest
 from kombu import Connection, Consumer, Queue
+from kombu.asynchronous import Hub
 
 from celery_durable.atomic.fetching import State
 from celery_durable.atomic.leases import TAG_PREFIX
@@ -596,6 +598,29 @@ def test_one_that_cannot_be_read_does_not_keep_others_from_being_redelivered(
     with taking(app, QUEUES[1]):
         poll_until(lambda: not client.exists("unacked"), "both to be returned or dead-lettered", 30)
     assert any('"good"' in each for each in client.lrange("plain", 0, -1))
+
+
+def test_an_event_loop_keeps_no_timer_of_a_closed_connection(app: Any) -> None:
+    hub = Hub()
+    with app.connection_for_read() as connection:
+        connection.register_with_event_loop(hub)
+        turns = connection.transport._turns
+        assert not turns.canceled
+    assert turns.canceled
+    hub.close()
+
+
+def test_a_waiting_connection_is_closed_although_redis_does_not_answer(app: Any, redis_server: RedisServer) -> None:
+    connection = app.connection_for_read()
+    channel = connection.default_channel
+    Consumer(channel, [PLAIN], on_message=lambda _: None).consume()
+    with suppress(TimeoutError):
+        connection.drain_events(timeout=2)
+    assert channel.fetcher.state is State.WAITING
+    closing = Thread(target=connection.close, daemon=True)
+    with redis_server.frozen():
+        closing.start()
+        poll_until(lambda: not closing.is_alive(), "the connection to be closed", 30)
 
 
 def test_a_delayed_member_that_cannot_be_moved_does_not_multiply_others(app: Any, client: Any) -> None:

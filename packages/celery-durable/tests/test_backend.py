@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from celery import chain, chord, group, states
-from celery.exceptions import ChordError
+from celery.exceptions import ChordError, WorkerLostError
 
 from celery_durable import ResultTooLargeError
 
@@ -283,6 +283,18 @@ def test_redis_is_asked_at_intervals(results: Results, redis_server: RedisServer
         results.run(results.give, 5, id=f"{number}")
     commands = redis_server.client.info("commandstats")
     assert commands["cmdstat_info"]["calls"] <= 2
+
+
+def test_the_retry_of_a_lost_process_does_not_wait_for_the_results(
+    new_results: NewResults, other_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = new_results({"result_backend": other_redis.url})
+    backend = results.app.backend
+    with other_redis.stopped():
+        backend.mark_as_retry("a", WorkerLostError("killed"))
+    assert "state RETRY of a not stored" in caplog.text
+    backend.mark_as_retry("a", WorkerLostError("killed"))
+    assert results.stored("a").state == states.RETRY
 
 
 # --- Publishing ---

@@ -55,6 +55,17 @@ def chords(new_app: NewApp, client: Any) -> Chords:
     return Chords(new_app(chord_overdue_after=600), client)
 
 
+def test_a_chord_has_its_size_before_it_is_monitored(chords: Chords, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, sizes = chords.app.backend, []
+
+    def begun(group_id: str) -> None:
+        sizes.append(backend.client.get(backend.get_key_for_group(group_id, ".s")))
+
+    monkeypatch.setattr(chords.chords, "begun", begun)
+    chords.publish(members=2)
+    assert sizes == [b"2"]
+
+
 def test_a_chord_that_ends_in_time_leaves_nothing(chords: Chords, caplog: pytest.LogCaptureFixture) -> None:
     result = chords.publish()
     assert chords.reconcile() == 0

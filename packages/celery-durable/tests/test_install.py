@@ -414,6 +414,7 @@ ENFORCED = {
     "unacked_restore_interval": 1,
     "unacked_restore_throttle": 1,
     "unacked_mutex_expire": 3,
+    "ack_emulation": True,
 }
 
 
@@ -450,14 +451,14 @@ def test_overridden_options_are_logged_once_in_one_line(
     bare: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     app = bare()
-    own = {name: value + 1 for name, value in ENFORCED.items()}
+    own = {name: value + 1 for name, value in ENFORCED.items()} | {"ack_emulation": False}
     app.conf.broker_transport_options = {**own, "socket_keepalive": False}
     install(app, CONFIG)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             options_of(app)
     assert sorted(record.getMessage() for record in caplog.records) == sorted(
-        f"broker_transport_options.{name}: {value + 1} is replaced by {value}; change it in celery_durable.Config"
+        f"broker_transport_options.{name}: {own[name]} is replaced by {value}; see celery_durable.Config"
         for name, value in ENFORCED.items()
     )
 

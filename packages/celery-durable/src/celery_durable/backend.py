@@ -9,6 +9,7 @@ from typing import Any
 
 from celery import states
 from celery.backends import redis
+from celery.exceptions import WorkerLostError
 from celery.utils.serialization import UnpickleableExceptionWrapper
 from redis import RedisError
 
@@ -64,11 +65,12 @@ class RedisBackend(redis.RedisBackend):
     # --- Chords ---
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        # First: members are published already, and a chord that is applied again still has the marks of its last end.
+        super().set_chord_size(group_id, chord_size)
         try:
             self.durable.chords.begun(group_id)
         except RedisError as error:
             logger.warning("chord %s is not monitored: %s", group_id, error)
-        super().set_chord_size(group_id, chord_size)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
         """A task that could not be counted for its chord must run again: else the chord would wait for ever."""
@@ -91,6 +93,18 @@ class RedisBackend(redis.RedisBackend):
                 f"a result of {size} bytes; max_result_bytes is {limit}. Store it elsewhere, and return its key."
             )
         return super().mark_as_done(task_id, result, request, store_result, *args, **kwargs)
+
+    def mark_as_retry(
+        self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """After a pool process was lost the worker's event loop calls this. The retry is published already, so it does
+        not wait, as Celery would for minutes, for a Redis that is unavailable."""
+        if not isinstance(exc, WorkerLostError):
+            return super().mark_as_retry(task_id, exc, traceback, request, *args, **kwargs)
+        try:
+            return self._store_result(task_id, self.encode_result(exc, states.RETRY), states.RETRY, traceback, request)
+        except (RedisError, OSError) as error:
+            logger.warning("state RETRY of %s not stored: %s", task_id, error)
 
     def prepare_exception(self, exc: Any, serializer: Any = None) -> Any:
         """What is stored of an error, or passed to its chord: Celery's, with a long text truncated."""

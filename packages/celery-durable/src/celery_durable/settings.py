@@ -79,6 +79,7 @@ class TransportOptions:
             "unacked_restore_interval": self._config.restore_interval,
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": self._config.restore_mutex_expire,
+            "ack_emulation": True,  # without it nothing that a worker holds survives the worker
         }
 
     def of_worker(self, own: dict[str, Any], call: dict[str, Any] | None, name: str) -> dict[str, Any]:
@@ -106,7 +107,7 @@ class TransportOptions:
             self._warned.add(name)
             if own[name] != enforced[name]:
                 logger.warning(
-                    "broker_transport_options.%s: %r is replaced by %r; change it in celery_durable.Config",
+                    "broker_transport_options.%s: %r is replaced by %r; see celery_durable.Config",
                     name,
                     own[name],
                     enforced[name],

@@ -54,6 +54,7 @@ class Transport(transport.Transport):
         self._leases: Leases | None = None
         self.also_held: Callable[[], list[str]] = list  # tags of an earlier connection
         self._wake: tuple[int, int] | None = None
+        self._turns: Any = None  # the timer that has the event loop make turns
 
     # --- Leases ---
 
@@ -79,7 +80,8 @@ class Transport(transport.Transport):
             for end in self._wake:
                 os.set_blocking(end, False)
         loop.add_reader(self._wake[0], self._on_wake)
-        loop.call_repeatedly(CALL_AGAIN, lambda: None)  # each turn of the loop calls `Poller.on_poll_start`
+        # Each turn of the loop calls `Poller.on_poll_start`.
+        self._turns = loop.call_repeatedly(CALL_AGAIN, lambda: None)
 
     def wake(self) -> None:
         """Have the event loop make a turn; from another thread."""
@@ -97,6 +99,9 @@ class Transport(transport.Transport):
         if self._leases is not None:
             self._leases.stop()
             self._leases = None
+        if self._turns is not None:
+            self._turns.cancel()  # the loop continues with the next connection
+            self._turns = None
         if self._wake is not None:
             if self.loop is not None:
                 self.loop.remove_reader(self._wake[0])
