@@ -173,7 +173,7 @@ FAULTS = (
         lasts=15,
         recovered=BACK_AT_WORK,
         redelivered=KILLED,
-        blocked=14,  # a chord: its members are published one by one, each with one try of 3 s
+        blocked=14,  # a chord whose connection is new: each member waits 3 s for the declaration of its queue
         first="test-all",
     ),
     Fault(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from hashlib import sha1
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from redis import ConnectionError as RedisConnectionError
 from redis.connection import AbstractConnection
 
 from celery_durable import BatchPublishError, Config, MessageTooLargeError, install
-from celery_durable.batch import BYTES, MESSAGES
+from celery_durable.batch import BYTES, MESSAGES, PUBLISH
 from celery_durable.outbox import PUBLICATION
 from celery_durable.signals import message_published, publish_failed
 
@@ -473,6 +474,18 @@ def test_without_retries_a_lost_reply_is_an_error_at_once(
 
 
 # --- The outbox ---
+
+
+def test_outbox_tasks_alone_are_tried_once(new_shop: NewShop, other_redis: RedisServer, round_trips: list[str]) -> None:
+    """Each try on a broker that is frozen takes a time-out."""
+    shop = new_shop({"broker_url": other_redis.url})
+    shop.charge.delay(0)
+    with other_redis.frozen():
+        chord([shop.charge.s(number) for number in range(4)], shop.charge.s()).apply_async()
+    script = sha1(PUBLISH.encode(), usedforsecurity=False).hexdigest()
+    (tried,) = [number for number, sent in enumerate(round_trips) if script in sent]
+    assert not [sent for sent in round_trips[tried:] if "HELLO" in sent], "a new connection for another try"
+    assert shop.app.durable.outbox.size() == 5
 
 
 def test_outbox_tasks_are_written_and_published(shop: Shop) -> None:

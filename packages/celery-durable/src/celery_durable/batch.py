@@ -192,7 +192,9 @@ class Batch:
         sent = [each for each in publications if each.commands]
         refused: dict[str, str] = {}
         unknown: list[str] = []
-        for publication, outcome in zip(sent, self._send([each.commands for each in sent]), strict=True):
+        # As for a single task: if the outbox has all of them there is one try, and the caller need not wait for more.
+        retry = self.durable.app.conf.task_publish_retry and not all(each.entry for each in sent)
+        for publication, outcome in zip(sent, self._send([each.commands for each in sent], retry), strict=True):
             if outcome is None:
                 message_published.send(sender=self.durable.app, task=publication.task, queue=publication.queue)
                 continue
@@ -225,7 +227,7 @@ class Batch:
                 publication.renumber(number)
             outbox_written.send(sender=self.durable.app, task=publication.task)
 
-    def _send(self, messages: list[list[tuple[str, ...]]]) -> list[Exception | None]:
+    def _send(self, messages: list[list[tuple[str, ...]]], retry: bool) -> list[Exception | None]:
         """Run each message's commands. Returns its error, if any."""
         if not messages:
             return []
@@ -248,7 +250,7 @@ class Batch:
 
         conf, connection = self.durable.app.conf, self._pooled.connection
         try:
-            if conf.task_publish_retry:
+            if retry:
                 publish = connection.ensure(self._pooled, publish, **conf.task_publish_retry_policy)
             with connection._reraise_as_library_errors():
                 errors = json.loads(publish())
