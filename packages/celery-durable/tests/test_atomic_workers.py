@@ -1,0 +1,162 @@
+"""Real workers with the atomic transport: long tasks, kills, restarts of Redis, stock workers beside them."""
+
+from typing import Any
+
+import pytest
+from kombu import Connection, Consumer, Queue
+
+from .conftest import NewProject
+from .poll import poll_until
+from .redis_server import RedisServer
+from .test_atomic import LEASE
+
+TASKS = """
+import time
+
+@app.task(name="quick", shared=False)
+def quick(name):
+    note("ran", name)
+
+@app.task(name="slow", shared=False)
+def slow(name, seconds):
+    note("started", name)
+    time.sleep(seconds)
+    note("ran", name)
+"""
+STEPS = {"broker_transport_options": {"priority_steps": list(range(10))}}
+LONG = {**STEPS, "task_time_limit": 60, "task_soft_time_limit": 50}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_task_may_be_longer_than_a_lease(new_project: NewProject, pool: str) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    project.worker("-P", pool, "-c", "1", name="one", REMAP_SIGTERM="SIGQUIT")
+    project.worker("-P", pool, "-c", "1", name="two", REMAP_SIGTERM="SIGQUIT")
+    project.app.tasks["slow"].delay("a", 3 * LEASE["lease"])
+    project.wait_noted("ran")
+    poll_until(lambda: not project.client.exists("unacked"), "the message to be acknowledged")
+    assert project.noted("started") == ["a"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_task_runs_once_although_redis_restarts_meanwhile(
+    new_project: NewProject, redis_server: RedisServer, pool: str
+) -> None:
+    """Its worker reconnects, goes on renewing, and acknowledges over the new connection."""
+    project = new_project(TASKS, LONG, **LEASE)
+    for name in ("one", "two"):
+        project.worker("-P", pool, "-c", "1", name=name)
+    project.app.tasks["slow"].delay("a", 3 * LEASE["lease"])
+    project.wait_noted("started")
+    redis_server.kill()
+    redis_server.start()
+    project.wait_noted("ran")
+    poll_until(lambda: not project.client.exists("unacked"), "the message to be acknowledged")
+    assert project.noted("started") == ["a"]
+
+
+def test_no_task_is_lost_with_its_worker(new_project: NewProject) -> None:
+    """Without the outbox: twelve kills while messages are being taken."""
+    project = new_project(TASKS, STEPS, **LEASE)
+    names = []
+    for kill in range(12):
+        worker = project.worker("-c", "2", "--without-gossip", "--without-mingle", name=f"worker{kill}")
+        names += [f"{kill} {number}" for number in range(40)]
+        for number in range(40):
+            project.app.tasks["quick"].delay(f"{kill} {number}")
+        worker.kill()
+    project.worker("-c", "2", name="last")
+    poll_until(lambda: set(project.noted("ran")) == set(names), "all tasks to run", 60)
+    poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left", 60)
+
+
+def test_delayed_tasks_of_stock_publishers_take_no_slot_of_a_worker(new_project: NewProject) -> None:
+    project = new_project(TASKS, STEPS, **LEASE)
+    for number in range(20):
+        project.stock_app.send_task("quick", [f"later {number}"], countdown=8)
+    project.worker("-c", "1")
+    poll_until(lambda: project.client.zcard("celery-durable:delayed:celery") == 20, "all to be parked")
+    assert not project.client.exists("unacked")
+    project.stock_app.send_task("quick", ["now"])
+    project.wait_noted("ran", 21)
+    assert project.noted("ran")[0] == "now"
+    assert len(set(project.noted("ran"))) == len(project.noted("ran")) == 21
+
+
+def test_a_stock_worker_runs_what_ours_published_and_ours_what_it_held(
+    new_project: NewProject, redis_server: RedisServer
+) -> None:
+    project = new_project(TASKS, STEPS, visibility_timeout=7, **LEASE)
+    with Connection(redis_server.url) as stock:
+        taken: list[Any] = []
+        consumer = Consumer(stock.default_channel, [Queue("celery")], on_message=taken.append)
+        consumer.consume()
+        project.app.tasks["quick"].delay("a")
+        stock.drain_events(timeout=10)
+        assert taken[0].headers["task"] == "quick"
+        stock.default_channel.qos._delivered.clear()  # as if it was killed
+    project.worker("-c", "1")
+    assert project.wait_noted("ran") == ["a"]
+
+
+def test_a_task_that_ends_while_its_worker_stops_runs_once(new_project: NewProject) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    worker = project.worker("-c", "1")
+    project.app.tasks["slow"].delay("a", 3)
+    project.wait_noted("started")
+    worker.stop()
+    assert not project.client.exists("unacked", "celery")
+    assert project.noted("started") == project.noted("ran") == ["a"]
+
+
+def test_prefetched_messages_run_after_an_outage(new_project: NewProject, redis_server: RedisServer) -> None:
+    """And the running one is not run again."""
+    project = new_project(TASKS, {**LONG, "worker_prefetch_multiplier": 3}, **LEASE)
+    project.worker("-c", "1")
+    project.app.tasks["slow"].delay("a", 6)
+    project.wait_noted("started")
+    for name in ("b", "c"):
+        project.app.tasks["quick"].delay(name)
+    poll_until(lambda: len(project.held()) == 3, "all three to be held")
+    redis_server.kill()
+    redis_server.start()
+    project.wait_noted("ran", 3)
+    poll_until(lambda: not project.client.exists("unacked"), "all to be acknowledged")
+    assert project.noted("started") == ["a"]
+    assert sorted(project.noted("ran")) == ["a", "b", "c"]
+
+
+HELD = """
+import time
+
+@app.task(name="count", shared=False)
+def count(number):
+    time.sleep(0.5)
+    note("held", str(durable.broker.hlen("unacked")))
+"""
+
+
+def test_a_solo_worker_acknowledges_each_task_before_the_next(new_project: NewProject) -> None:
+    """Not when all that it has taken are done: if it is killed, they would run again."""
+    project = new_project(HELD, {**LONG, "worker_prefetch_multiplier": 5}, **LEASE)
+    for number in range(5):
+        project.app.tasks["count"].delay(number)
+    project.worker("-P", "solo")
+    assert project.wait_noted("held", 5) == ["5", "4", "3", "2", "1"]
+
+
+def test_a_worker_whose_clock_is_behind_runs_what_is_due(new_project: NewProject) -> None:
+    behind = """
+from celery_durable import consumer
+
+class Behind:
+    @staticmethod
+    def time():
+        return time.time() - 60
+
+consumer.time = Behind
+"""
+    project = new_project(behind + TASKS, STEPS, **LEASE)
+    project.app.tasks["quick"].apply_async(("a",), countdown=2)
+    project.worker("-c", "1")
+    assert project.wait_noted("ran", timeout=20) == ["a"]
