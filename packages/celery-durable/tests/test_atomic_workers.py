@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pytest
 from kombu import Connection, Consumer, Queue
 
 from .conftest import NewProject
@@ -25,34 +24,6 @@ def slow(name, seconds):
 """
 STEPS = {"broker_transport_options": {"priority_steps": list(range(10))}}
 LONG = {**STEPS, "task_time_limit": 60, "task_soft_time_limit": 50}
-
-
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-def test_a_task_may_be_longer_than_a_lease(new_project: NewProject, pool: str) -> None:
-    project = new_project(TASKS, LONG, **LEASE)
-    project.worker("-P", pool, "-c", "1", name="one", REMAP_SIGTERM="SIGQUIT")
-    project.worker("-P", pool, "-c", "1", name="two", REMAP_SIGTERM="SIGQUIT")
-    project.app.tasks["slow"].delay("a", 3 * LEASE["lease"])
-    project.wait_noted("ran")
-    poll_until(lambda: not project.client.exists("unacked"), "the message to be acknowledged")
-    assert project.noted("started") == ["a"]
-
-
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_task_runs_once_although_redis_restarts_meanwhile(
-    new_project: NewProject, redis_server: RedisServer, pool: str
-) -> None:
-    """Its worker reconnects, goes on renewing, and acknowledges over the new connection."""
-    project = new_project(TASKS, LONG, **LEASE)
-    for name in ("one", "two"):
-        project.worker("-P", pool, "-c", "1", name=name)
-    project.app.tasks["slow"].delay("a", 3 * LEASE["lease"])
-    project.wait_noted("started")
-    redis_server.kill()
-    redis_server.start()
-    project.wait_noted("ran")
-    poll_until(lambda: not project.client.exists("unacked"), "the message to be acknowledged")
-    assert project.noted("started") == ["a"]
 
 
 def test_no_task_is_lost_with_its_worker(new_project: NewProject) -> None:

@@ -1,0 +1,37 @@
+"""Real workers with the atomic transport: tasks that are longer than a lease."""
+
+import pytest
+
+from .conftest import NewProject
+from .poll import poll_until
+from .redis_server import RedisServer
+from .test_atomic import LEASE
+from .test_atomic_workers import LONG, TASKS
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_task_may_be_longer_than_a_lease(new_project: NewProject, pool: str) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    project.worker("-P", pool, "-c", "1", name="one", REMAP_SIGTERM="SIGQUIT")
+    project.worker("-P", pool, "-c", "1", name="two", REMAP_SIGTERM="SIGQUIT")
+    project.app.tasks["slow"].delay("a", 3 * LEASE["lease"])
+    project.wait_noted("ran")
+    poll_until(lambda: not project.client.exists("unacked"), "the message to be acknowledged")
+    assert project.noted("started") == ["a"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_task_runs_once_although_redis_restarts_meanwhile(
+    new_project: NewProject, redis_server: RedisServer, pool: str
+) -> None:
+    """Its worker reconnects, goes on renewing, and acknowledges over the new connection."""
+    project = new_project(TASKS, LONG, **LEASE)
+    for name in ("one", "two"):
+        project.worker("-P", pool, "-c", "1", name=name)
+    project.app.tasks["slow"].delay("a", 3 * LEASE["lease"])
+    project.wait_noted("started")
+    redis_server.kill()
+    redis_server.start()
+    project.wait_noted("ran")
+    poll_until(lambda: not project.client.exists("unacked"), "the message to be acknowledged")
+    assert project.noted("started") == ["a"]
