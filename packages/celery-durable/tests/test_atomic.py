@@ -454,7 +454,7 @@ def test_without_renewal_messages_that_are_due_are_delivered_and_leases_lapse(ne
 def test_names_of_ones_own(new_app: NewApp, client: Any) -> None:
     own = {"global_keyprefix": "mine:", "sep": "|", "priority_steps": [0, 5], "unacked_key": "held"}
     app = new_app({"task_queues": QUEUES, "broker_transport_options": own}, store="redis://127.0.0.1:1/0", **LEASE)
-    publish(app, PLAIN, priority=7, headers=eta(2))
+    publish(app, PLAIN, priority=7, headers=eta(4))
     with app.connection_for_write() as connection, connection.Producer() as producer, producer.batch(10):
         producer.publish({}, routing_key="plain", headers=eta(86_400))
     assert client.zcard("mine:celery-durable:delayed:plain") == 2

@@ -1,4 +1,4 @@
-"""Real workers with the atomic transport: long tasks, kills, restarts of Redis, stock workers beside them."""
+"""Real workers with the atomic transport: kills, restarts of Redis, stock workers beside them."""
 
 from typing import Any
 
