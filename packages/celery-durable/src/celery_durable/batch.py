@@ -10,7 +10,7 @@ lost is tried again, as `task_publish_retry_policy` says, and publishes nothing 
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -200,11 +200,7 @@ class Batch:
                 continue
             publish_failed.send(sender=self.durable.app, task=publication.task, error=outcome)
             if publication.entry:
-                logger.warning(
-                    "%s[%s] not published (%s): the outbox has it", publication.task, publication.id, outcome
-                )
-                with suppress(RedisError):  # the entry is written; this only has it published sooner
-                    self.durable.outbox.due_now(publication.entry, publication.number)
+                self.durable.outbox.not_published(publication.entry, publication.number, outcome)
             elif isinstance(outcome, NoReplyError):
                 unknown.append(publication.id)
             else:

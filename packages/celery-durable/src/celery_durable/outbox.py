@@ -19,7 +19,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -187,6 +187,12 @@ class Outbox:
         """Have an entry published soon, because its message is probably not in its queue. Raises RedisError."""
         arguments = [entry.id, dumps(vars(replace(entry, published=0.0))), number, 0]
         self._run(REPLACE, self._keys(entry.id), arguments)
+
+    def not_published(self, entry: Entry, number: int, error: Exception) -> None:
+        """Publishing an entry's message failed: have it published soon. The caller needs no error."""
+        logger.warning("%s[%s] not published (%s): the outbox has it", entry.name, entry.id, error)
+        with suppress(RedisError):  # the entry is written; this only has it published sooner
+            self.due_now(entry, number)
 
     def start(self, task_id: str, publication: int) -> bool:
         """Whether a message of an entry may run. It may if that is unknown: without the store, or without the entry."""

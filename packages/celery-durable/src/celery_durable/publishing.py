@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +10,6 @@ from kombu import connection, serialization
 from kombu.transport import redis
 from kombu.utils.collections import HashedSeq
 from kombu.utils.json import dumps
-from redis import RedisError
 
 from celery_durable.atomic.transport import Transport as AtomicTransport
 from celery_durable.batch import Batch, CollectingProducer, Publication
@@ -24,13 +22,10 @@ from celery_durable.errors import (
     NotInOutboxError,
     TimeLimitTooLongError,
 )
-from celery_durable.logs import get_logger
 from celery_durable.outbox import PUBLICATION, PUBLISH_ERRORS, Entry, running_task_stays
 from celery_durable.signals import message_published, outbox_written, publish_failed
 from celery_durable.times import eta_of
 from celery_durable.transport import Transport
-
-logger = get_logger(__name__)
 
 # Options that belong to one publish, and are not kept in the entry.
 OF_ONE_PUBLISH = ("queue", "declare", "event_dispatcher", "retry", "retry_policy")
@@ -173,9 +168,7 @@ class AMQP(amqp.AMQP):
             try:
                 return self.send_once(producer, name, message, **{**_numbered(options, number), "retry": False})
             except PUBLISH_ERRORS as error:
-                logger.warning("%s[%s] not published (%s): the outbox has it", name, entry.id, error)
-                with suppress(RedisError):  # the entry is written; this only has it published sooner
-                    outbox.due_now(entry, number)
+                outbox.not_published(entry, number, error)
                 return None
 
         return send_task_message
