@@ -1,5 +1,6 @@
 """Results: bounded and readable, and they leave room for the outbox."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from celery.exceptions import ChordError, WorkerLostError
 from celery_durable import ResultTooLargeError
 
 from .conftest import NewApp
+from .poll import poll_until
 from .project import environment, run_message, run_task
 from .redis_server import RedisServer
 
@@ -309,6 +311,29 @@ def test_publishing_does_not_connect_to_the_results_redis(
         results.give.apply_async((1,))
         assert time.monotonic() - before < 5
     assert redis_server.client.llen("celery") == 1
+
+
+def test_a_deleted_result_does_not_wait_for_redis(
+    results: Results, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    promise = group([results.give.s(1)]).apply_async()  # subscribes
+    with redis_server.stopped():
+        del promise
+        gc.collect()
+    assert "Connection to Redis lost" not in caplog.text
+
+
+def test_a_deleted_result_is_unsubscribed_with_the_next(results: Results) -> None:
+    def channels(promise: Any) -> list[str]:
+        return [f"celery-task-meta-{result.id}" for result in promise]
+
+    first = group([results.give.s(1)]).apply_async()
+    expected = channels(first)
+    poll_until(lambda: results.client.pubsub_channels() == expected, "the first to be subscribed")
+    del first
+    gc.collect()
+    second = group([results.give.s(1)]).apply_async()
+    poll_until(lambda: results.client.pubsub_channels() == channels(second), "only the second to be subscribed")
 
 
 def test_a_caller_that_waits_for_a_result_gets_it(results: Results) -> None:

@@ -23,9 +23,19 @@ MEMORY_CHECK_INTERVAL = 5  # s between two checks of Redis' memory
 OF_ARGUMENTS = 10  # arguments may take a tenth of the limit of a stored error
 
 
+class ResultConsumer(redis.ResultConsumer):
+    """Celery's, which receives results."""
+
+    def cancel_for(self, task_id: str) -> None:
+        """Called when an AsyncResult is deleted, at any moment. Celery unsubscribes at once, and waits 20 s for a Redis
+        that is unavailable; here the next operation unsubscribes."""
+        self._pending_unsubscribe.add(self._get_key_for_task(task_id))
+
+
 class RedisBackend(redis.RedisBackend):
     """Celery's, with limits on what is stored, and without effects on publishers."""
 
+    ResultConsumer = ResultConsumer
     connparams: dict[str, Any]  # Celery's, for redis-py
     _checked_at, _has_room = 0.0, True
 
@@ -56,11 +66,7 @@ class RedisBackend(redis.RedisBackend):
             return None
         if not any(result.id in pending for pending in self._pending_results):  # nobody waits: the most common case
             return result
-        try:
-            return super().remove_pending_result(result)
-        except (RedisError, OSError) as error:  # raised in __del__, it would only be printed
-            logger.debug("result %s not unsubscribed: %s", result.id, error)
-            return None
+        return super().remove_pending_result(result)
 
     # --- Chords ---
 
