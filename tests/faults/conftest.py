@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from faults import report
-from faults.arena import own_stack
+from faults.arena import own_stack, variant
 from faults.ledger import Verdict
 from faults.report import Unprotected
 from stack.stack import Stack
@@ -49,7 +49,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if verdicts:
         terminalreporter.section("faults")
         terminalreporter.write_line(report.table(verdicts))
-        file = Path(os.environ.get("FAULTS_JSON", "faults.json"))
+        file = Path(report.NAME.format(variant()) if os.environ.get("FAULTS") == "all" else "faults.json")
         report.write(verdicts, file)
         terminalreporter.write_line(f"written to {file}")
     if without:

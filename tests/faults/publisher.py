@@ -53,7 +53,7 @@ def publish(task_id: str, number: int) -> list[str]:
         header = [ledger.apply.s(member, 0.05).set(task_id=member) for member in members]
         chord(header, ledger.join.s(task_id).set(task_id=task_id)).apply_async()
         return [task_id, *members]
-    if number % 53 == 20:
+    if number % 53 == 20 and durable.config.outbox:
         options["later"] = True
     if number % 20 == 7:
         options["countdown"] = 6

@@ -9,6 +9,8 @@ from textwrap import shorten
 from faults.ledger import Verdict
 from faults.protections import Protection
 
+NAME = "faults-{}.json"  # of a run of the whole table
+
 COLUMNS = (
     ("fault", "fault"),
     ("executing", "exec"),
@@ -60,6 +62,18 @@ def protections(made: Iterable[Unprotected]) -> str:
     return _markdown(["without", "it is", "fault", "then"], ["---"] * 4, rows)
 
 
+def compare(files: Iterable[Path]) -> str:
+    """Runs of `make test-faults` side by side, in Markdown: tasks lost, effects applied twice, s until redelivered."""
+    runs = {file.stem.removeprefix(NAME.partition("{")[0]): json.loads(file.read_text()) for file in files}
+    cells: dict[str, dict[str, str]] = {}
+    for name, verdicts in runs.items():
+        for verdict in verdicts:
+            figures = (verdict["lost"], verdict["twice"], round(verdict["redelivered"]))
+            cells.setdefault(verdict["fault"], {})[name] = " / ".join(map(str, figures))
+    rows = [[fault, *(of_run.get(name, "") for name in runs)] for fault, of_run in cells.items()]
+    return _markdown(["fault", *runs], ["---", *["--:"] * len(runs)], rows)
+
+
 def _markdown(head: list[str], line: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, line, *rows))
 
@@ -67,3 +81,7 @@ def _markdown(head: list[str], line: list[str], rows: list[list[str]]) -> str:
 def write(verdicts: Iterable[Verdict], file: Path) -> None:
     """Write the rows as JSON."""
     file.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
+
+
+if __name__ == "__main__":
+    print(compare(sorted(Path().glob(NAME.format("*")))))

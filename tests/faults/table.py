@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from faults import injections as how
 from faults import malformed
-from faults.arena import LONG, Arena, Fault
+from faults.arena import LONG, OUTBOX, PUBLISH_TAKES, Arena, Fault
 from faults.ledger import Verdict
 from settings import DELIVERY
 
@@ -173,7 +173,8 @@ FAULTS = (
         lasts=15,
         recovered=BACK_AT_WORK,
         redelivered=KILLED,
-        blocked=14,  # a chord whose connection is new: each member waits 3 s for the declaration of its queue
+        # A chord whose connection is new: each member waits 3 s for the declaration of its queue.
+        blocked=14 if OUTBOX else PUBLISH_TAKES,
         first="test-all",
     ),
     Fault(
@@ -256,6 +257,7 @@ FAULTS = (
         watch="Overview, Redis; lost messages are published again after 95 s.",
         inject=lambda arena: how.power_lost(arena, "redis"),
         redelivered=KILLED + 30,
+        data_lost=True,
         admin=True,
     ),
     Fault(
@@ -264,6 +266,7 @@ FAULTS = (
         watch="Overview, Redis.",
         inject=lambda arena: how.power_lost(arena, "redis-results"),
         redelivered=KILLED + 30,
+        data_lost=True,
         admin=True,
         durable=True,
     ),
@@ -274,6 +277,7 @@ FAULTS = (
         inject=how.emptied,
         redelivered=KILLED + 30,
         busy=True,
+        data_lost=True,
         admin=True,
     ),
     Fault(
