@@ -150,8 +150,9 @@ lessons: venv ## Write docs/lessons/ from a run of the tour on the running stack
 ##@ Measure
 
 .PHONY: test-faults
-test-faults: build venv ## Every fault, about 40 minutes; OUTBOX=no: without it; WITHOUT=…|all: a row must fail without a protection
-	@FAULTS=all OUTBOX='$(OUTBOX)' WITHOUT='$(WITHOUT)' .venv/bin/pytest tests/faults
+test-faults: build venv ## Every fault, about 40 minutes; OUTBOX=no, PEER=celery|celery-redis-plus, WITHOUT=…|all: docs/delivery.md
+	@$(if $(PEER),scripts/bench.sh build)
+	@FAULTS=all OUTBOX='$(OUTBOX)' PEER='$(PEER)' WITHOUT='$(WITHOUT)' .venv/bin/pytest tests/faults
 
 .PHONY: soak
 soak: build venv ## Random faults under load, or KILLS=15s: workers killed; then the result: make soak [FOR=30m] [SEED=7]

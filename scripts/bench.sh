@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # `make bench`, `make bench-quick`: runs a plan of bench/plans.py in a container, with a Redis of its own; the plan `full`
-# first measures the stack's own containers. Results are written to bench/results/<plan>.
+# first measures the stack's own containers. Results are written to bench/results/<plan>. `bench.sh build` builds the image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-export PLAN=$1 COMMAND=$2 COMPOSE_PROJECT_NAME=celery-stack-bench
+export PLAN=$1 COMMAND=${2:-} COMPOSE_PROJECT_NAME=celery-stack-bench
 results=bench/results/$PLAN
+bench() { docker compose --project-directory . --file bench/compose.yaml --progress quiet "$@"; }
+if [ "$PLAN" = build ]; then
+    bench build --quiet bench
+    exit
+fi
 rm -rf "$results"
 install -d -m 755 bench/results "$results" # the container reads it with its own user
-bench() { docker compose --project-directory . --file bench/compose.yaml --progress quiet "$@"; }
 stack_down() { COMPOSE_FILE=compose.yaml:bench/stack.yaml scripts/down.sh --volumes >/dev/null 2>&1; }
 trap 'bench down --volumes --timeout 1; stack_down' EXIT
 trap 'exit 130' INT

@@ -26,7 +26,7 @@ from settings import DELIVERY
 from stack import inside as run
 from stack.poll import poll_until
 from stack.secrets import leaks
-from stack.stack import PROJECT, ROOT, Stack, defaults
+from stack.stack import PROJECT, ROOT, Stack, changed_app, defaults
 
 RATE = 10  # tasks per second for each low worker; one with two slots runs about 15 of this mix
 # A lost task is published again by the reconciler, and may then be held by a worker that is killed.
@@ -35,8 +35,11 @@ DRAINED_WITHIN = (
 )
 PUBLISH_TAKES = 16  # s, at most; see docs/delivery.md
 LONG = 12  # s that a long task runs: twice the soft shutdown
-OUTBOX = os.environ.get("OUTBOX") != "no"  # `make test-faults OUTBOX=no`
+PEER = os.environ.get("PEER", "")  # `make test-faults PEER=celery`: faults/peer.py instead of celery-durable
+PEERS = ("celery", "celery-redis-plus")
+OUTBOX = os.environ.get("OUTBOX") != "no" and not PEER  # `make test-faults OUTBOX=no`
 CELERY = ("worker-high", "worker-low", "beat", "producer", "client")
+PEER_IMAGE = "celery-stack/bench:local"  # it has the peers' packages; bench/compose.yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,7 @@ class Fault:
     small_disk: bool = False
     ends_publisher: bool = False
     data_lost: bool = False  # by a Redis: without the outbox tasks are lost
+    beat: bool = False  # needs one; peers have none here
     durable: bool = False  # a task counts as accepted once it is on the disk
     busy: bool = False  # injected while every slot of the low workers runs a long task
     first: str = "test-faults"  # the first of `make test`, `test-all`, `test-faults` that includes it
@@ -208,8 +212,8 @@ def load(arena: Arena, durable: bool = False) -> Iterator[Publisher]:
 
 
 def variant() -> str:
-    """What `make test-faults` was called with: `stock`, or `atomic-without-outbox`."""
-    return DELIVERY.transport if OUTBOX else f"{DELIVERY.transport}-without-outbox"
+    """What `make test-faults` was called with: `stock`, `atomic-without-outbox`, or the peer."""
+    return PEER or (DELIVERY.transport if OUTBOX else f"{DELIVERY.transport}-without-outbox")
 
 
 # --- One row ---
@@ -234,7 +238,8 @@ def run_fault(stack: Stack, fault: Fault) -> Verdict:
             verdict.judge(publisher.submitted(), arena.applied(), begun, over, stopped)
         verdict.dead = len(arena.dead_letters())
         hold(fault, verdict)
-        verdict.wrong += leaks(stack, canary, since=started)
+        if not PEER:
+            verdict.wrong += leaks(stack, canary, since=started)
         if fault.check:
             fault.check(arena, verdict)
     finally:
@@ -344,11 +349,13 @@ def on_a_small_disk(stack: Stack) -> Iterator[None]:
 @contextmanager
 def own_stack(delivery: Mapping[str, object] | None = None) -> Iterator[Stack]:
     """A stack whose Redis have an admin user; removed afterwards, unless KEEP=1. `delivery`: fields of Config."""
+    if PEER and PEER not in PEERS:
+        raise SystemExit(f"PEER: {PEER!r}; choose one of {', '.join(PEERS)}")
     os.environ.update(defaults())
     with changed({**({} if OUTBOX else {"outbox": False}), **(delivery or {})}) as file:
         stack = Stack(PROJECT, file)
         try:
-            stack.up()
+            stack.up(*(("redis", "redis-results", "worker-high", "worker-low") if PEER else ()))
             yield stack
         finally:
             if os.environ.get("KEEP") != "1":
@@ -382,6 +389,22 @@ def changed(delivery: Mapping[str, object] | None = None, small_disk: bool = Fal
         if delivery:
             environment = {"DELIVERY": json.dumps(delivery)}
             services.update({service: {"environment": environment} for service in CELERY})
+        if PEER:
+            services.update(dict.fromkeys(CELERY, peer_service(folder)))
         compose = folder / "compose.yaml"
         compose.write_text(yaml.safe_dump({"services": services, "volumes": volumes}))
         yield compose
+
+
+def peer_service(folder: Path) -> dict[str, Any]:
+    """What Compose changes of a service to run faults/peer.py."""
+    app = changed_app(folder, ())
+    shutil.copyfile(ROOT / "tests/faults/peer.py", app / "celery_app.py")
+    return {
+        "image": PEER_IMAGE,
+        "user": "10001:10001",
+        "working_dir": "/app",
+        "volumes": [f"{app}:/app:ro"],
+        "environment": {"PEER": PEER, "PYTHONPATH": "/app", "REMAP_SIGTERM": "SIGQUIT"},
+        "healthcheck": {"disable": True},
+    }

@@ -296,6 +296,7 @@ FAULTS = (
         what="Beat is killed; the engine restarts it, and it reads from its file what was sent.",
         watch="Overview, Beat.",
         inject=lambda arena: how.killed(arena, "beat"),
+        beat=True,
         redelivered=15,
     ),
     Fault(
@@ -303,6 +304,7 @@ FAULTS = (
         what="A second beat runs for 25 s with the same schedule.",
         watch="Overview, Arrival: periodic tasks are sent twice and run once.",
         inject=how.second_beat,
+        beat=True,
         lasts=25,
         redelivered=15,
     ),

@@ -7,10 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from celery import chain, chord, group, states
+from celery.app.task import Context
 from celery.exceptions import ChordError, WorkerLostError
 from redis.client import PubSub
 
@@ -140,6 +143,71 @@ def test_a_chord_whose_member_returns_too_much_fails(results: Results) -> None:
     assert isinstance(result.result, ChordError)
     assert results.noted == []
     assert max(results.client.memory_usage(key) for key in results.client.scan_iter()) < 2 * LIMIT
+
+
+class KilledError(BaseException):
+    """The process is killed."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run of a chord's member, which counts it."""
+
+    results: Results
+    chord: Any
+    index: int
+
+    def counted(self, monkeypatch: pytest.MonkeyPatch, kill: bool = False) -> None:
+        """Count it; `kill`: the process is killed after it has claimed the callback, before it publishes it."""
+        backend = self.results.app.backend
+        request = Context(id=f"m{self.index}", group="g", group_index=self.index, chord=self.chord, task="give")
+        with monkeypatch.context() as patch:
+            if kill:
+                patch.setattr(backend, "_chord_publish_claim_expires", Mock(side_effect=KilledError))
+            with pytest.raises(KilledError) if kill else nullcontext():
+                backend.on_chord_part_return(request, states.SUCCESS, self.index)
+
+
+@pytest.fixture
+def members(results: Results) -> list[Member]:
+    callback = results.note.s().set(task_id="callback")
+    results.app.backend.set_chord_size("g", 2)
+    return [Member(results, dict(callback), index) for index in range(2)]
+
+
+def test_the_callback_is_published_by_the_next_run_of_a_member_that_was_killed(
+    members: list[Member], results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: its message may be redelivered before the claim of the run that was killed has expired."""
+    first, last = members
+    first.counted(monkeypatch)
+    last.counted(monkeypatch, kill=True)
+    first.counted(monkeypatch)  # it has not claimed the callback: whoever has may be publishing it
+    assert results.client.llen("celery") == 0
+    last.counted(monkeypatch)
+    results.run_all()
+    assert results.noted == [([0, 1],)]
+    last.counted(monkeypatch)
+    assert results.client.llen("celery") == 0
+    assert sorted(results.client.scan_iter("*taskset*")) == ["celery-taskset-meta-g.c"], "its mark that it is done"
+
+
+def test_a_run_whose_claim_was_taken_over_publishes_no_callback(
+    members: list[Member], results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was frozen, not killed."""
+    first, last = members
+    first.counted(monkeypatch)
+    ask = results.app.backend._chord_publish_claim_expires
+
+    def frozen(*args: Any) -> Any:
+        monkeypatch.setattr(results.app.backend, "_chord_publish_claim_expires", ask)
+        last.counted(monkeypatch)
+        return ask(*args)
+
+    monkeypatch.setattr(results.app.backend, "_chord_publish_claim_expires", frozen)
+    last.counted(monkeypatch)
+    assert results.client.llen("celery") == 1
 
 
 def test_a_chain_whose_link_returns_too_much_fails(new_results: NewResults, recwarn: pytest.WarningsRecorder) -> None:

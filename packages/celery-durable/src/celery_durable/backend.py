@@ -5,6 +5,7 @@
 
 import sys
 import time
+from functools import cached_property
 from typing import Any
 
 from celery import states
@@ -21,6 +22,27 @@ logger = get_logger(__name__)
 
 MEMORY_CHECK_INTERVAL = 5  # s between two checks of Redis' memory
 OF_ARGUMENTS = 10  # arguments may take a tenth of the limit of a stored error
+
+# Counts a member of a chord: Celery's script, in a function. The run that counts the last member claims the callback:
+# for 6 s, and then for as long as publishing it may take. If its process is killed meanwhile, and the member runs again
+# before the claim has expired, Celery finds the callback claimed, and nobody publishes it. Here "<claim> <member>" in
+# the set of counted members says whose the claim is: the member's next run takes it over. If the earlier run is alive
+# after all, it finds that the claim is no longer its own, and publishes nothing.
+COUNT = """
+local function count()
+{}
+end
+local dkey, ckey, claim, member = KEYS[4], KEYS[6], ARGV[8], ARGV[1] .. ':' .. ARGV[4]
+local held = redis.call('GET', ckey)
+if held and redis.call('SISMEMBER', dkey, held .. ' ' .. member) == 1 then
+    redis.call('DEL', ckey)
+end
+local counted = count()
+if counted[4] == 1 then
+    redis.call('SADD', dkey, claim .. ' ' .. member)
+end
+return counted
+"""
 
 
 class ResultConsumer(redis.ResultConsumer):
@@ -77,6 +99,10 @@ class RedisBackend(redis.RedisBackend):
             self.durable.chords.begun(group_id)
         except RedisError as error:
             logger.warning("chord %s is not monitored: %s", group_id, error)
+
+    @cached_property
+    def _chord_part_return_script(self) -> Any:
+        return self.client.register_script(COUNT.format(redis.CHORD_PART_RETURN_LUA))
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
         """A task that could not be counted for its chord must run again: else the chord would wait for ever."""
