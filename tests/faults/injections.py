@@ -252,14 +252,19 @@ def clients_killed(arena: "Arena") -> Iterator[None]:
     yield
 
 
+# In CLIENT LIST, the connection on which a worker waits for messages: of the atomic transport (it has Redis track
+# keys), of the stock transport, of celery-redis-plus.
+WAITS = r"(?:flags=t|cmd=brpop|cmd=bzmpop) "
+
+
 @contextmanager
-def deafened(arena: "Arena", command: str) -> Iterator[None]:
-    """The low workers' connections to their queues whose last command matches receive no more packets, but new
-    connections do. The same happens to connections that a NAT has dropped."""
+def deafened(arena: "Arena", which: str = "") -> Iterator[None]:
+    """The low workers' connections to their queues, of which CLIENT LIST shows `which`, receive no more packets, but
+    new connections do. The same happens to connections that a NAT has dropped."""
     clients = redis_cli(arena.stack, "redis", "CLIENT", "LIST")
     for worker in arena.low_workers():
         name = f"celery-worker:low@{worker.config.hostname}:low"
-        ports = re.findall(rf"addr=\S+:(\d+) .*name={name} .*cmd={command} ", clients)
+        ports = re.findall(rf"addr=\S+:(\d+) .*name={name} .*{which}", clients)
         namespaces: dict[str, Any] = {"pid": f"container:{worker.id}", "networks": ["none"]}
         arena.stack.python_as_root(DEAFEN, *ports, **namespaces, cap_add=["SYS_PTRACE", "NET_ADMIN"])
     yield
