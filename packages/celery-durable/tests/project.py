@@ -26,6 +26,8 @@ SOURCES = Path(celery_durable.__file__).parents[1]
 
 # Times of a few seconds that satisfy all inequalities of Config.
 SHORT: dict[str, Any] = {
+    "lease": 6,
+    "lease_renewal": 1.5,
     "visibility_timeout": 7,
     "renew_interval": 1.5,
     "restore_interval": 0.5,

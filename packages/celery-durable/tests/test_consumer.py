@@ -281,7 +281,7 @@ def test_nothing_is_renewed_while_there_is_no_connection(consumer: Any, app: Any
 
 @pytest.mark.parametrize("renewal", [True, False])
 def test_renewal_can_be_switched_off(new_app: NewApp, renewal: bool) -> None:
-    consumer = Mock(durable=new_app(renewal=renewal).durable, _renewal=None)
+    consumer = Mock(durable=new_app(transport="stock", renewal=renewal).durable, _renewal=None)
     with pytest.raises(TypeError):  # the rest is Celery's, and this is no real consumer
         Consumer.create_task_handler(consumer)
     assert consumer.timer.call_repeatedly.called is renewal

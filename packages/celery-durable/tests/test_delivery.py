@@ -141,8 +141,9 @@ def test_what_is_lost_is_published_again_and_runs_once(new_project: NewProject) 
 
 
 def test_a_worker_at_its_prefetch_limit_uses_all_its_slots(new_project: NewProject) -> None:
-    """kombu removes a prefetch slot for each message beyond the limit, until one is left."""
-    project = new_project(TASKS, max_held=5)
+    """With messages that wait for their ETA in a worker. kombu removes a prefetch slot for each message beyond the
+    limit, until one is left."""
+    project = new_project(TASKS, transport="stock", max_held=5)
     project.worker("-c", "2")
     for number in range(20):
         project.stock_app.send_task("plain", task_id=f"{number}", countdown=3)
@@ -199,6 +200,7 @@ def test_with_a_prefix_no_key_of_the_broker_is_without_it(new_project: NewProjec
         TASKS,
         {"broker_transport_options": {"global_keyprefix": "mine:"}, "result_backend": store},
         store=store,
+        transport="stock",
         unknown_task_patience=1,
         **SHORTER,
     )

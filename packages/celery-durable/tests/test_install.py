@@ -172,7 +172,7 @@ def test_defaults_that_the_app_adds_override_those_of_the_library(bare: Callable
     for read in (False, True):
         app = bare()
         install(app, CONFIG)
-        assert not read or app.conf.task_time_limit == 60
+        assert not read or app.conf.task_time_limit == 3600
         app.add_defaults(OWN)
         assert (app.conf.task_time_limit, app.conf.task_acks_late) == (33, True)
 

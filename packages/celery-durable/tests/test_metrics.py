@@ -271,6 +271,11 @@ def add(a, b):
     return a + b
 
 
+@app.task(name="limited", shared=False, rate_limit="12/m")
+def limited():
+    pass
+
+
 @app.task(name="fail", shared=False)
 def fail():
     raise RuntimeError
@@ -377,8 +382,8 @@ def test_dead_letters_are_counted(served: Served) -> None:
 def test_the_slots_of_the_pool(served: Served) -> None:
     assert served.sample("celery_worker_slots") == 2
     served.wait_for(0, "celery_worker_slots_busy")
-    for number in range(3):
-        served.project.app.send_task("add", (1, 1), countdown=5, task_id=f"held {number}")
+    for number in range(4):  # the first runs
+        served.project.app.send_task("limited", task_id=f"held {number}")
     served.wait_for(3, "celery_worker_prefetched_messages")
 
 

@@ -21,8 +21,6 @@ from celery_durable import (
     DelayTooLongError,
     MessageTooLargeError,
     NotInOutboxError,
-    PublishRefusedError,
-    TimeLimitTooLongError,
     install,
 )
 from celery_durable.events import end_entry
@@ -71,9 +69,15 @@ class Box:
             self.client.zadd(self.outbox.due_key, {task_id: time.time() - 1})
 
     def messages(self, queue: str = QUEUE) -> list[dict[str, Any]]:
-        """The messages that wait in a queue, the next one first; each as stored in Redis."""
+        """The messages that wait in a queue, the next one first, and then those that wait for their ETA; each as stored
+        in Redis."""
         lists = self.app.durable.priority_lists(queue)
-        return [json.loads(payload) for name in lists for payload in reversed(self.client.lrange(name, 0, -1))]
+        waiting = [payload for name in lists for payload in reversed(self.client.lrange(name, 0, -1))]
+        delayed = [member.split("\0", 2)[2] for member in self.client.zrange(self._delayed(queue), 0, -1)]
+        return [json.loads(payload) for payload in (*waiting, *delayed)]
+
+    def _delayed(self, queue: str) -> str:
+        return str(self.app.durable.delayed_key(queue))
 
     def ids(self, queue: str = QUEUE) -> list[tuple[str, int | None]]:
         return [(each["headers"]["id"], each["headers"].get(PUBLICATION)) for each in self.messages(queue)]
@@ -81,7 +85,7 @@ class Box:
     def take(self, queue: str = QUEUE) -> list[dict[str, Any]]:
         """Take all messages out of a queue; returns their headers."""
         taken = [message["headers"] for message in self.messages(queue)]
-        self.client.delete(*self.app.durable.priority_lists(queue))
+        self.client.delete(*self.app.durable.priority_lists(queue), self._delayed(queue))
         return taken
 
     def republish(self) -> dict[str, int]:
@@ -220,7 +224,8 @@ def test_what_cannot_be_written_down_is_not_published(new_app: NewApp, redis_ser
 
 @pytest.mark.parametrize("task", ["add", "apply"])
 @pytest.mark.parametrize("how", ["countdown", "eta"])
-def test_a_delay_beyond_the_longest_is_refused(box: Box, task: str, how: str) -> None:
+def test_a_delay_beyond_the_longest_is_refused(new_box: NewBox, task: str, how: str) -> None:
+    box = new_box(transport="stock")
     seconds = SHORT["max_delay"] + 5
     options = {"countdown": seconds} if how == "countdown" else {"eta": box.app.now() + timedelta(seconds=seconds)}
     with pytest.raises(DelayTooLongError, match=rf"{task}: due in 1[01] s; .* is 6 s at most \(Config.max_delay\)"):
@@ -258,14 +263,6 @@ def test_what_is_published_is_not_too_large_for_a_worker(new_box: NewBox) -> Non
     (message,) = box.client.lrange(QUEUE, 0, -1)
     more = len(', "redelivered": true, "redelivered_at": 1795602119.123456, "unknown_for": 1795602119.123456')
     assert 0.97 * limit < len(message) <= limit - more
-
-
-def test_a_time_limit_beyond_the_visibility_timeout_is_refused(box: Box) -> None:
-    with pytest.raises(TimeLimitTooLongError, match=r"apply: time_limit is 7 s; .* less than 7 s"):
-        box.apply.apply_async(time_limit=7)
-    with pytest.raises(PublishRefusedError):
-        box.app.task(nothing, name="long", time_limit=30, shared=False).delay()
-    assert not box.client.exists(QUEUE, box.outbox.key)
 
 
 def nothing() -> None: ...
@@ -565,7 +562,8 @@ def test_a_publish_that_failed_after_its_task_was_written_again_changes_nothing(
 
 
 def view(box: Box) -> BrokerView:
-    return BrokerView(box.client, box.app.durable._lists_of, box.app.durable.unacked_key, 1)
+    found: BrokerView = box.app.durable._view(box.client)
+    return found
 
 
 @pytest.mark.parametrize("error", [OperationalError, RedisAwayError, OSError])
@@ -684,6 +682,17 @@ def test_a_next_message_that_was_given_back_means_that_all_wait(box: Box) -> Non
     box.make_old()
     box.client.rpush(QUEUE, json.dumps({"headers": {"redelivered": True, "published_at": time.time()}}))
     assert box.republish() == {"published": 0, "waiting": 1}
+
+
+def test_a_message_that_waits_for_its_eta_is_not_lost(box: Box) -> None:
+    """Or, if no worker of its queue runs, beyond it."""
+    for number in range(150):
+        box.apply.apply_async(task_id=f"{number}", countdown=5)
+    box.make_old(*map(str, range(150)))
+    assert box.republish() == {"published": 0, "waiting": 150}
+    box.client.zpopmax(box.app.durable.delayed_key(QUEUE))
+    box.make_old(*map(str, range(150)))
+    assert box.republish() == {"published": 1, "waiting": 149}
 
 
 @pytest.mark.parametrize("task_id", ["a", 'with "quotes" and \\', "with ümlauts \u2603 \U0001f600"])

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -151,9 +152,11 @@ def in_outbox(self):
 """
 
 
-def test_a_revoked_task_does_not_run_on_a_worker_that_starts_later(new_project: NewProject) -> None:
-    """One worker holds them and stops; revoked by ours, by a sender without the library, and while no worker ran."""
-    project = new_project(TASKS)
+@pytest.mark.parametrize("transport", ["stock", "atomic"])
+def test_a_revoked_task_does_not_run_on_a_worker_that_starts_later(new_project: NewProject, transport: str) -> None:
+    """They wait for their ETA: one worker holds them and stops, or they are in Redis. Revoked by ours, by a sender
+    without the library, and while no worker ran."""
+    project = new_project(TASKS, transport=transport)
     app, stock = project.app, project.stock_app
     for task_id in ("ours", "stock's", "while no worker runs", "not revoked"):
         stock.send_task("task", task_id=task_id, countdown=5)
@@ -161,7 +164,10 @@ def test_a_revoked_task_does_not_run_on_a_worker_that_starts_later(new_project: 
         app.tasks["task"].apply_async(task_id=task_id, countdown=5, run=run, stamped_headers=["run"])
     app.tasks["in_outbox"].apply_async(task_id="in the outbox", countdown=5)
     worker = project.worker("-c", "1", name="first")
-    poll_until(lambda: int(project.client.hlen("unacked")) == 8, "all to be held")
+    count = partial(project.client.hlen, "unacked")
+    if transport == "atomic":
+        count = partial(project.client.zcard, app.durable.delayed_key("celery"))
+    poll_until(lambda: count() == 8, "all to wait for their ETA")
     app.control.revoke("ours")
     app.control.revoke("in the outbox")
     app.control.revoke_by_stamped_headers({"run": "1"})
@@ -172,7 +178,8 @@ def test_a_revoked_task_does_not_run_on_a_worker_that_starts_later(new_project: 
     app.control.revoke("while no worker runs")
     second = project.worker("-c", "1", "--without-mingle", name="second")
     project.wait_noted("ran", 2)
-    poll_until(lambda: not project.client.exists("celery", "unacked"), "all to be done")
+    places = ("celery", "unacked", app.durable.delayed_key("celery"))
+    poll_until(lambda: not project.client.exists(*places), "all to be done")
     assert sorted(project.noted("ran")) == ["not revoked", "stamped, not revoked"]
     assert second.log.count("Discarding revoked task") == 6
     assert app.AsyncResult("ours").state == "REVOKED"

@@ -11,11 +11,9 @@ from celery.concurrency import get_implementation
 from celery.concurrency.solo import TaskPool
 from redis import Redis
 
-from celery_durable import DelayTooLongError, TimeLimitTooLongError
+from celery_durable import DelayTooLongError
 from celery_durable.atomic import support
 from celery_durable.atomic.transport import Transport as AtomicTransport
-from celery_durable.checks import refuse_dangerous_settings
-from celery_durable.errors import DangerousSettingsError
 from celery_durable.transport import Transport
 
 from .conftest import NewApp, NewProject
@@ -62,7 +60,7 @@ def test_an_app_with_the_stock_transport_is_told_nothing(
     new_app: NewApp, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis, "__version__", "99.0.0")
-    assert used(new_app())[0] is Transport
+    assert used(new_app(transport="stock"))[0] is Transport
     assert lines(caplog) == []
 
 
@@ -95,12 +93,10 @@ def test_an_app_that_lacks_something_has_the_stock_transport_and_its_limits(
     assert not client.exists("celery-durable:delayed:celery")
     with pytest.raises(DelayTooLongError, match="is 7 s at most"):
         task.apply_async(countdown=8)
-    with pytest.raises(TimeLimitTooLongError):
-        task.apply_async(time_limit=7)
     (line,) = lines(caplog)
     assert said in line
-    assert "return after 7 s, not 15 s" in line
-    assert "no delay over 7 s and no time limit of 7 s or more" in line
+    assert "return after 7 s, not 6 s" in line
+    assert "no delay over 7 s;" in line
 
 
 @pytest.mark.parametrize("url", ["sentinel://localhost:26379", "memory://"])
@@ -111,15 +107,6 @@ def test_another_broker_has_the_transport_of_kombu(new_app: NewApp, caplog: pyte
         assert connection.get_transport_cls() is kombu.Connection(url).get_transport_cls()
     (line,) = lines(caplog)
     assert f"broker_url is {url.partition('//')[0]}//; it needs redis:// or rediss://" in line
-
-
-def test_a_worker_that_falls_back_obeys_the_limits_of_its_own_tasks(
-    new_app: NewApp, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kombu, "__version__", "5.8.0")
-    app = new_app(transport="atomic", time_limit=3600)
-    with pytest.raises(DangerousSettingsError, match="task_time_limit: 3600; it must be less than"):
-        refuse_dangerous_settings(app)
 
 
 # --- A worker ---
@@ -190,6 +177,14 @@ def test_a_server_without_resp3_lacks_something(new_app: NewApp) -> None:
 def test_a_redis_that_does_not_answer_may_start_later(new_app: NewApp) -> None:
     app = new_app({"broker_url": "redis://127.0.0.1:1/0"}, transport="atomic")
     assert list(support._server(app.durable)) == []
+
+
+@pytest.mark.parametrize(("transport", "times"), [("stock", 1), ("atomic", 0)])
+def test_a_solo_worker_says_what_the_stock_transport_cannot_do_for_it(
+    new_project: NewProject, transport: str, times: int
+) -> None:
+    worker = new_project("", transport=transport).worker("-P", "solo")
+    assert worker.log.count("a task that takes longer than Config.visibility_timeout (7 s) runs twice") == times
 
 
 TASKS = """

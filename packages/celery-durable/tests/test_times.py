@@ -42,7 +42,7 @@ from celery_durable import Config, DelayTooLongError, install
 
 app = Celery("west", broker="redis://127.0.0.1:1/0")
 app.conf.task_publish_retry = False
-install(app, Config(store="redis://127.0.0.1:1/0"))
+install(app, Config(store="redis://127.0.0.1:1/0", transport="stock"))
 for seconds in (30, 90):
     eta = datetime.now(timezone.utc).replace(tzinfo=None) + timedelta(seconds=seconds)
     try:

@@ -1,4 +1,4 @@
-"""However long a message waits in a worker, it runs once, and others run in the meantime.
+"""However long a message waits in a worker with the stock transport, it runs once, and others run in the meantime.
 
 Each pool has a queue of its own. All waits last longer than the visibility timeout, and are under way at once.
 """
@@ -71,7 +71,7 @@ POOLS = ["prefork", "threads"]
 def project(module_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A worker of each pool, and all that waits; and a worker that was killed while it held messages."""
     folder: Path = tmp_path_factory.mktemp("waiting")
-    with Project(folder, module_redis.url, TASKS).open() as project:
+    with Project(folder, module_redis.url, TASKS, transport="stock").open() as project:
         programs = [
             project.start(pool, "worker", "-l", "INFO", "-n", f"{pool}@test", "-P", pool, "-c", "2", "-Q", pool)
             for pool in POOLS

@@ -12,7 +12,6 @@ from celery_durable.errors import (
     NotInOutboxError,
     PublishRefusedError,
     ResultTooLargeError,
-    TimeLimitTooLongError,
 )
 from celery_durable.install import install
 from celery_durable.once import Once, atomically, once
@@ -33,7 +32,6 @@ __all__ = [
     "PeriodicTask",
     "PublishRefusedError",
     "ResultTooLargeError",
-    "TimeLimitTooLongError",
     "atomically",
     "every",
     "install",

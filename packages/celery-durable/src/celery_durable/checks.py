@@ -33,14 +33,11 @@ def refuse_dangerous_settings(app: Any) -> None:
 
 def _of_the_app(app: Any) -> Iterator[str]:
     conf, config = app.conf, app.durable.config
-    visibility = config.visibility_timeout
-    if not app.durable.atomic and (not conf.task_time_limit or conf.task_time_limit >= visibility):
+    if conf.task_soft_time_limit and conf.task_time_limit and conf.task_soft_time_limit >= conf.task_time_limit:
         yield (
-            f"task_time_limit: {conf.task_time_limit}; it must be less than Config.visibility_timeout "
-            f"({visibility:g} s), or a solo worker's task runs twice"
+            f"task_soft_time_limit: {conf.task_soft_time_limit:g}; it must be less than task_time_limit "
+            f"({conf.task_time_limit:g})"
         )
-    if not conf.task_soft_time_limit or conf.task_soft_time_limit >= (conf.task_time_limit or 0):
-        yield f"task_soft_time_limit: {conf.task_soft_time_limit}; it must be less than task_time_limit"
     options = conf.broker_transport_options or {}
     if options.get("socket_timeout"):
         yield (

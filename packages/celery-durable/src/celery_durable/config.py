@@ -33,9 +33,9 @@ class Config:
 
     # --- The transport ---
 
-    #: "stock": kombu's, with a visibility timeout. "atomic": with leases and delays of any length; where it cannot be
-    #: used, "stock" is, and one log line says why (atomic/README.md).
-    transport: Transport = "stock"
+    #: "atomic": with leases, for tasks and delays of any length; where it cannot be used, "stock" is, and one log line
+    #: says why (atomic/README.md). "stock": kombu's, with a visibility timeout.
+    transport: Transport = "atomic"
     #: atomic: a held message that is not renewed returns to its queue after this time.
     lease: float = 15
     #: atomic: how often a worker renews what it holds, from a thread.
@@ -45,17 +45,18 @@ class Config:
 
     # --- A message that a worker holds: delivered, not yet acknowledged ---
 
-    #: A held message that is not renewed returns to its queue after this time. kombu's default is an hour.
+    #: stock: a held message that is not renewed returns to its queue after this time. kombu's default is an hour.
     visibility_timeout: float = 90
-    #: How often a worker renews the messages it holds: running, or waiting for an ETA or a rate limit. Without
-    #: renewal a message that is held longer than visibility_timeout is run a second time.
+    #: stock: how often a worker renews the messages it holds: running, or waiting for an ETA or a rate limit. Without
+    #: renewal a message that is held longer than visibility_timeout is run a second time. A solo worker cannot renew
+    #: while it runs a task.
     renew_interval: float = 25
-    #: How often workers look for messages past visibility_timeout. kombu's default is about 100 s.
+    #: stock: how often workers look for messages past visibility_timeout. kombu's default is about 100 s.
     restore_interval: float = 1
-    #: Lifetime of the lock that a worker takes to look for them. If the worker dies, the others wait for it to expire.
-    #: kombu's default is 300 s.
+    #: stock: lifetime of the lock that a worker takes to look for them. If the worker dies, the others wait for it to
+    #: expire. kombu's default is 300 s.
     restore_mutex_expire: float = 3
-    #: The longest countdown, ETA or retry delay that is published. A worker holds such a message until it is due.
+    #: stock: the longest countdown, ETA or retry delay that is published. A worker holds the message until then.
     max_delay: float = 60
     #: The shortest retry delay. An immediate retry can end before this try stores RETRY, which then overwrites SUCCESS.
     min_retry_delay: float = 1
@@ -65,10 +66,10 @@ class Config:
     # --- A task ---
 
     #: Default of task_soft_time_limit: SoftTimeLimitExceeded is raised in the task.
-    soft_time_limit: float = 50
+    soft_time_limit: float = 3540
     #: Default of task_time_limit: its process is killed.
-    time_limit: float = 60
-    #: Retry delay of a task that sets none. Celery's is 180 s, longer than visibility_timeout.
+    time_limit: float = 3600
+    #: Retry delay of a task that sets none. Celery's is 180 s.
     default_retry_delay: float = 5
     #: How long a stopping worker waits for running tasks; then their messages return to the queue. The environment
     #: must set REMAP_SIGTERM=SIGQUIT, or the worker waits up to their time limit after SIGTERM.
@@ -222,11 +223,10 @@ class Config:
         sweep = self.visibility_timeout + self.restore_mutex_expire + self.restore_interval
         leaving = EXIT_TAKES + self.publish_connect_timeout + self.publish_socket_timeout
         tries = PUBLISH_TRIES * (self.publish_connect_timeout + self.publish_socket_timeout)
-        held = self.visibility_timeout if self.transport == "stock" else math.inf
+        longest = self.visibility_timeout if self.transport == "stock" else math.inf
         for name, bound, less, why in (
             ("soft_time_limit", self.time_limit, "time_limit", "the soft limit comes before the hard one"),
-            ("time_limit", held, "visibility_timeout", "or a solo worker's task runs twice"),
-            ("max_delay", held, "visibility_timeout", "or a stock worker runs a delayed task twice"),
+            ("max_delay", longest, "visibility_timeout", "or a stock worker runs a delayed task twice"),
             ("renew_interval", self.visibility_timeout / 3, "visibility_timeout / 3", "two renewals may fail in a row"),
             ("lease_renewal", self.lease / 2 - 1, "lease / 2 - 1 s", "two renewals may fail in a row"),
             ("min_retry_delay", self.max_delay, "max_delay", "or no retry can be published"),

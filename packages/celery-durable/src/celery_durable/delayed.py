@@ -131,7 +131,7 @@ class Command:
         yield from sorted(self._app.amqp.queues)
 
     def _key(self, queue: str) -> str:
-        return str(self._app.durable.broker_key(f"delayed:{queue}"))
+        return str(self._app.durable.delayed_key(queue))
 
     def _read(self, most: int | None = None) -> Iterator[Delayed]:
         """The next messages of each queue."""

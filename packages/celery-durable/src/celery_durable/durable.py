@@ -85,8 +85,7 @@ class Durable:
         "overdue_chords"}. Raises outbox.PUBLISH_ERRORS while Redis is unavailable.
         """
         with self.raw_broker() as client:
-            view = BrokerView(client, self._lists_of, self.unacked_key, self.config.publish_socket_timeout)
-            found = self.outbox.republish(self.app.amqp.publish_entries, view)
+            found = self.outbox.republish(self.app.amqp.publish_entries, self._view(client))
         self._forget_workers()
         return {**found, "overdue_chords": self.chords.look(self.app.backend)}
 
@@ -129,13 +128,12 @@ class Durable:
         config = self.config
         logger.warning(
             "transport: stock is used, not atomic: %s. So a killed worker's tasks return after %g s, not %g s, or are "
-            "lost if it had just taken them; this process publishes no delay over %g s and no time limit of %g s or "
-            "more; a message that kills its workers is redelivered without end",
+            "lost if it had just taken them; this process publishes no delay over %g s; a message that kills its "
+            "workers is redelivered without end",
             "; ".join(missing),
             config.visibility_timeout,
             config.lease,
             self.max_delay,
-            config.visibility_timeout,
         )
         self.atomic = False
 
@@ -201,9 +199,21 @@ class Durable:
         separator = self._transport_options.get("sep", Channel.sep)
         return self.prefixed(f"{queue}{separator}{step}" if step else queue)
 
+    def delayed_key(self, queue: str) -> str:
+        """The sorted set of a queue's delayed messages, of the atomic transport."""
+        return self.broker_key(f"delayed:{queue}")
+
+    def _view(self, client: Redis) -> BrokerView:
+        patience = self.config.publish_socket_timeout
+        return BrokerView(client, self._lists_of, self._delayed_of, self.unacked_key, patience)
+
     def _lists_of(self, entry: Entry) -> list[str]:
         """The Redis lists that an outbox entry's message went to."""
         return [self.priority_list(queue, entry.priority) for queue in self.app.amqp.queues_of(entry)]
+
+    def _delayed_of(self, entry: Entry) -> list[str]:
+        """The sorted sets in which an outbox entry's message waits for its ETA."""
+        return [self.delayed_key(queue) for queue in self.app.amqp.queues_of(entry)]
 
     # --- Names for metrics ---
 

@@ -32,10 +32,6 @@ class DelayTooLongError(PublishRefusedError):
     """A countdown, ETA or retry delay beyond `Config.max_delay`."""
 
 
-class TimeLimitTooLongError(PublishRefusedError):
-    """A hard time limit that is not below `Config.visibility_timeout`."""
-
-
 class MessageTooLargeError(PublishRefusedError):
     """A message of more than `Config.max_message_bytes`."""
 

@@ -329,19 +329,22 @@ class BrokerView:
         self,
         client: Any,
         lists_of: Callable[[Entry], list[str]],
+        delayed_of: Callable[[Entry], list[str]],
         unacked_key: str,
         patience: float,
     ) -> None:
-        """`client`: its replies are bytes; `lists_of` returns the Redis lists that an entry's message went to;
-        `patience`: s that a publish may have taken."""
-        self._client, self._lists_of, self._unacked_key, self._patience = client, lists_of, unacked_key, patience
+        """`client`: its replies are bytes; `lists_of` returns the Redis lists that an entry's message went to,
+        `delayed_of` the sorted sets in which it waits for its ETA (atomic transport); `patience`: s that a publish may
+        have taken."""
+        self._client, self._lists_of, self._delayed_of = client, lists_of, delayed_of
+        self._unacked_key, self._patience = unacked_key, patience
 
     def not_lost(self, entries: Sequence[Entry]) -> set[str]:
         """Ids of the entries whose message waits in a queue or is held by a worker, as far as known.
 
         A message counts as waiting if the next message of its list is not newer, which is cheap to check; also if that
-        one has no publish time or was redelivered. Any other is searched for in the whole list, where it may have been
-        requeued, and among the messages that workers hold. Raises RedisError.
+        one has no publish time or was redelivered. Any other is searched for among the delayed messages, in the whole
+        list, where it may have been requeued, and among the messages that workers hold. Raises RedisError.
         """
         lists = {entry.id: self._lists_of(entry) for entry in entries}
         heads = self._heads({name for names in lists.values() for name in names})
@@ -351,11 +354,30 @@ class BrokerView:
             if all(_is_newer(heads[name], entry.published + self._patience) for name in lists[entry.id])
         }
         here = lists.keys() - gone
+        for key, eta in self._etas(entry for entry in entries if entry.id in gone).items():
+            here |= self._named(self._delayed(key, until=eta + self._patience), gone - here)
         for name in {name for task_id in gone for name in lists[task_id] if heads[name] is not None}:
             here |= self._named(self._waiting(name), gone - here)
         if gone - here:
             here |= self._named(self._held(), gone - here)
         return here
+
+    def _etas(self, entries: Iterable[Entry]) -> dict[str, float]:
+        """The latest ETA of these entries in each sorted set of delayed messages."""
+        etas: dict[str, float] = {}
+        for entry in entries:
+            if eta := eta_of(entry.headers):
+                for key in self._delayed_of(entry):
+                    etas[key] = max(eta, etas.get(key, 0))
+        return etas
+
+    def _delayed(self, key: str, until: float) -> Iterator[bytes]:
+        """The delayed messages that are due by then, the latest first, so that it skips none if others become due.
+        Entries are checked long after their ETA, so there are few, unless all workers of the queue are down."""
+        first = 0
+        while found := self._client.zrevrangebyscore(key, until, "-inf", first, SEARCHED):
+            yield from found
+            first += len(found)
 
     def _heads(self, lists: set[str]) -> Mapping[str, bytes | None]:
         names = sorted(lists)

@@ -20,7 +20,6 @@ from celery_durable.errors import (
     DelayTooLongError,
     MessageTooLargeError,
     NotInOutboxError,
-    TimeLimitTooLongError,
 )
 from celery_durable.outbox import PUBLICATION, PUBLISH_ERRORS, Entry, running_task_stays
 from celery_durable.signals import message_published, outbox_written, publish_failed
@@ -147,7 +146,7 @@ class AMQP(amqp.AMQP):
         config, outbox = self.app.durable.config, self.app.durable.outbox
 
         def send_task_message(producer: Any, name: str, message: Any, later: bool = False, **options: Any) -> Any:
-            self._refuse_what_runs_twice(name, message.headers)
+            self._refuse_too_long_a_delay(name, message.headers)
             entry = None
             if config.outbox and getattr(self.app.tasks.get(name), "outbox", False):
                 entry = self._entry(name, message, options, published=0.0 if later else time.time())
@@ -269,22 +268,17 @@ class AMQP(amqp.AMQP):
             published=published,
         )
 
-    def _refuse_what_runs_twice(self, name: str, headers: dict[str, Any]) -> None:
-        """Raises DelayTooLongError or TimeLimitTooLongError: a worker without renewal would run it twice."""
-        durable, config = self.app.durable, self.app.durable.config
+    def _refuse_too_long_a_delay(self, name: str, headers: dict[str, Any]) -> None:
+        """Raises DelayTooLongError: a worker with the stock transport holds the message until it is due."""
+        durable = self.app.durable
         if durable.atomic:
             return
         delay = eta_of(headers) - time.time()
         if delay > durable.max_delay:
             raise DelayTooLongError(
-                f"{name}: due in {delay:.0f} s; on Redis a countdown, ETA or retry delay is {durable.max_delay:g} s at "
-                "most (Config.max_delay). For a later time use beat, or a table that a periodic task reads."
-            )
-        limit = (headers.get("timelimit") or [None])[0]
-        if limit and limit >= config.visibility_timeout:
-            raise TimeLimitTooLongError(
-                f"{name}: time_limit is {limit:g} s; on Redis it must be less than {config.visibility_timeout:g} s "
-                "(Config.visibility_timeout), or the task runs twice at once. Split it into smaller ones."
+                f"{name}: due in {delay:.0f} s; with the stock transport a countdown, ETA or retry delay is "
+                f"{durable.max_delay:g} s at most (Config.max_delay). For a later time use the atomic transport, beat, "
+                "or a table that a periodic task reads."
             )
 
     def _serializer_of(self, options: dict[str, Any]) -> str:

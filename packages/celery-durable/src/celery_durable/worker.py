@@ -6,6 +6,7 @@ from typing import Any
 
 from billiard.common import REMAP_SIGTERM
 from celery import bootsteps
+from celery.concurrency import solo
 from celery.worker import WorkController, control
 from redis import RedisError
 
@@ -37,6 +38,12 @@ class Start(bootsteps.Step):
         if durable.atomic and (missing := missing_for_worker(parent.pool_cls, durable)):
             durable.fall_back(missing)
         refuse_dangerous_settings(parent.app)
+        if not durable.atomic and issubclass(parent.pool_cls, solo.TaskPool):
+            logger.warning(
+                "a task that takes longer than Config.visibility_timeout (%g s) runs twice: with the stock transport a "
+                "solo worker cannot renew its message meanwhile",
+                durable.config.visibility_timeout,
+            )
         if REMAP_SIGTERM != "SIGQUIT":
             logger.warning(
                 "REMAP_SIGTERM is not SIGQUIT in the environment: on SIGTERM this worker ignores Config.soft_shutdown "
@@ -105,7 +112,7 @@ class Due(bootsteps.StartStopStep):
 
         def move() -> None:
             try:
-                DUE(durable.broker, [durable.broker_key(f"delayed:{queue}") for queue in queue_names(parent)], [BATCH])
+                DUE(durable.broker, [durable.delayed_key(queue) for queue in queue_names(parent)], [BATCH])
             except RedisError as error:
                 logger.warning("delayed messages not moved: %s; tried again in %g s", error, TICK)
 
