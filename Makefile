@@ -73,6 +73,10 @@ celery: .env ## Any celery command: make celery ARGS="inspect stats"
 dlq: .env ## Dead letters: make dlq [ARGS="show ID"|"requeue …"|"drop …"|--help]
 	@$(CLIENT) python -m celery_durable -A celery_app dlq $(or $(ARGS),list)
 
+.PHONY: delayed
+delayed: .env ## Messages that wait for their ETA: make delayed [ARGS="run ID"|"cancel ID"|"give-up --all"|--help]
+	@$(CLIENT) python -m celery_durable -A celery_app delayed $(or $(ARGS),list)
+
 .PHONY: shell
 shell: .env ## A shell in a container with the app and its tasks
 	@$(CLIENT) bash

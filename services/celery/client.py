@@ -42,7 +42,7 @@ def main() -> None:
     me = promise.get(timeout=WAIT)
     show("whoami, priority 1, queue high", f"ran on {me['worker']} with priority {me['priority']}")
 
-    # In two seconds, or at a given time. On Redis the limit is 60 s; for a later time use beat (beat_schedule.py).
+    # In two seconds, or at a given time, also in days: it waits in Redis.
     asked = datetime.now(UTC)
     basic.add.apply_async((1, 1), countdown=2).get(timeout=WAIT)
     show("add in 2 s", f"{(datetime.now(UTC) - asked).total_seconds():.1f} s later")

@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     redis_username: str = "celery"
     redis_password_file: Path = Path("/run/secrets/redis_celery_password")
     task_events: bool = False
-    transport: Transport = "stock"
+    transport: Transport = "atomic"
     corpus_dir: Path = Path("/corpus")  # demo
     max_document_bytes: int = Field(1_048_576, gt=0)  # demo
     max_queue_depth: int = Field(20_000, gt=0)  # demo
@@ -77,6 +77,10 @@ def load_delivery() -> Config:
         "heartbeat_file": settings.run_dir / "heartbeat",  # read by the health checks
         "metrics_port": settings.metrics_port,
         "reconcile_queue": QUEUES[0].name,  # its workers run no long tasks
+        # >>> demo: its tasks take seconds, and its lessons and fault tests wait for these limits
+        "soft_time_limit": 50,
+        "time_limit": 60,
+        # <<< demo
     }
     try:
         return Config(**{**fields, **settings.delivery})

@@ -8,15 +8,9 @@ from faults import injections as how
 from faults import malformed
 from faults.arena import LONG, OUTBOX, PUBLISH_TAKES, Arena, Fault
 from faults.ledger import Verdict
-from settings import DELIVERY
+from stack.stack import REDELIVERED_WITHIN
 
-# A killed worker's messages return to their queue in less than 95 s (docs/delivery.md), with leases in 17 s. A task of
-# this load takes at most 2 s, and may wait in the queue.
-KILLED = 11 + (
-    DELIVERY.lease + 2
-    if DELIVERY.transport == "atomic"
-    else DELIVERY.visibility_timeout + DELIVERY.restore_interval + DELIVERY.restore_mutex_expire
-)
+KILLED = REDELIVERED_WITHIN + 10  # s; a task of this load takes at most 2 s, and may wait in the queue
 BACK_AT_WORK = 5  # s after Redis is available
 
 
@@ -54,7 +48,7 @@ def overruns_are_dead_letters(arena: Arena, verdict: Verdict) -> None:
 
 
 def nothing_limited_ran_twice(arena: Arena, verdict: Verdict) -> None:
-    """Although the tasks waited in the worker for longer than the visibility timeout."""
+    """Although the tasks waited in the worker for longer than a lease and the visibility timeout."""
     runs = Counter(task for task, _ in arena.applied().runs if "-limited" in task)
     if again := [task for task, count in runs.items() if count > 1]:
         verdict.wrong.append(f"run again while a worker held it: {', '.join(again)}")
@@ -85,8 +79,8 @@ FAULTS = (
     ),
     Fault(
         name="worker-kill",
-        what="A worker container is killed by its host PID; its messages are redelivered after the visibility timeout.",
-        watch="Overview, Consumers of low: down and up again; Unacknowledged stays up for 90 s.",
+        what="A worker container is killed by its host PID; its messages are redelivered when their leases end.",
+        watch="Overview, Consumers of low: down and up again; Unacknowledged stays up for 15 to 20 s.",
         inject=lambda arena: how.one_killed(arena, "worker-low"),
         redelivered=KILLED + LONG,
         busy=True,
@@ -195,7 +189,7 @@ FAULTS = (
     ),
     Fault(
         name="worker-away",
-        what="The low workers' packets to and from the broker are dropped for 100 s, beyond the visibility timeout.",
+        what="The low workers' packets to and from the broker are dropped for 100 s: others run their tasks.",
         watch="Overview, Consumers of low, Backlog; their tasks run again, without a second effect.",
         inject=worker_cut_off,
         lasts=100,
@@ -328,7 +322,7 @@ FAULTS = (
     Fault(
         name="chord-kill",
         what="A worker is killed while it runs members of chords.",
-        watch="Overview; the callbacks run after the visibility timeout.",
+        watch="Overview; the callbacks run when the leases of the members have ended.",
         inject=how.chord_members_killed,
         redelivered=KILLED + 10,
     ),
@@ -342,7 +336,7 @@ FAULTS = (
     ),
     Fault(
         name="rate-limit",
-        what="Tasks wait in their workers for a rate limit, longer than the visibility timeout.",
+        what="Tasks wait in their workers for a rate limit, longer than a lease and the visibility timeout.",
         watch="Overview, Prefetched.",
         inject=how.rate_limited,
         redelivered=15,

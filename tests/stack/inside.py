@@ -342,14 +342,6 @@ def backlog() -> int:
     return sum(sum(waiting(queue.name).values()) for queue in queues) + int(client.hlen("unacked"))
 
 
-def take_restore_mutex() -> None:
-    """Take the mutex like a worker that restores messages, and never release it."""
-    with app().connection_for_read() as connection:
-        channel = connection.default_channel
-        mutex = channel.client.lock(channel.unacked_mutex_key, timeout=channel.unacked_mutex_expire)
-        assert mutex.acquire(blocking_timeout=30), "a worker held it all the time"
-
-
 def taken(prefix: str) -> list[str]:
     """Task ids with this prefix of the unacknowledged messages."""
     messages = durable().broker.hgetall("unacked").values()

@@ -16,6 +16,7 @@ from typing import Any
 from python_on_whales import Container, DockerClient
 from python_on_whales.exceptions import DockerException
 
+from settings import DELIVERY
 from stack import inside
 from stack.inside import Inside
 from stack.poll import poll_until
@@ -25,6 +26,12 @@ from stack.web import Prometheus
 ROOT = Path(__file__).parents[2]
 PROJECT = "celery-stack-test"
 HEALTHY_WITHIN = 120  # s; about 20 when nothing else runs
+# s: a killed worker's messages are back in their queue (docs/delivery.md).
+REDELIVERED_WITHIN = (
+    DELIVERY.lease + DELIVERY.lease_renewal
+    if DELIVERY.transport == "atomic"
+    else DELIVERY.visibility_timeout + DELIVERY.restore_interval + DELIVERY.restore_mutex_expire + 1
+)
 LAST_LINES = 8
 
 

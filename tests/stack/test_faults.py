@@ -4,17 +4,15 @@ import json
 
 import pytest
 
-from settings import DELIVERY
+from celery_durable.atomic.leases import TAG_PREFIX
 from stack import inside as run
 from stack.inside import Inside
 from stack.poll import poll_until
-from stack.stack import Stack, service_of
+from stack.stack import REDELIVERED_WITHIN, Stack, service_of
 
 pytestmark = pytest.mark.disruptive
 
-# A killed worker's messages return to their queue after the visibility timeout; the rest is time to run them.
-REDELIVERED_WITHIN = DELIVERY.visibility_timeout + DELIVERY.restore_interval + DELIVERY.restore_mutex_expire + 1
-MARGIN = 45
+MARGIN = 45  # s, to run what was redelivered
 
 
 def wait_done(inside: Inside, ids: list[str]) -> None:
@@ -38,13 +36,6 @@ def wait_running(inside: Inside, ids: list[str]) -> list[str]:
     return poll_until(running, "tasks running", 30)
 
 
-def make_overdue(inside: Inside) -> None:
-    """Date the delivery of `low`'s most urgent message to before the visibility timeout."""
-    message = json.loads(inside.call(run.broker, "RPOP", "low"))
-    inside.call(run.broker, "HSET", "unacked", "overdue", json.dumps([message, "low", "low"]))
-    inside.call(run.broker, "ZADD", "unacked_index", 1, "overdue")
-
-
 def test_a_killed_worker_restarts_and_its_tasks_run_again(stack: Stack, inside: Inside) -> None:
     ids = inside.call(run.publish, "tasks.basic.sleep", [[3]] * 12)
     interrupted = wait_running(inside, ids)
@@ -54,22 +45,13 @@ def test_a_killed_worker_restarts_and_its_tasks_run_again(stack: Stack, inside: 
     wait_done(inside, ids)
 
 
-def test_a_message_past_its_visibility_timeout_is_returned_at_the_next_check(stack: Stack, inside: Inside) -> None:
+def test_a_message_whose_lease_has_ended_returns_to_its_queue(stack: Stack, inside: Inside) -> None:
     with stack.stopped("worker-low"):
         (task,) = inside.call(run.publish, "tasks.basic.add", [[1, 2]], priority=0)
-        for within in (30, 4 * DELIVERY.restore_interval):  # the first ends with a check: the next is an interval later
-            make_overdue(inside)
-            poll_until(lambda: inside.call(run.broker, "LLEN", "low"), "the message back in its queue", within)
-    poll_until(lambda: inside.call(run.states, [task]) == ["SUCCESS"], "the task done", 30)
-
-
-def test_a_worker_that_died_during_the_check_blocks_the_others_only_briefly(stack: Stack, inside: Inside) -> None:
-    within = DELIVERY.restore_mutex_expire + 4 * DELIVERY.restore_interval
-    with stack.stopped("worker-low"):
-        (task,) = inside.call(run.publish, "tasks.basic.add", [[1, 2]], priority=0)
-        inside.call(run.take_restore_mutex)
-        make_overdue(inside)
-        poll_until(lambda: inside.call(run.broker, "LLEN", "low"), "the message back in its queue", within)
+        message, tag = json.loads(inside.call(run.broker, "RPOP", "low")), f"{TAG_PREFIX}gone:0"
+        inside.call(run.broker, "HSET", "unacked", tag, json.dumps([message, "low", "low"]))
+        inside.call(run.broker, "ZADD", "unacked_index", 1, tag)
+        poll_until(lambda: inside.call(run.broker, "LLEN", "low"), "the message back in its queue", 30)
     poll_until(lambda: inside.call(run.states, [task]) == ["SUCCESS"], "the task done", 30)
 
 

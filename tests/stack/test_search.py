@@ -9,7 +9,7 @@ from stack.stack import Stack
 
 pytestmark = pytest.mark.disruptive
 
-REDISPATCHED_WITHIN = 180  # s: the visibility timeout, or the run's deadline and the next tick of repair
+REDISPATCHED_WITHIN = 180  # s: a lease, or the run's deadline and the next tick of repair
 
 
 @pytest.fixture(scope="module")

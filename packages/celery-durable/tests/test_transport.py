@@ -16,6 +16,7 @@ from celery_durable.dead_letters import Letter, Reason
 from celery_durable.transport import Channel
 
 from .conftest import NewApp
+from .poll import poll_until
 from .project import SHORT
 from .redis_server import RedisServer
 
@@ -186,6 +187,23 @@ def test_a_renewed_message_is_not_returned_to_its_queue(app: Any, client: Any) -
         assert client.hlen("unacked") == 1
         assert client.zrange("unacked_index", 0, -1) == [message.delivery_tag]
         assert client.zscore("unacked_index", message.delivery_tag) == pytest.approx(time.time(), abs=10)
+
+
+@pytest.mark.parametrize("transport", ["stock"])
+def test_a_worker_that_died_while_it_returned_messages_blocks_the_others_only_briefly(app: Any, client: Any) -> None:
+    publish(app, QUEUES[0])
+    with taking(app, QUEUES[0]) as taker:
+        qos, tag = taker.channel.qos, taker.one().delivery_tag
+        client.zadd("unacked_index", {tag: 1})
+        assert client.lock(qos.unacked_mutex_key, timeout=qos.unacked_mutex_expire).acquire(blocking=False)
+        qos.restore_visible(num=None, interval=1)
+        assert waiting(app, client) == {}
+
+        def returned() -> bool:
+            qos.restore_visible(num=None, interval=1)
+            return waiting(app, client) == {"plain": 1}
+
+        poll_until(returned, "the message to return to its queue", 10)
 
 
 def test_a_message_returned_by_another_process_is_not_returned_again(app: Any, client: Any) -> None:

@@ -10,7 +10,7 @@ from kombu.compression import decompress
 
 from celery_app import durable
 from tour.evidence import Seen
-from tour.waiting import until
+from tour.waiting import UnavailableError, until
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,20 @@ class Broker:
 
         until(lambda: taken() == count, f"{count} unacknowledged messages of {queue}")
         return Seen(taken(), "the broker")
+
+    def delayed(self, queue: str, count: int) -> Seen[int]:
+        """Number of messages that wait in Redis for their ETA, once there are `count`.
+
+        Raises UnavailableError with the stock transport: there they wait in workers.
+        """
+        if not durable.atomic:
+            raise UnavailableError("with TRANSPORT=stock what is due later waits in a worker; use atomic (.env)")
+
+        def waiting() -> int:
+            return int(durable.broker.zcard(durable.delayed_key(queue)))
+
+        until(lambda: waiting() == count, f"{count} delayed messages of {queue}")
+        return Seen(waiting(), "the broker")
 
     def take_until(self, queue: str, task: str) -> None:
         """Remove all messages of a private queue until there is one of this task."""

@@ -177,6 +177,6 @@ class Tour:
         for queue in self.events.queues:
             bindings = [f"_kombu.binding.{queue}", f"_kombu.binding_permanent.{queue}"]
             letters = dead_letters_of(queue)
-            own = [*unacked_keys(queue).values(), letters.key, letters.stats_key]
+            own = [*unacked_keys(queue).values(), durable.delayed_key(queue), letters.key, letters.stats_key]
             broker.delete(*durable.priority_lists(queue), *own, *bindings)
         self._drop_dead_letters()

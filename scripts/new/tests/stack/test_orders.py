@@ -7,11 +7,10 @@ import pytest
 from stack import inside as run
 from stack.inside import Inside
 from stack.poll import poll_until
-from stack.stack import Stack
+from stack.stack import REDELIVERED_WITHIN, Stack
 
 ORDERS, CENTS = 500, 7
-# s: the messages of a killed worker return to their queue after the visibility timeout of 90 s.
-CHARGED_WITHIN = 180
+CHARGED_WITHIN = REDELIVERED_WITHIN + 85  # s
 
 pytestmark = pytest.mark.main
 

@@ -36,26 +36,29 @@ inspecting = CONCEPT.lesson("inspect", "Remote control: what a worker is doing")
         "status": {"ok": "pong"},
         "active": ["tasks.basic.sleep"],
         "reserved": ["tasks.basic.add"],
-        "scheduled": 1,
+        "scheduled": 0,
+        "delayed in Redis": 1,
         "revoked": containing("an-id-that-is-revoked"),
         "registered": containing("tasks.basic.add"),
         "stats: pool": 1,
     },
-    learn="A worker answers only for itself, and a busy or blocked one not at all: no answer does not mean idle.",
+    learn="A worker answers only for itself, and a blocked one not at all. `scheduled` is what it holds for later; "
+    "here that waits in Redis.",
 )
 def ask(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=1", "--prefetch-multiplier=3")
     running = basic.sleep.apply_async((8,), queue=worker.queue)
     tour.events.wait("started", of=[running])
     reserved = basic.add.apply_async((1, 1), queue=worker.queue)
-    later = basic.add.apply_async((1, 1), queue=worker.queue, countdown=30)
-    tour.events.wait("received", of=[reserved, later], count=2)
+    basic.add.apply_async((1, 1), queue=worker.queue, countdown=30)
+    tour.events.wait("received", of=[reserved])
     app.control.revoke("an-id-that-is-revoked", destination=[worker.name])
     return {
         "status": tour.inspect("ping", worker.name),
         "active": tour.inspect("active", worker.name).map(lambda tasks: [task["name"] for task in tasks]),
         "reserved": tour.inspect("reserved", worker.name).map(lambda tasks: [task["name"] for task in tasks]),
         "scheduled": tour.inspect("scheduled", worker.name).map(len),
+        "delayed in Redis": tour.broker.delayed(worker.queue, 1),
         "revoked": tour.inspect("revoked", worker.name),
         "registered": tour.inspect("registered", worker.name),
         "stats: pool": tour.inspect("stats", worker.name).map(lambda stats: stats["pool"]["max-concurrency"]),
