@@ -268,6 +268,52 @@ def test_what_is_published_is_not_too_large_for_a_worker(new_box: NewBox) -> Non
 def nothing() -> None: ...
 
 
+# --- An entry and its message in one step, where the store is the broker's database ---
+
+
+def no_step_of_its_own(*_: Any) -> None:
+    raise AssertionError("the entry was not written together with its message")
+
+
+def test_an_entry_and_its_message_are_written_in_one_step(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box.outbox, "write", no_step_of_its_own)
+    box.apply.apply_async(("x",), task_id="a", priority=9)
+    box.apply.apply_async(("y",), task_id="b", countdown=5)
+    assert box.ids() == [("a", 1), ("b", 1)]
+    assert sorted(box.client.hkeys(box.outbox.key)) == ["a", "b"]
+    assert box.client.zcard(box.app.durable.delayed_key(QUEUE)) == 1
+    box.apply.apply_async(("x",), task_id="a")
+    assert ("a", 2) in box.ids(), "the same id once more"
+
+
+def test_an_entry_that_has_no_message_yet_is_published_soon(
+    box: Box, announced: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    box.apply.apply_async(queue="odd")  # declares it
+    box.client.flushall()
+    box.client.set("odd", "not a list")
+    box.apply.apply_async(task_id="a", queue="odd")
+    assert box.due_in() < 1
+    assert "apply[a] not published (WRONGTYPE" in caplog.text
+    assert [name for name, _ in announced[-2:]] == ["publish_failed", "outbox_written"]
+
+
+def test_a_message_to_another_broker_has_its_entry_in_the_store(box: Box, other_redis: RedisServer) -> None:
+    with box.app.connection_for_write(other_redis.url) as connection:
+        box.apply.apply_async(task_id="a", connection=connection)
+    assert box.ids() == []
+    assert other_redis.client.llen(QUEUE) == 1
+    assert box.client.hexists(box.outbox.key, "a")
+
+
+def test_another_database_of_the_same_redis_is_not_the_brokers(new_app: NewApp, redis_server: RedisServer) -> None:
+    store = redis_server.url.removesuffix("/0") + "/1"
+    box = Box(new_app(store=store), Redis.from_url(redis_server.url, decode_responses=True))
+    box.apply.apply_async(task_id="a")
+    assert box.ids() == [("a", 1)]
+    assert Redis.from_url(store, decode_responses=True).hkeys(box.outbox.key) == ["a"]
+
+
 # --- The end of an entry ---
 
 
@@ -321,14 +367,14 @@ def test_an_unreachable_store_at_start_and_end_is_no_error(
 def test_an_entry_whose_successor_could_not_be_written_has_not_ended(
     box: Box, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    def away(_: Entry) -> None:
+    def away(*_: Any) -> None:
         raise error("away")
 
     box.apply.apply_async(task_id="a")
     (message,) = box.take()
     message["chain"] = [box.apply.si().set(task_id="b")]
     with monkeypatch.context() as patch:
-        patch.setattr(box.outbox, "write", away)
+        patch.setattr(box.outbox, "write_and_publish", away)
         run_task(box.apply, message)
     assert box.client.hexists(box.outbox.key, "a")
     run_task(box.apply, {**message, "chain": [box.apply.si().set(task_id="b")]})

@@ -19,14 +19,13 @@ from typing import Any
 
 from kombu import Producer
 from kombu.exceptions import OperationalError
-from kombu.utils.json import dumps, loads
 from kombu.utils.uuid import uuid
 from redis import BusyLoadingError, Redis, RedisError, ResponseError
 
 from celery_durable import transport
 from celery_durable.errors import BatchPublishError
 from celery_durable.logs import get_logger
-from celery_durable.outbox import PUBLICATION, PUBLISH_ERRORS, Entry, running_task_stays
+from celery_durable.outbox import PUBLISH_ERRORS, Entry, renumbered, running_task_stays
 from celery_durable.signals import message_published, outbox_written, publish_failed
 
 logger = get_logger(__name__)
@@ -80,10 +79,7 @@ class Publication:
 
     def renumber(self, number: int) -> None:
         """Set the number of the entry's publication in the messages."""
-        self.number = number
-        for at, (name, *arguments, last) in enumerate(self.commands):
-            if name in ("lpush", "zadd"):  # with a message
-                self.commands[at] = (name, *arguments, _renumbered(last, number))
+        self.number, self.commands = number, renumbered(self.commands, number)
 
 
 class Collector:
@@ -115,26 +111,17 @@ class Collector:
 
 
 class CollectingProducer(Producer):
-    """What Celery publishes with inside a batch. What is not a task is published at once."""
+    """While its collector has a list of commands, what is published with it goes there, else to the broker."""
 
-    def __init__(self, batch: "Batch", producer: Any) -> None:
-        self.batch, self._pooled, self._collector = batch, producer, Collector(producer)
+    def __init__(self, producer: Any, collector: Collector) -> None:
+        self._pooled, self._collector = producer, collector
         self._declared: dict[int, Any] = {}
-        super().__init__(self._collector, auto_declare=False)
+        super().__init__(collector, auto_declare=False)
 
     @property
     def connection(self) -> Any:
         """kombu's needs a channel, which cannot be made without a broker."""
         return self._pooled.connection
-
-    @contextmanager
-    def collect(self, commands: list[tuple[str, ...]]) -> Iterator[None]:
-        """Within the block what is published is appended to `commands`."""
-        self._collector.commands = commands
-        try:
-            yield
-        finally:
-            self._collector.commands = None
 
     def publish(self, body: Any, *args: Any, declare: Any = None, **options: Any) -> Any:
         if self._collector.commands is None:
@@ -146,11 +133,28 @@ class CollectingProducer(Producer):
         return super().publish(body, *args, **{**options, "retry": False})
 
 
+class BatchProducer(CollectingProducer):
+    """What Celery publishes with inside a batch. What is not a task is published at once."""
+
+    def __init__(self, batch: "Batch", producer: Any) -> None:
+        self.batch = batch
+        super().__init__(producer, Collector(producer))
+
+    @contextmanager
+    def collect(self, commands: list[tuple[str, ...]]) -> Iterator[None]:
+        """Within the block what is published is appended to `commands`."""
+        self._collector.commands = commands
+        try:
+            yield
+        finally:
+            self._collector.commands = None
+
+
 class Batch:
     """What a thread or a coroutine publishes together. Use `Durable.batch`."""
 
     def __init__(self, durable: Any, producer: Any) -> None:
-        self.durable, self.producer = durable, CollectingProducer(self, producer)
+        self.durable, self.producer = durable, BatchProducer(self, producer)
         self._pooled = producer
         self._publications: list[Publication] = []
         self._bytes = 0
@@ -300,10 +304,3 @@ def batching_groups(apply_tasks: Callable[..., Iterator[Any]]) -> Callable[..., 
             yield from apply_tasks(group, tasks, producer, app, *args, **options)
 
     return _apply_tasks
-
-
-def _renumbered(argument: str, number: int) -> str:
-    place, separator, text = argument.rpartition("\0")  # of a delayed message
-    message = loads(text)
-    message["headers"][PUBLICATION] = number
-    return f"{place}{separator}{dumps(message)}"

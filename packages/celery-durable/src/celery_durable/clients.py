@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from redis import AuthenticationError, CredentialProvider, Redis
+from redis.connection import parse_url
 
 from celery_durable.config import Config
 
@@ -29,6 +30,13 @@ class PasswordFile(CredentialProvider):
 def credentials(config: Config, username: str | None, password: object) -> PasswordFile | None:
     """The password file for a connection, if Config names one and the URL has no password."""
     return PasswordFile(config.password_file, username) if config.password_file and not password else None
+
+
+def database(url: str) -> tuple[Any, ...]:
+    """What a URL names, as its user: equal for two URLs of one database."""
+    parts, options = urlsplit(url), parse_url(url)
+    server = parts.scheme, options.get("path"), options.get("host"), options.get("port", 6379)
+    return *server, int(options.get("db") or 0), options.get("username")
 
 
 class Clients:

@@ -46,8 +46,8 @@ SEARCHED = 100  # messages per round trip; each may have max_message_bytes
 ENDED_KEPT = 3600  # s
 
 # Writes an entry. Its numbers continue after those of an earlier entry of the same id. KEYS: outbox, publications, due,
-# ended. ARGV: id, JSON, time of the next check. Returns the number of its message.
-WRITE = """
+# ended. ARGV: id, JSON, time of the next check.
+_WRITE = """
 local number = redis.call('HINCRBY', KEYS[2], ARGV[1], 1)
 if number == 1 then
     number = tonumber(redis.call('GET', KEYS[4]) or 0) + 1
@@ -55,7 +55,27 @@ if number == 1 then
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
-return number
+"""
+# Returns the number of its message.
+WRITE = f"{_WRITE}return number"
+
+# The same, and publishes its message if that has the number 1. ARGV in addition: for each command its number of
+# arguments and these. Returns the number, whether it was published, and the error of a command.
+WRITE_AND_PUBLISH = f"""
+{_WRITE}
+if number > 1 then
+    return {{number, 0, ''}}
+end
+local first = 4
+while first <= #ARGV do
+    local last = first + tonumber(ARGV[first])
+    local reply = redis.pcall(unpack(ARGV, first + 1, last))
+    if type(reply) == 'table' and reply.err then
+        return {{number, 1, reply.err}}
+    end
+    first = last + 1
+end
+return {{number, 1, ''}}
 """
 
 # Whether a message may run: not if a newer one replaced it, or the entry has ended. If it may, the next check is when
@@ -177,6 +197,22 @@ class Outbox:
         """
         arguments = [entry.id, dumps(vars(entry)), self._next_check(entry)]
         return int(self._run(WRITE, self._keys(entry.id), arguments))
+
+    def write_and_publish(self, entry: Entry, commands: Sequence[tuple[str, ...]]) -> tuple[int, str]:
+        """`write`, and the commands that publish its message, as its publication 1, in the same step: the store is the
+        broker's database. Raises RedisError.
+
+        Returns the number of the message, and the error of a command: then the message is not published.
+        """
+        flat = [each for command in commands for each in (len(command), *command)]
+        arguments = [entry.id, dumps(vars(entry)), self._next_check(entry), *flat]
+        number, published, error = self._run(WRITE_AND_PUBLISH, self._keys(entry.id), arguments)
+        if not published:  # an earlier task had the same id
+            with self._store().pipeline() as pipe:
+                for command in renumbered(commands, number):
+                    pipe.execute_command(*command)
+                pipe.execute()
+        return int(number), str(error)
 
     def write_all(self, entries: Sequence[Entry]) -> list[int]:
         """`write` for many entries, in one round trip."""
@@ -424,6 +460,21 @@ def _is_newer(head: bytes | None, than: float) -> bool:
         return bool(stamp > than)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
+
+
+def renumbered(commands: Iterable[tuple[str, ...]], number: int) -> list[tuple[str, ...]]:
+    """Commands that publish a message, with the number of another publication in it."""
+    return [
+        (*command[:-1], _renumbered(command[-1], number)) if command[0] in ("lpush", "zadd") else command
+        for command in commands
+    ]
+
+
+def _renumbered(argument: str, number: int) -> str:
+    place, separator, text = argument.rpartition("\0")  # of a delayed message
+    message = loads(text)
+    message["headers"][PUBLICATION] = number
+    return f"{place}{separator}{dumps(message)}"
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from kombu.utils.collections import HashedSeq
 from kombu.utils.json import dumps
 
 from celery_durable.atomic.transport import Transport as AtomicTransport
-from celery_durable.batch import Batch, CollectingProducer, Publication
-from celery_durable.clients import credentials
+from celery_durable.batch import Batch, BatchProducer, Publication
+from celery_durable.clients import credentials, database
 from celery_durable.consumer import PATIENCE
 from celery_durable.errors import (
     BatchPublishError,
@@ -24,6 +24,7 @@ from celery_durable.errors import (
 from celery_durable.outbox import PUBLICATION, PUBLISH_ERRORS, Entry, running_task_stays
 from celery_durable.signals import message_published, outbox_written, publish_failed
 from celery_durable.times import eta_of
+from celery_durable.together import EntryProducer
 from celery_durable.transport import Transport
 
 # Options that belong to one publish, and are not kept in the entry.
@@ -48,6 +49,12 @@ class Connection(amqp.Connection):
         if found is not redis.Transport:
             return found
         return AtomicTransport if self.durable.atomic else Transport
+
+    @cached_property
+    def has_store(self) -> bool:
+        """Whether it is to the database of the store, as the same user."""
+        one_redis = issubclass(self.get_transport_cls(), Transport) and len(self.alt) < 2
+        return one_redis and database(self.as_uri()) == database(self.durable.config.store)
 
     def Pool(self, limit: int | None = None, **kwargs: Any) -> Any:  # noqa: N802 - kombu's name
         """Connections of publishers. kombu's pool makes connections of its own class, with its own transport."""
@@ -152,13 +159,15 @@ class AMQP(amqp.AMQP):
                 entry = self._entry(name, message, options, published=0.0 if later else time.time())
             elif later:
                 raise NotInOutboxError(f"later: {name} has no outbox; give it outbox=True, or publish it now")
-            if entry is not None or not isinstance(producer, CollectingProducer):
+            if entry is not None or not isinstance(producer, BatchProducer):
                 self._refuse_what_is_too_large(name, message, self._serializer_of(options))
-            if isinstance(producer, CollectingProducer):
+            if isinstance(producer, BatchProducer):
                 return self._collect(producer.batch, name, message, options, entry, later)
             if entry is None:
                 with running_task_stays():
                     return self.send_once(producer, name, message, **options)
+            if not later and getattr(producer.connection, "has_store", False):
+                return self._send_with_entry(producer, name, message, entry, options)
             with running_task_stays():
                 number = outbox.write(entry)
             outbox_written.send(sender=self.app, task=name)
@@ -171,6 +180,21 @@ class AMQP(amqp.AMQP):
                 return None
 
         return send_task_message
+
+    def _send_with_entry(self, producer: Any, name: str, message: Any, entry: Entry, options: dict[str, Any]) -> Any:
+        """Publish a task and write its outbox entry, in one round trip."""
+        together = EntryProducer(producer, self.app.durable.outbox, entry)
+        try:
+            with running_task_stays():
+                return self.send_once(together, name, message, **{**_numbered(options, 1), "retry": False})
+        except PUBLISH_ERRORS as error:
+            if not together.number:
+                raise
+            self.app.durable.outbox.not_published(entry, together.number, error)
+            return None
+        finally:
+            if together.number:
+                outbox_written.send(sender=self.app, task=name)
 
     def _collect(
         self, batch: Batch, name: str, message: Any, options: dict[str, Any], entry: Entry | None, later: bool
