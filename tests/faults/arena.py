@@ -20,7 +20,7 @@ from python_on_whales import Container
 from python_on_whales.exceptions import DockerException
 
 from faults import malformed
-from faults.injections import Injection
+from faults.injections import Injection, redis_cli
 from faults.ledger import Applied, Submitted, Verdict
 from settings import DELIVERY
 from stack import inside as run
@@ -278,8 +278,19 @@ def say(text: str) -> None:
 def prepare(stack: Stack) -> None:
     """Two low workers, nothing in the queues."""
     stack.scale(worker_low=2)
+    if PEER:
+        start_afresh(stack)
     stack.wait_healthy()
     stack.wait_idle()
+
+
+def start_afresh(stack: Stack) -> None:
+    """Of a peer workers may hang after a row, and messages may be redelivered without end."""
+    workers = ["worker-low", "worker-high"]
+    stack.compose.kill(workers)
+    for service in ("redis", "redis-results"):
+        redis_cli(stack, service, "FLUSHALL")
+    stack.compose.start(workers)
 
 
 def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Verdict:
