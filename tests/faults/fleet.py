@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from python_on_whales import Container
 
@@ -30,24 +30,11 @@ SERVICES: Services = {
     **small_workers("stock", volumes=[PEER], environment={"PEER": "celery", "REMAP_SIGTERM": ""}),
     **small_workers("atomic", environment={"TRANSPORT": "atomic"}),
 }
-PUBLISHERS = ("Celery", "ours, stock", "ours, atomic", "ours, back")  # a publisher's number, from 0
-NUMBERS = 100_000_000  # of tasks of one publisher
+PUBLISHERS = ("Celery", "ours, stock", "ours, atomic", "ours, stock")  # in the order of their start
+NUMBERS = 100_000_000  # of the tasks of each
 
 SHORTEST = 600  # s: an atomic worker takes up to 10 s to stop, and each phase has to end before the next begins
 KILLED = 137  # exit code
-
-
-def timetable(lasts: float, every: float) -> list[tuple[float, str, int]]:
-    """When (s since the start) which method of Fleet is called with which number."""
-    phase = lasts / len(PHASES)
-    phases = [(number * phase, "announce", number) for number in range(len(PHASES))]
-    moves = [
-        (phase * (start + number / WORKERS), move, number)
-        for start, move in ((OVER, "move_over"), (BACK, "move_back"))
-        for number in range(WORKERS)
-    ]
-    kills = [(turn * every, "kill_one", turn) for turn in range(1, int(lasts / every) + 1)]
-    return sorted([*phases, *moves, *kills], key=lambda each: each[0])
 
 
 class Fleet(Soak):
@@ -67,9 +54,9 @@ class Fleet(Soak):
         self._ours = self.publish(RATE, NUMBERS, ["--env=TRANSPORT=stock"])
         self.wait_for_a_run()
         began = time.time()
-        for when, method, number in timetable(lasts, every):
+        for when, step, number in timetable(lasts, every):
             wait_until(began + when)
-            getattr(self, method)(number)
+            step(self, number)
         wait_until(began + lasts)
 
     def announce(self, phase: int) -> None:
@@ -116,12 +103,29 @@ class Fleet(Soak):
         say(f"delayed give-up --all: {len(done.stdout.splitlines())} messages")
 
 
+Step = Callable[[Fleet, int], None]
+
+
+def timetable(lasts: float, every: float) -> list[tuple[float, Step, int]]:
+    """What is done when (s since the start), and the number of the phase, the worker or the kill."""
+    phase = lasts / len(PHASES)
+    phases = [(number * phase, Fleet.announce, number) for number in range(len(PHASES))]
+    moves = [
+        (phase * (start + number / WORKERS), move, number)
+        for start, move in ((OVER, Fleet.move_over), (BACK, Fleet.move_back))
+        for number in range(WORKERS)
+    ]
+    kills = [(turn * every, Fleet.kill_one, turn) for turn in range(1, int(lasts / every) + 1)]
+    return sorted([*phases, *moves, *kills], key=lambda each: each[0])
+
+
 def delayed(runs: Iterable[Run], stock: set[str]) -> dict[str, object]:
     """How many delayed tasks of each publisher ran on which workers, without those that were delayed by a retry."""
-    found = Counter((run.number // NUMBERS, run.worker in stock) for run in runs if run.due and not run.attempt)
+    first = (run for run in runs if run.due and not run.attempt)
+    found = Counter((PUBLISHERS[run.number // NUMBERS], run.worker in stock) for run in first)
     return {
-        f"delayed by {name}": f"{found[place, True]} run by stock workers, {found[place, False]} by atomic ones"
-        for place, name in enumerate(PUBLISHERS)
+        f"delayed by {name}": f"{found[name, True]} run by stock workers, {found[name, False]} by atomic ones"
+        for name in dict.fromkeys(PUBLISHERS)
     }
 
 

@@ -178,7 +178,7 @@ class Soak:
         judged, took = judge(self._submitted, self._uncertain, runs, self._kills), stopped - self._began
         self.wrong += what_is_wrong(judged, left)
         figures: dict[str, object] = {
-            "workers killed": f"{len(self._kills)}, {', '.join(POOLS)}",
+            "workers killed": len(self._kills),
             "tasks submitted": f"{len(self._submitted)} in {took:.0f} s: {len(self._submitted) / took:.0f} per second",
             "publishes that raised": len(self._uncertain),
             "tasks applied": judged.applied,

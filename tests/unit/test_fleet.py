@@ -2,19 +2,19 @@
 
 import pytest
 
-from faults.fleet import NUMBERS, WORKERS, delayed, main, timetable
+from faults.fleet import NUMBERS, WORKERS, Fleet, delayed, main, timetable
 from faults.runs import Run
 
 
 def test_each_worker_is_moved_over_and_back_in_its_phase() -> None:
     table = timetable(lasts=600, every=15)
     assert table == sorted(table, key=lambda each: each[0])
-    for move, phase in (("move_over", 1), ("move_back", 3)):
-        moves = [(when, number) for when, name, number in table if name == move]
+    for move, phase in ((Fleet.move_over, 1), (Fleet.move_back, 3)):
+        moves = [(when, number) for when, step, number in table if step == move]
         assert [number for _, number in moves] == list(range(WORKERS))
         assert all(phase * 120 <= when < (phase + 1) * 120 for when, _ in moves)
-    assert [when for when, name, _ in table if name == "announce"] == [0, 120, 240, 360, 480]
-    assert [when for when, name, _ in table if name == "kill_one"] == list(range(15, 601, 15))
+    assert [when for when, step, _ in table if step == Fleet.announce] == [0, 120, 240, 360, 480]
+    assert [when for when, step, _ in table if step == Fleet.kill_one] == list(range(15, 601, 15))
 
 
 def test_delayed_tasks_are_counted_by_publisher_and_worker() -> None:
