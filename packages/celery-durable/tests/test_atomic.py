@@ -345,6 +345,21 @@ def test_what_stock_workers_held_is_returned_by_one_process_at_a_time(app: Any, 
     assert client.llen("plain") == 2
 
 
+def test_a_worker_that_stops_makes_nothing_of_stock_workers_a_dead_letter(app: Any, client: Any) -> None:
+    """It closes its channel, which looks up the bindings that kombu stores, before it stops returning messages."""
+    publish(app, PLAIN)
+    message = json.loads(client.rpop("plain"))
+    client.hset("unacked", "stock", json.dumps([message, "plain", "plain"]))
+    client.zadd("unacked_index", {"stock": time.time()})
+    with taking(app, QUEUES[1]) as taker:
+        leases = taker.connection.transport._leases
+        leases.stop()
+        leases._channel.close()
+        leases._give_back("stock")
+    assert list(held(client)) == ["stock"]
+    assert letters(app) == []
+
+
 def test_what_keeps_losing_its_worker_becomes_a_dead_letter(app: Any, client: Any) -> None:
     publish(app, PLAIN, headers={"deliveries": 20})
     with taking(app, PLAIN) as killed, taking(app, QUEUES[1]):

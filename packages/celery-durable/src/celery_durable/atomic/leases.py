@@ -113,6 +113,8 @@ class Leases:
         except (RedisError, OSError):
             raise
         except Exception as error:  # a message can raise anything
+            if self._channel.closed:  # then that raises as well: another worker returns the message
+                return
             message, queue = _parts(value)
             self._channel.discard(tag, queue, message, Reason.MALFORMED, f"{type(error).__name__}: {error}")
 
