@@ -159,8 +159,8 @@ test-faults: build venv ## Every fault, about 40 minutes; OUTBOX=no, PEER=celery
 	@FAULTS=all OUTBOX='$(OUTBOX)' PEER='$(PEER)' WITHOUT='$(WITHOUT)' .venv/bin/pytest tests/faults
 
 .PHONY: soak
-soak: build venv ## Random faults under load, or KILLS=15s: workers killed; then the result: make soak [FOR=30m] [SEED=7]
-	@$(FAULTS) $(if $(KILLS),faults.kills '$(KILLS)',faults.soak) '$(or $(FOR),30m)' '$(or $(SEED),7)'
+soak: build venv ## Random faults under load; KILLS=15s, FLEET=mixed: docs/delivery.md; make soak [FOR=30m] [SEED=7]
+	@$(FAULTS) $(if $(FLEET),faults.fleet '$(or $(KILLS),15s)',$(if $(KILLS),faults.kills '$(KILLS)',faults.soak)) '$(or $(FOR),30m)' '$(or $(SEED),7)'
 
 .PHONY: bench
 bench: build venv ## Measure speed beside stock Celery and others, over an hour; docs/performance.md

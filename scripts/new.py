@@ -77,6 +77,7 @@ DEMO = (
     "tests/unit/test_bench.py",
     "tests/unit/test_corpus.py",
     "tests/unit/test_docs.py",
+    "tests/unit/test_fleet.py",
     "tests/unit/test_index.py",
     "tests/unit/test_kills.py",
     "tests/unit/test_maintenance.py",

@@ -1,6 +1,6 @@
 """Publishes numbered tasks until SIGTERM: the program of the client container of `make soak KILLS=…`.
 
-At the end it writes to redis-results, as JSON: how many it has published, and the numbers whose publish raised.
+At the end it writes to redis-results, as JSON: the number after its last one, and those whose publish raised.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
@@ -32,11 +32,12 @@ def publish(number: int, random: Random) -> None:
     seconds = random.choices((0.0, 0.2, 2.0), (0.93, 0.066, 0.004))[0]
     retries = random.choices((0, 1, 2), (0.95, 0.03, 0.02))[0]
     options: dict[str, Any] = {"retry": False}  # a message that arrived in spite of a time-out would be there twice
+    due = 0.0
     if random.random() < 0.1:
         delay = random.uniform(*DELAYED_FOR)
-        when = {"countdown": delay}, {"eta": datetime.now(UTC) + timedelta(seconds=delay)}
-        options |= random.choice(when)
-    ledger.numbered.apply_async((number, seconds, retries), priority=random.randrange(10), **options)
+        due = time.time() + delay
+        options |= random.choice(({"countdown": delay}, {"eta": datetime.fromtimestamp(due, UTC)}))
+    ledger.numbered.apply_async((number, seconds, retries, due), priority=random.randrange(10), **options)
 
 
 def run(numbers: Iterator[int], rate: float, seed: int, raised: list[int]) -> None:
@@ -66,11 +67,12 @@ def main() -> None:
     parser.add_argument("rate", type=float, help="tasks per second")
     parser.add_argument("most", type=int, help="messages that may wait in the queue")
     parser.add_argument("seed", type=int)
+    parser.add_argument("first", type=int, help="number of the first task")
     options = parser.parse_args()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stopping.set())
     app.loader.import_default_modules()
-    numbers, raised = itertools.count(), list[int]()
+    numbers, raised = itertools.count(options.first), list[int]()
     arguments = (numbers, options.rate / THREADS, options.seed, raised)
     threads = [threading.Thread(target=run, args=arguments) for _ in range(THREADS)]
     for thread in threads:
@@ -82,7 +84,7 @@ def main() -> None:
     room.set()
     for thread in threads:
         thread.join()
-    durable.store.set(ledger.SUBMITTED, json.dumps([next(numbers), raised]))
+    durable.store.hset(ledger.SUBMITTED, str(options.first), json.dumps([next(numbers), raised]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from sys import intern
 from typing import NamedTuple
 
 ACKNOWLEDGED_WITHIN = 5  # s after its end; a task that ended longer before its worker was killed must not run again
+ROUNDED = 0.001  # s by which a time in the ledger may be too small
 
 # What may be in the broker when nothing is left to do.
 EXPECTED_KEYS = (
@@ -33,13 +34,14 @@ class Run(NamedTuple):
     worker: str
     redelivered: bool
     last: bool  # not retried
+    due: float = 0  # epoch s; 0: at once
 
     @classmethod
     def read(cls, line: str) -> "Run":
         """A line that chaos/ledger.py wrote."""
-        number, attempt, began, ended, worker, redelivered, last = line.split()
-        times = float(began), float(ended)
-        return cls(int(number), int(attempt), *times, intern(worker), redelivered == "True", last == "True")
+        number, attempt, began, ended, worker, *flags, due = line.split()
+        redelivered, last = (flag == "True" for flag in flags)
+        return cls(int(number), int(attempt), float(began), float(ended), intern(worker), redelivered, last, float(due))
 
 
 class Kill(NamedTuple):
@@ -60,6 +62,7 @@ class Judged:
     attributed: int = 0  # runs beyond the first of an attempt, each after a kill of the worker of an earlier one
     unattributed: list[int] = field(default_factory=list)  # tasks with other runs
     unknown: list[int] = field(default_factory=list)  # tasks that nobody submitted
+    early: list[int] = field(default_factory=list)  # tasks that ran before their ETA
 
 
 def judge(submitted: set[int], uncertain: set[int], runs: list[Run], kills: Iterable[Kill]) -> Judged:
@@ -77,6 +80,8 @@ def judge(submitted: set[int], uncertain: set[int], runs: list[Run], kills: Iter
         messages = 1
         for _, attempt in groupby(of_task, key=lambda run: run.attempt):
             runs_of_attempt = list(attempt)
+            if any(run.began + ROUNDED < run.due for run in runs_of_attempt):
+                found.early.append(number)
             more = len(runs_of_attempt) - messages
             interrupted = sum(_interrupted(run, killed.get(run.worker, [])) for run in runs_of_attempt[:-1])
             found.attributed += max(0, min(more, interrupted))

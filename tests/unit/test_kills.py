@@ -17,7 +17,8 @@ def verdict(submitted: int, runs: list[Run], *kills: Kill) -> Judged:
 
 
 def test_a_line_of_the_ledger() -> None:
-    assert Run.read("7 1 100.500 101.250 low@first True False") == Run(7, 1, 100.5, 101.25, FIRST, True, False)
+    line = "7 1 100.500 101.250 low@first True False 99.75"
+    assert Run.read(line) == Run(7, 1, 100.5, 101.25, FIRST, True, False, 99.75)
 
 
 def test_each_task_is_applied_once() -> None:
@@ -72,6 +73,11 @@ def test_each_run_may_publish_the_retry() -> None:
     assert found.unattributed == [0]
 
 
+def test_a_task_runs_before_its_eta() -> None:
+    runs = [a_run(0)._replace(due=99), a_run(1)._replace(due=100), a_run(2)._replace(due=100.1)]
+    assert verdict(3, runs).early == [2]
+
+
 def test_keys_that_are_left() -> None:
     expected = [
         "_kombu.binding.low",
@@ -85,8 +91,8 @@ def test_keys_that_are_left() -> None:
 
 def test_what_is_wrong() -> None:
     assert what_is_wrong(Judged(applied=9, attributed=2), []) == []
-    wrong = what_is_wrong(Judged(lost=[4], unattributed=[5], unknown=[6]), ["unacked"])
-    assert [line.rpartition(": ")[2] for line in wrong] == ["4", "5", "6", "unacked"]
+    wrong = what_is_wrong(Judged(lost=[4], unattributed=[5], unknown=[6], early=[7]), ["unacked"])
+    assert [line.rpartition(": ")[2] for line in wrong] == ["4", "5", "6", "7", "unacked"]
 
 
 def test_the_report_fits_80_columns() -> None:

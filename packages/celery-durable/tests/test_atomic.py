@@ -325,6 +325,41 @@ def test_what_workers_of_kombus_own_transport_hold_has_their_time_out(client: An
     assert found == ["stock-old", f"{TAG_PREFIX}x:1"]
 
 
+def test_what_stock_workers_held_is_returned_by_one_process_at_a_time(app: Any, client: Any) -> None:
+    """kombu uses a tag again: without its lock a second process would return what has a new holder."""
+    tags = {"stock", f"{TAG_PREFIX}x:1"}
+    publish(app, PLAIN)
+    message = json.loads(client.rpop("plain"))
+    with taking(app, QUEUES[1]) as taker:
+        leases = taker.connection.transport._leases
+        leases.stop()
+        seconds, _ = client.time()
+        client.hset("celery-durable:leases", mapping={"seen": seconds, "hold": 0})
+        client.hset("unacked", mapping=dict.fromkeys(tags, json.dumps([message, "", "plain"])))
+        client.zadd("unacked_index", dict.fromkeys(tags, seconds - 100))
+        with client.lock("unacked_mutex", timeout=60):
+            leases._give_back_lapsed()
+            assert list(held(client)) == ["stock"]
+        leases._give_back_lapsed()
+        assert held(client) == {}
+    assert client.llen("plain") == 2
+
+
+def test_a_worker_that_stops_makes_nothing_of_stock_workers_a_dead_letter(app: Any, client: Any) -> None:
+    """It closes its channel, which looks up the bindings that kombu stores, before it stops returning messages."""
+    publish(app, PLAIN)
+    message = json.loads(client.rpop("plain"))
+    client.hset("unacked", "stock", json.dumps([message, "plain", "plain"]))
+    client.zadd("unacked_index", {"stock": time.time()})
+    with taking(app, QUEUES[1]) as taker:
+        leases = taker.connection.transport._leases
+        leases.stop()
+        leases._channel.close()
+        leases._give_back("stock")
+    assert list(held(client)) == ["stock"]
+    assert letters(app) == []
+
+
 def test_what_keeps_losing_its_worker_becomes_a_dead_letter(app: Any, client: Any) -> None:
     publish(app, PLAIN, headers={"deliveries": 20})
     with taking(app, PLAIN) as killed, taking(app, QUEUES[1]):

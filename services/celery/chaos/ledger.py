@@ -3,8 +3,8 @@
 ledger:runs         list of "name time": each run that was started
 ledger:effects      list of "name time": each effect that was applied
 ledger:done:<name>  done marker
-ledger:numbered     list of "number attempt began ended worker redelivered last": each run of `numbered`
-ledger:submitted    what the publisher of `make soak KILLS=…` has submitted
+ledger:numbered     list of "number attempt began ended worker redelivered last due": each run of `numbered`
+ledger:submitted    hash: what each publisher of `make soak KILLS=…` has submitted
 """
 
 import time
@@ -71,13 +71,14 @@ def join(_results: list[None], name: Name) -> None:
 
 
 @app.task(bind=True, max_retries=None, store_errors_even_if_ignored=False)
-def numbered(self: Task, number: int, seconds: float, retries: int) -> None:
+def numbered(self: Task, number: int, seconds: float, retries: int, due: float = 0) -> None:
     """Take some time, record the run, and retry this often. Without outbox and done marker, so that each loss and each
     second delivery shows. The record is the first step that is seen: a run whose retry is published has one."""
     request, began = self.request, time.time()
     time.sleep(seconds)
     last, redelivered = request.retries >= retries, bool((request.delivery_info or {}).get("redelivered"))
-    words = (number, request.retries, f"{began:.3f}", f"{time.time():.3f}", request.hostname, redelivered, last)
+    words = (number, request.retries, f"{began:.3f}", f"{time.time():.3f}", request.hostname, redelivered, last, due)
     durable.store.rpush(NUMBERED, " ".join(map(str, words)))
     if not last:
-        raise self.retry(countdown=RETRIED_AFTER)
+        due = time.time() + RETRIED_AFTER
+        raise self.retry(args=(number, seconds, retries, due), countdown=RETRIED_AFTER)

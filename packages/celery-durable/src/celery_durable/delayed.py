@@ -4,7 +4,8 @@ python -m celery_durable -A APP delayed [list]
 python -m celery_durable -A APP delayed run|cancel|give-up ID | --task NAME | --all
 
 run: they are due now. cancel: they are revoked: their state becomes REVOKED, and a chord of theirs fails.
-give-up: workers with the stock transport get them, with their ETA, and hold them: before a return to that transport.
+give-up: workers with the stock transport get them, with their ETA, and hold them: for a return to that transport, once
+no worker with the atomic one runs.
 """
 
 import argparse

@@ -4,9 +4,11 @@ In a thread with a connection of its own, because the event loop may be busy for
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+from kombu.transport.redis import Mutex, MutexHeld
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis import Redis, RedisError
@@ -36,6 +38,7 @@ class Leases:
         self._lease, self._every = config.lease, config.lease_renewal
         self._renewal = config.renewal
         self._visibility = config.visibility_timeout
+        self._mutex = channel.prefixed(channel.unacked_mutex_key), config.restore_mutex_expire
         self._renew_at = self._sweep_at = 0.0
         self._client = Redis(connection_pool=channel.pool_for_thread())
         self._thread = Background("leases", TICK, self._tick)
@@ -76,12 +79,25 @@ class Leases:
             DUE(self._client, queues, [BATCH])
 
     def _give_back_lapsed(self) -> None:
+        ours, of_stock_workers = self._lapsed()
+        for tag in ours:
+            self._give_back(tag)
+        if of_stock_workers:
+            # kombu uses the tag of a message again, so by now it may be that of a new delivery. All workers take this
+            # lock: what is found under it has not been returned.
+            with suppress(MutexHeld), Mutex(self._client, *self._mutex):
+                for tag in self._lapsed()[1]:
+                    self._give_back(tag)
+
+    def _lapsed(self) -> tuple[list[str], list[str]]:
+        """Delivery tags of atomic workers, and of stock ones."""
         arguments = [self._lease, self._visibility, TAG_PREFIX]
         # Two renewals of holders fit into what is left of their lease after such a gap.
         arguments += [self._lease - 2 * self._every, 2 * self._every, GIVEN_BACK]
         keys = [self._channel.books[1], self._channel.key("leases")]
-        for tag in map(bytes_to_str, LAPSED(self._client, keys, arguments)):
-            self._give_back(tag)
+        tags = list(map(bytes_to_str, LAPSED(self._client, keys, arguments)))
+        ours = [tag for tag in tags if tag.startswith(TAG_PREFIX)]
+        return ours, [tag for tag in tags if not tag.startswith(TAG_PREFIX)]
 
     def _give_back(self, tag: str) -> None:
         value: Any = self._client.hget(self._channel.books[0], tag)
@@ -92,14 +108,15 @@ class Leases:
             payload, exchange, routing_key = loads(bytes_to_str(value))
             queues = list(self._channel._lookup(exchange, routing_key)) if exchange else [routing_key]
             task, deliveries = payload["headers"].get("id"), payload["headers"].get("deliveries", 1)
-            self._channel.give_back(self._client, tag, payload, queues, first=True, deliveries=deliveries + 1)
+            if self._channel.give_back(self._client, tag, payload, queues, first=True, deliveries=deliveries + 1):
+                logger.warning("task %s of queue %s: its worker is gone; it is redelivered", task, ", ".join(queues))
         except (RedisError, OSError):
             raise
         except Exception as error:  # a message can raise anything
+            if self._channel.closed:  # then that raises as well: another worker returns the message
+                return
             message, queue = _parts(value)
             self._channel.discard(tag, queue, message, Reason.MALFORMED, f"{type(error).__name__}: {error}")
-        else:
-            logger.warning("task %s of queue %s: its worker is gone; it is redelivered", task, ", ".join(queues))
 
 
 def _parts(value: bytes) -> tuple[bytes, str]:
