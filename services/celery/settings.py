@@ -63,7 +63,7 @@ def load_settings() -> Settings:
 
 settings = load_settings()
 
-RESULT_TTL = 3600  # s; no caller waits longer for a result
+RESULT_TTL = 2 * 3600  # s; longer than a task may wait and run, and than a caller waits for it
 
 
 def load_delivery() -> Config:

@@ -43,7 +43,7 @@ def test_both_ends_detect_a_dead_connection_to_redis_equally_soon() -> None:
 
 
 def test_results_are_kept_longer_than_any_task_may_add_to_them() -> None:
-    assert DELIVERY.visibility_timeout + DELIVERY.time_limit + DELIVERY.max_delay < RESULT_TTL
+    assert DELIVERY.time_limit + DELIVERY.visibility_timeout + DELIVERY.max_delay < RESULT_TTL
 
 
 def test_heartbeats_are_renewed_well_before_they_count_as_stale() -> None:

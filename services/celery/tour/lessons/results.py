@@ -69,7 +69,7 @@ keeping = CONCEPT.lesson("keeping-results", "How long a result is kept, and what
     "It expires, or is deleted by forget",
     covers=("forget", "expiry"),
     expect={"TTL": between(RESULT_TTL - 60, RESULT_TTL, "s"), "stored after forget": False},
-    learn="`result_expires` is a TTL in Redis (here 1 h); call `forget` when a result is no longer needed.",
+    learn="`result_expires` is a TTL in Redis (here 2 h); call `forget` when a result is no longer needed.",
 )
 def expiry(tour: Tour) -> Evidence:
     promise = basic.add.delay(1, 1)
