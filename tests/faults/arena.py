@@ -291,6 +291,8 @@ def start_afresh(stack: Stack) -> None:
     for service in ("redis", "redis-results"):
         redis_cli(stack, service, "FLUSHALL")
     stack.compose.start(workers)
+    number = sum(len(stack.containers(service)) for service in workers)
+    poll_until(lambda: len(stack.inside.call(run.inspect, "ping")) == number, f"{number} workers to answer", 120)
 
 
 def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Verdict:

@@ -252,11 +252,6 @@ def clients_killed(arena: "Arena") -> Iterator[None]:
     yield
 
 
-# In CLIENT LIST, the connection on which a worker waits for messages: of the atomic transport (it has Redis track
-# keys), of the stock transport, of celery-redis-plus.
-WAITS = r"(?:flags=t|cmd=brpop|cmd=bzmpop) "
-
-
 @contextmanager
 def deafened(arena: "Arena", which: str = "") -> Iterator[None]:
     """The low workers' connections to their queues, of which CLIENT LIST shows `which`, receive no more packets, but

@@ -6,12 +6,14 @@ from contextlib import contextmanager
 
 from faults import injections as how
 from faults import malformed
-from faults.arena import LONG, OUTBOX, PUBLISH_TAKES, Arena, Fault
+from faults.arena import LONG, OUTBOX, PEER, PUBLISH_TAKES, Arena, Fault
 from faults.ledger import Verdict
 from stack.stack import REDELIVERED_WITHIN
 
 KILLED = REDELIVERED_WITHIN + 10  # s; a task of this load takes at most 2 s, and may wait in the queue
 BACK_AT_WORK = 5  # s after Redis is available
+# In CLIENT LIST, the connection on which a worker waits for messages: the atomic transport has Redis track keys.
+WAITS = r"cmd=(?:bzmpop|evalsha) " if PEER == "celery-redis-plus" else "(?:flags=t|cmd=brpop) "
 
 
 @contextmanager
@@ -211,7 +213,7 @@ FAULTS = (
         name="worker-deaf",
         what="The connections on which low workers wait for messages receive no more packets; they open new ones.",
         watch="Overview, Backlog of low: 15 s; the worker's log says that it drops a stale connection.",
-        inject=lambda arena: how.deafened(arena, how.WAITS),
+        inject=lambda arena: how.deafened(arena, WAITS),
         lasts=20,
         recovered=BACK_AT_WORK,
         redelivered=KILLED + 30,
