@@ -8,9 +8,12 @@ from faults import injections as how
 from faults import malformed
 from faults.arena import LONG, OUTBOX, PEER, PUBLISH_TAKES, Arena, Fault
 from faults.ledger import Verdict
+from settings import DELIVERY
 from stack.stack import REDELIVERED_WITHIN
 
 KILLED = REDELIVERED_WITHIN + 10  # s; a task of this load takes at most 2 s, and may wait in the queue
+# s: what the outbox has published again, since Redis had lost it, is run.
+REPUBLISHED = DELIVERY.republish_after + DELIVERY.reconcile_interval + KILLED
 BACK_AT_WORK = 5  # s after Redis is available
 # In CLIENT LIST, the connection on which a worker waits for messages: the atomic transport has Redis track keys.
 WAITS = r"cmd=(?:bzmpop|evalsha) " if PEER == "celery-redis-plus" else "(?:flags=t|cmd=brpop) "
@@ -261,7 +264,7 @@ FAULTS = (
         what="redis-results has a power failure and loses results, effects and tasks since the last fsync.",
         watch="Overview, Redis.",
         inject=lambda arena: how.power_lost(arena, "redis-results"),
-        redelivered=KILLED + 30,
+        redelivered=REPUBLISHED,
         data_lost=True,
         admin=True,
         durable=True,
