@@ -1,6 +1,8 @@
 """Programs and Redis killed under load: they restart by themselves, and every task is done."""
 
 import json
+import time
+from uuid import uuid4
 
 import pytest
 
@@ -53,6 +55,26 @@ def test_a_message_whose_lease_has_ended_returns_to_its_queue(stack: Stack, insi
         inside.call(run.broker, "ZADD", "unacked_index", 1, tag)
         poll_until(lambda: inside.call(run.broker, "LLEN", "low"), "the message back in its queue", 30)
     poll_until(lambda: inside.call(run.states, [task]) == ["SUCCESS"], "the task done", 30)
+
+
+def test_a_lost_message_is_published_again_although_newer_ones_wait(stack: Stack, inside: Inside) -> None:
+    """By the outbox, which looks for the message in its whole queue first."""
+    lost = uuid4().hex
+    with stack.stopped("worker-low"):
+        for task in (lost, uuid4().hex):
+            inside.call(run.submit, "chaos.ledger.apply", [task], [0], {"priority": 0})
+            if task == lost:
+                inside.call(run.broker, "RPOP", "low")
+        entry = json.loads(inside.call(run.results_redis, "HGET", "celery-durable:outbox", lost))
+        old = json.dumps({**entry, "published": time.time() - 1000})
+        inside.call(run.results_redis, "HSET", "celery-durable:outbox", lost, old)
+        inside.call(run.results_redis, "ZADD", "celery-durable:outbox:due", time.time(), lost)
+        poll_until(
+            lambda: lost in str(inside.call(run.broker, "LRANGE", "low", 0, -1)),
+            "the lost message in its queue again",
+            30,
+        )
+    poll_until(lambda: not inside.call(run.results_redis, "HEXISTS", "celery-durable:outbox", lost), "it to end", 30)
 
 
 def test_a_task_whose_process_is_killed_runs_again_and_is_dead_lettered_in_the_end(

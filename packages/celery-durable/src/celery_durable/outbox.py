@@ -411,7 +411,7 @@ class BrokerView:
         """The delayed messages that are due by then, the latest first, so that it skips none if others become due.
         Entries are checked long after their ETA, so there are few, unless all workers of the queue are down."""
         first = 0
-        while found := self._client.zrevrangebyscore(key, until, "-inf", first, SEARCHED):
+        while found := self._client.zrange(key, until, "-inf", desc=True, byscore=True, offset=first, num=SEARCHED):
             yield from found
             first += len(found)
 
