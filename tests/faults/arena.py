@@ -303,7 +303,8 @@ def at_the_right_moment(arena: Arena, publisher: Publisher, fault: Fault) -> Ver
         executing = arena.applied().executing()
         held = len(set(arena.stack.inside.call(run.taken, arena.prefix)) - executing)
         published = publisher.submitted().published_since(since)
-        if executing and held and published:
+        # With the atomic transport a worker whose slots are all busy holds nothing else.
+        if executing and (held or fault.busy) and published:
             return Verdict(fault.name, len(executing), held, published)
         return None
 
