@@ -298,6 +298,18 @@ def test_an_entry_that_has_no_message_yet_is_published_soon(
     assert [name for name, _ in announced[-2:]] == ["publish_failed", "outbox_written"]
 
 
+def test_the_same_id_once_more_is_published_soon_if_its_message_is_refused(
+    box: Box, caplog: pytest.LogCaptureFixture
+) -> None:
+    box.apply.apply_async(task_id="a")
+    box.client.delete(QUEUE)
+    box.client.set(QUEUE, "not a list")
+    box.apply.apply_async(task_id="a")
+    assert box.due_in() < 1
+    assert "apply[a] not published (" in caplog.text
+    assert box.client.hget(box.outbox.publications_key, "a") == "2"
+
+
 def test_a_message_to_another_broker_has_its_entry_in_the_store(box: Box, other_redis: RedisServer) -> None:
     with box.app.connection_for_write(other_redis.url) as connection:
         box.apply.apply_async(task_id="a", connection=connection)

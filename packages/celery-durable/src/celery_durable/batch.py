@@ -25,7 +25,7 @@ from redis import BusyLoadingError, Redis, RedisError, ResponseError
 from celery_durable import transport
 from celery_durable.errors import BatchPublishError
 from celery_durable.logs import get_logger
-from celery_durable.outbox import PUBLISH_ERRORS, Entry, renumbered, running_task_stays
+from celery_durable.outbox import PUBLISH_ERRORS, Entry, flattened, renumbered, running_task_stays
 from celery_durable.signals import message_published, outbox_written, publish_failed
 
 logger = get_logger(__name__)
@@ -232,7 +232,7 @@ class Batch:
         if not messages:
             return []
         commands = [command for message in messages for command in message]
-        arguments = [ANSWER_KEPT, *(each for command in commands for each in (len(command), *command))]
+        arguments = [ANSWER_KEPT, *flattened(commands)]
         answer_key, replied = self.durable.broker_key(f"batch:{uuid()}"), True
 
         def publish() -> Any:

@@ -195,8 +195,7 @@ class Outbox:
 
         Returns the number of the message to publish.
         """
-        arguments = [entry.id, dumps(vars(entry)), self._next_check(entry)]
-        return int(self._run(WRITE, self._keys(entry.id), arguments))
+        return int(self._run(WRITE, self._keys(entry.id), self._arguments(entry)))
 
     def write_and_publish(self, entry: Entry, commands: Sequence[tuple[str, ...]]) -> tuple[int, str]:
         """`write`, and the commands that publish its message, as its publication 1, in the same step: the store is the
@@ -204,19 +203,21 @@ class Outbox:
 
         Returns the number of the message, and the error of a command: then the message is not published.
         """
-        flat = [each for command in commands for each in (len(command), *command)]
-        arguments = [entry.id, dumps(vars(entry)), self._next_check(entry), *flat]
+        arguments = [*self._arguments(entry), *flattened(commands)]
         number, published, error = self._run(WRITE_AND_PUBLISH, self._keys(entry.id), arguments)
         if not published:  # an earlier task had the same id
-            with self._store().pipeline() as pipe:
-                for command in renumbered(commands, number):
-                    pipe.execute_command(*command)
-                pipe.execute()
+            try:
+                with self._store().pipeline() as pipe:
+                    for command in renumbered(commands, number):
+                        pipe.execute_command(*command)
+                    pipe.execute()
+            except RedisError as failed:  # the entry is written
+                error = failed
         return int(number), str(error)
 
     def write_all(self, entries: Sequence[Entry]) -> list[int]:
         """`write` for many entries, in one round trip."""
-        calls = [(self._keys(entry.id), [entry.id, dumps(vars(entry)), self._next_check(entry)]) for entry in entries]
+        calls = [(self._keys(entry.id), self._arguments(entry)) for entry in entries]
         return [int(number) for number in self._run_all(WRITE, calls)]
 
     def due_now(self, entry: Entry, number: int) -> None:
@@ -267,6 +268,10 @@ class Outbox:
 
     def _keys(self, task_id: str) -> list[str]:
         return [self.key, self.publications_key, self.due_key, f"{self.key}:ended:{task_id}"]
+
+    def _arguments(self, entry: Entry) -> list[Any]:
+        """What WRITE gets of an entry."""
+        return [entry.id, dumps(vars(entry)), self._next_check(entry)]
 
     def _run(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
         return self._store().register_script(script)(keys=keys, args=arguments)
@@ -460,6 +465,13 @@ def _is_newer(head: bytes | None, than: float) -> bool:
         return bool(stamp > than)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
+
+
+def flattened(commands: Iterable[tuple[str, ...]]) -> Iterator[Any]:
+    """Commands as a script gets them: of each its number of arguments, and these."""
+    for command in commands:
+        yield len(command)
+        yield from command
 
 
 def renumbered(commands: Iterable[tuple[str, ...]], number: int) -> list[tuple[str, ...]]:
