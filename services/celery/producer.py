@@ -7,8 +7,10 @@ import signal
 import sys
 import time
 from collections import Counter as Count
-from collections.abc import Callable, Iterable
-from itertools import chain, islice
+from collections import deque
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
+from itertools import chain, islice, takewhile, zip_longest
 from pathlib import Path
 from random import Random
 from threading import Event, Thread
@@ -20,7 +22,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from celery_app import app, durable
-from celery_durable import DangerousSettingsError
+from celery_durable import BatchPublishError, DangerousSettingsError
 from celery_durable.checks import refuse_dangerous_settings
 from celery_durable.metrics.exposition import registry, serve
 from settings import DELIVERY, settings
@@ -33,6 +35,7 @@ PATTERNS = Path(__file__).with_name("traffic.toml")
 MAX_LATE = 5.0  # s; messages that are later are skipped, so that no burst follows an interruption
 RETRY_INTERVAL = 1.0  # s between two tries while Redis is unavailable
 DEPTH_INTERVAL = 1.0  # s between two checks of the queues' depths
+TOGETHER = 100  # messages of one publish, so that a stop and the other streams need not wait long for it
 RESUME_BELOW = 0.8  # of max_queue_depth; resuming at the limit itself would stop and start every second
 STOP_WITHIN = 0.5  # s that a running publish may still take after a stop
 
@@ -49,6 +52,34 @@ UNPUBLISHED = prometheus_client.Counter(
 )
 
 
+@dataclass(frozen=True)
+class Message:
+    """A task to send. Every try has the same task id, because a failed one may have reached Redis."""
+
+    sending: Sending
+    args: list[Any]
+    task_id: str
+
+    def publish(self) -> None:
+        """Send it, or add it to the open batch.
+
+        The result is ignored: the producer does not read it, and requesting it would subscribe to a channel for each
+        message.
+        """
+        options: dict[str, Any] = {"task_id": self.task_id, "ignore_result": True, "retry": False}
+        if self.sending.priority is not None:
+            options["priority"] = self.sending.priority
+        app.tasks[self.sending.task].apply_async(self.args, queue=self.sending.routed, **options)
+
+
+def publish_together(messages: Iterable[Message]) -> None:
+    """Send the messages in one round trip. Raises kombu's OperationalError or a RedisError: none is sent. Its subclass
+    BatchPublishError names those that are not, or perhaps not."""
+    with durable.batch():
+        for message in messages:
+            message.publish()
+
+
 class Stream:
     """The messages of one kind, in the order given by the seed, each with its due time."""
 
@@ -57,38 +88,45 @@ class Stream:
         self.queue = sending.routed
         self._start = start
         self._random = Random(f"{seed}/{name}")
-        self._number = 0  # of the current message
-        self._draw()
+        self._number = 0  # of the next message
+        self._drawn: deque[Message] = deque()  # the next ones, if they were tried
 
     @property
     def due(self) -> float:
-        """When the current message is due; not a running sum, whose rounding errors would add up."""
+        """When the next message is due."""
+        return self._due(self._number)
+
+    def _due(self, number: int) -> float:
+        """Not a running sum, whose rounding errors would add up."""
         batch = self.sending.batch
-        return self._start + self._number // batch * batch / self.sending.rate
+        return self._start + number // batch * batch / self.sending.rate
 
     def postpone(self, to: float) -> None:
-        """Move the schedule: the current message is due at `to`, the others follow at the same intervals."""
+        """Move the schedule: the next message is due at `to`, the others follow at the same intervals."""
         self._start += to - self.due
 
+    def due_messages(self, now: float, most: int) -> list[Message]:
+        """The next messages that are due, at most so many."""
+        number = sum(1 for _ in takewhile(lambda ahead: self._due(self._number + ahead) <= now, range(most)))
+        while len(self._drawn) < number:
+            self._draw()
+        return list(islice(self._drawn, number))
+
     def _draw(self) -> None:
-        self.args = self._random.choice(self.sending.args)
-        self.task_id = str(uuid4())
+        self._drawn.append(Message(self.sending, self._random.choice(self.sending.args), str(uuid4())))
 
-    def advance(self) -> None:
-        """Continue with the next message."""
+    def skip(self) -> None:
+        """Continue with the message after the next."""
+        if not self._drawn:
+            self._draw()
+        self._drawn.popleft()
         self._number += 1
-        self._draw()
 
-    def publish(self) -> None:
-        """Send the current message; every try has the same task id, because a failed one may have reached Redis.
-
-        Raises kombu's OperationalError or a RedisError. The result is ignored: the producer does not read it, and
-        requesting it would subscribe to a channel for each message.
-        """
-        options: dict[str, Any] = {"queue": self.queue, "task_id": self.task_id, "ignore_result": True, "retry": False}
-        if self.sending.priority is not None:
-            options["priority"] = self.sending.priority
-        app.tasks[self.sending.task].apply_async(self.args, **options)
+    def sent(self, ids: Container[str]) -> None:
+        """Continue with the messages that do not have these task ids."""
+        tried = len(self._drawn)
+        self._drawn = deque(message for message in self._drawn if message.task_id not in ids)
+        self._number += tried - len(self._drawn)
 
 
 def queue_depths(queues: Iterable[str]) -> dict[str, int]:
@@ -102,9 +140,9 @@ def queue_depths(queues: Iterable[str]) -> dict[str, int]:
 
 
 class Producer:
-    """Sends a pattern's messages when they are due, one of each stream in turn so that no stream delays another.
+    """Sends a pattern's messages when they are due, together if several are.
 
-    Times are seconds of `clock`, which is monotonic; tests replace `clock`, `sleep` and `depths`.
+    Times are seconds of `clock`, which is monotonic; tests replace `clock`, `sleep`, `depths` and `publish`.
     """
 
     def __init__(
@@ -113,10 +151,12 @@ class Producer:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] | None = None,
         depths: Callable[[Iterable[str]], dict[str, int]] = queue_depths,
+        publish: Callable[[Iterable[Message]], None] = publish_together,
     ) -> None:
         self.stopping = Event()
         self.crashed = False
-        self._clock, self._sleep, self._depths = clock, sleep or self.stopping.wait, depths
+        self._clock, self._sleep = clock, sleep or self.stopping.wait
+        self._depths, self._publish = depths, publish
         self._start = clock()
         self._end = self._start + pattern.duration if pattern.duration else float("inf")
         self._streams = [Stream(name, sending, pattern.seed, self._start) for name, sending in pattern.send.items()]
@@ -167,9 +207,7 @@ class Producer:
             self._next_heartbeat = now + DELIVERY.heartbeat_interval
         self._limit_lateness(now)
         if self._away_since is None or now >= self._next_try:
-            for stream in self._streams:
-                if stream.due <= now and stream.queue not in self._held and not self._publish(stream):
-                    break
+            self._send(self._due(now))
         self._sleep(max(0.0, self._next_event() - self._clock()))
 
     def _next_event(self) -> float:
@@ -193,20 +231,37 @@ class Producer:
                 self._given_up += 1
                 self.unpublished[stream.sending.task] += 1
                 UNPUBLISHED.labels(stream.sending.task).inc()
-                stream.advance()
+                stream.skip()
 
-    def _publish(self, stream: Stream) -> bool:
+    def _due(self, now: float) -> list[Message]:
+        """The messages that are due, one of each stream in turn so that no stream delays another."""
+        streams = [stream.due_messages(now, TOGETHER) for stream in self._streams if stream.queue not in self._held]
+        in_turn = chain.from_iterable(zip_longest(*streams))
+        return list(islice((message for message in in_turn if message), TOGETHER))
+
+    def _send(self, messages: list[Message]) -> None:
+        if not messages:
+            return
+        sent = {message.task_id: message.sending.task for message in messages}
+        failure: Exception | None = None
         try:
-            stream.publish()
+            self._publish(messages)
+        except BatchPublishError as error:
+            failure = error
+            for task_id in [*error.refused, *error.unknown]:
+                sent.pop(task_id, None)
         except (OperationalError, RedisError) as error:
-            self._lost(error)
-            return False
-        LAST_PUBLISH.set_to_current_time()
-        self.published[stream.sending.task] += 1
-        stream.advance()
-        if self._away_since is not None:
+            failure = error
+            sent.clear()
+        self.published.update(sent.values())
+        for stream in self._streams:
+            stream.sent(sent)
+        if sent:
+            LAST_PUBLISH.set_to_current_time()
+        if failure is not None:
+            self._lost(failure)
+        elif self._away_since is not None:
             self._back(self._away_since)
-        return True
 
     def _back(self, since: float) -> None:
         now = self._clock()

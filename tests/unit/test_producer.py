@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
 from typing import IO
@@ -22,7 +23,8 @@ from redis import RedisError
 
 import producer
 from celery_app import app, durable
-from producer import MAX_LATE, PATTERNS, Producer, Stream, chosen_pattern, main
+from celery_durable import BatchPublishError
+from producer import MAX_LATE, PATTERNS, TOGETHER, Message, Producer, chosen_pattern, main
 from settings import settings
 from stack.poll import poll_until
 from tests.redis_server import RedisServer, free_port
@@ -180,9 +182,10 @@ class World:
 
     heartbeat: Path
     now: float = 0.0
-    cost: float = 0.0  # of a publish
+    cost: float = 0.0  # of each message
     away: tuple[float, float] = (0.0, 0.0)  # from, until
     hangs: float = 0.0  # a publish waits so long before it fails
+    refused: list[object] | None = None  # the arguments of messages that are refused
     depths: dict[str, int] = field(default_factory=dict)
     sent: list[tuple[float, str, list[object]]] = field(default_factory=list)
     tried: list[tuple[float, str]] = field(default_factory=list)  # time, task id
@@ -196,20 +199,24 @@ class World:
             self.heartbeat.unlink()
             self.beats.append(self.now)
 
-    def publish(self, stream: Stream) -> None:
-        self.tried.append((self.now, stream.task_id))
+    def publish(self, messages: Iterable[Message]) -> None:
+        messages = list(messages)
+        self.tried.extend((self.now, message.task_id) for message in messages)
         if self.away[0] <= self.now < self.away[1]:
             self.now += self.hangs
             if self.now < self.away[1]:
                 raise OperationalError("Connection refused")
-        self.now += self.cost
-        self.sent.append((self.now, stream.sending.task, stream.args))
+        self.now += self.cost * len(messages)
+        refused = {each.task_id: "refused" for each in messages if each.args == self.refused}
+        self.sent.extend((self.now, each.sending.task, each.args) for each in messages if each.task_id not in refused)
+        if refused:
+            raise BatchPublishError(refused, [])
 
     def look(self, queues: Iterable[str]) -> dict[str, int]:
         return {queue: self.depths.get(queue, 0) for queue in queues}
 
     def run(self, sending: Pattern) -> Producer:
-        made = Producer(sending, clock=lambda: self.now, sleep=self.sleep, depths=self.look)
+        made = Producer(sending, clock=lambda: self.now, sleep=self.sleep, depths=self.look, publish=self.publish)
         made.run()
         made.finish()
         return made
@@ -222,7 +229,6 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     made = World(tmp_path / "heartbeat")
     monkeypatch.setattr(settings, "run_dir", tmp_path)
-    monkeypatch.setattr(Stream, "publish", lambda stream: made.publish(stream))
     return made
 
 
@@ -268,7 +274,7 @@ def test_a_stream_beyond_the_possible_rate_does_not_starve_the_others(world: Wor
     world.cost = 0.002  # 500 messages a second
     world.run(pattern("60s", sums={**ADD, "rate": 5000, "batch": 500}, queries={**SEARCH, "rate": 10}))
     queries = world.times("tasks.search.search")
-    assert queries == pytest.approx([i / 10 for i in range(600)], abs=0.01)
+    assert queries == pytest.approx([i / 10 for i in range(600)], abs=2 * TOGETHER * world.cost)
     assert len(world.sent) == pytest.approx(30_000, rel=0.01)
 
 
@@ -304,11 +310,10 @@ def test_idle_sends_nothing_rests_and_is_healthy(world: World) -> None:
 def test_a_publish_has_queue_priority_and_task_id(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(app.tasks["tasks.basic.add"], "apply_async", lambda args, **options: calls.append(options))
-    stream = Stream("sums", Sending(task="tasks.basic.add", args=[[1, 2]], rate=1, queue="high", priority=0), 1, 0.0)
-    stream.publish()
-    stream.publish()
-    options = {"queue": "high", "priority": 0, "task_id": stream.task_id, "retry": False, "ignore_result": True}
-    assert calls == [options, options]
+    sending = Sending(task="tasks.basic.add", args=[[1, 2]], rate=1, queue="high", priority=0)
+    Message(sending, [1, 2], "an id").publish()
+    options = {"queue": "high", "priority": 0, "task_id": "an id", "retry": False, "ignore_result": True}
+    assert calls == [options]
 
 
 # --- Back-pressure ---
@@ -354,7 +359,7 @@ def test_while_redis_is_down_it_retries_counts_and_logs_once(world: World, caplo
     )
     assert made.unpublished.total() == pytest.approx((30 - MAX_LATE) * 10, abs=15)
     assert producer.UNPUBLISHED.labels("tasks.basic.add")._value.get() - before == made.unpublished.total()
-    tries = [when for when, _ in world.tried if 10 <= when < 40]
+    tries = {when for when, _ in world.tried if 10 <= when < 40}
     assert len(tries) == pytest.approx(30, abs=2), "one attempt a second until Redis answers"
     assert [record.message for record in caplog.records] == [
         "Redis accepts no messages (Connection refused); trying again every 1 s",
@@ -370,10 +375,20 @@ def test_attempts_of_one_message_have_one_task_id(world: World) -> None:
     world.away = (10.0, 13.5)
     made = world.run(pattern("20s", sums={**ADD, "rate": 1}))
     assert made.unpublished.total() == 0
-    ids = [task_id for when, task_id in world.tried if 10 <= when <= 14]
-    assert len(ids) >= 4
-    assert len(set(ids[:5])) == 1
+    tries = [[task_id for when, task_id in world.tried if when == second] for second in (10, 11, 12, 13, 14)]
+    assert [len(ids) for ids in tries] == [1, 2, 3, 4, 5]
+    assert all(later[: len(ids)] == ids for ids, later in pairwise(tries))
     assert len({task_id for _, task_id in world.tried}) == 20, "and no two messages share one"
+
+
+def test_of_messages_sent_together_only_the_refused_ones_are_tried_again(world: World) -> None:
+    world.refused = [1, 2]
+    made = world.run(pattern("2s", sums={**ADD, "rate": 10, "batch": 20}))
+    refused = [task_id for _, task_id in world.tried[:20] if task_id in {later for _, later in world.tried[20:]}]
+    assert 0 < len(refused) < 20, "the seed draws both"
+    assert [task_id for _, task_id in world.tried] == [task_id for _, task_id in world.tried[:20]] + refused
+    assert len(world.sent) == made.published.total() == 20 - len(refused)
+    assert made.unpublished.total() == len(refused)
 
 
 def test_an_attempt_that_hangs_and_then_succeeds_is_counted_once(world: World) -> None:
@@ -409,12 +424,12 @@ def test_a_publish_that_is_stuck_does_not_keep_it_from_stopping(
 ) -> None:
     released = Event()
 
-    def publish(_: Stream) -> None:
+    def publish(_: Message) -> None:
         if not released.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
             released.wait(60)
 
-    monkeypatch.setattr(Stream, "publish", publish)
+    monkeypatch.setattr(Message, "publish", publish)
     monkeypatch.setattr(Producer, "_look_at_depths", lambda self, now: None)  # would detect first that Redis is down
     monkeypatch.setattr(settings, "run_dir", tmp_path)
     monkeypatch.setattr(settings, "metrics_port", 0)
@@ -497,7 +512,7 @@ def test_what_it_logs_is_in_the_queues(redis_server: RedisServer, tmp_path: Path
     assert unpublished == 0
     assert depth(redis_server, "low") + depth(redis_server, "high") == published
     assert 0 < depth(redis_server, "high") <= 15, "5 a second, fewer on a busy machine"
-    assert {name for name in redis_server.client.scan_iter() if b"kombu" not in name} == {
+    assert {name for name in redis_server.client.scan_iter() if b"kombu" not in name and b":batch:" not in name} == {
         durable.priority_lists(queue)[priority].encode() for queue, priority in (("high", 5), ("low", 5), ("low", 7))
     }
 

@@ -1,5 +1,7 @@
 """Real workers with the atomic transport: kills, restarts of Redis, stock workers beside them."""
 
+import json
+from base64 import b64decode
 from typing import Any
 
 from kombu import Connection, Consumer, Queue
@@ -78,6 +80,28 @@ def test_a_task_that_ends_while_its_worker_stops_runs_once(new_project: NewProje
     worker.stop()
     assert not project.client.exists("unacked", "celery")
     assert project.noted("started") == project.noted("ran") == ["a"]
+
+
+def test_each_event_of_a_task_is_published_also_while_its_worker_stops(new_project: NewProject) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    subscription = project.client.pubsub(ignore_subscribe_messages=True)
+    subscription.psubscribe("/*.celeryev/task.*")
+    worker = project.worker("-c", "1", "-E")
+    ids = [project.app.tasks["quick"].delay(str(number)).id for number in range(30)]
+    ids.append(project.app.tasks["slow"].delay("a", 3).id)
+    project.wait_noted("started")
+    worker.stop()
+    published: list[tuple[str, str]] = []
+    wanted = [(each, kind) for each in ids for kind in ("task-received", "task-started", "task-succeeded")]
+
+    def all_published() -> bool:
+        while (message := subscription.get_message(timeout=0.2)) is not None:
+            events = json.loads(b64decode(json.loads(message["data"])["body"]))
+            published.extend((each["uuid"], each["type"]) for each in events)
+        return len(published) >= len(wanted)
+
+    poll_until(all_published, f"{len(wanted)} events")
+    assert sorted(published) == sorted(wanted)
 
 
 def test_prefetched_messages_run_after_an_outage(new_project: NewProject, redis_server: RedisServer) -> None:

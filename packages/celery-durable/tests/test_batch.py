@@ -464,13 +464,25 @@ def test_tasks_without_a_reply_are_named(shop: Shop, lose_replies: Callable[[int
     assert shop.client.zscore("celery-durable:outbox:due", "b") == 0
 
 
+@pytest.mark.parametrize(("setting", "options"), [(False, {}), (True, {"retry": False})])
 def test_without_retries_a_lost_reply_is_an_error_at_once(
-    new_shop: NewShop, lose_replies: Callable[[int], None]
+    new_shop: NewShop, lose_replies: Callable[[int], None], setting: bool, options: dict[str, Any]
 ) -> None:
-    shop = new_shop({"task_publish_retry": False, "broker_transport_options": {"retry_on_timeout": False}})
+    shop = new_shop({"task_publish_retry": setting, "broker_transport_options": {"retry_on_timeout": False}})
     shop.sell.delay(0)
-    lose_replies(100)
-    shop.fail("1 perhaps published", shop.sell.s(1))
+    lose_replies(1)  # a retry would succeed
+    shop.fail("1 perhaps published", shop.sell.s(1).set(**options))
+
+
+@pytest.mark.parametrize("options", [{}, {"retry": True}])
+def test_one_call_with_retries_is_enough_for_retries(
+    new_shop: NewShop, lose_replies: Callable[[int], None], options: dict[str, Any]
+) -> None:
+    shop = new_shop({"task_publish_retry": not options})
+    shop.sell.delay(0)
+    lose_replies(1)
+    shop.publish(shop.sell.s(1).set(retry=False), shop.sell.s(2).set(**options))
+    assert len(shop.messages()) == 3
 
 
 # --- The outbox ---

@@ -296,6 +296,28 @@ def test_an_unreachable_broker_during_a_renewal_ends_nothing(
     assert "held messages not renewed: refused" in caplog.text
 
 
+# --- Events ---
+
+
+def test_events_are_published_together(consumer: Any) -> None:
+    consumer.event_dispatcher = Mock()
+    for flushed in (1, 2):
+        for _ in range(10):
+            consumer.on_send_event_buffered()
+        assert consumer.event_dispatcher.flush.call_count == flushed - 1
+        (due,) = consumer.timer.queue
+        due.entry()
+        consumer.timer.clear()
+        assert consumer.event_dispatcher.flush.call_count == flushed
+
+
+def test_events_are_published_before_the_worker_ends(consumer: Any) -> None:
+    consumer.event_dispatcher, consumer.blueprint = Mock(), Mock()
+    consumer.blueprint.shutdown.side_effect = lambda _: consumer.event_dispatcher.flush.assert_called_once()
+    consumer.shutdown()
+    consumer.blueprint.shutdown.assert_called_once()
+
+
 # --- What cannot be run ---
 
 

@@ -70,6 +70,7 @@ class Publication:
     queue: str  # for metrics
     entry: Entry | None = None  # in the outbox
     number: int = 1  # of the entry's publication
+    retry: bool = True  # if it has no entry: with one the outbox has it, and the caller need not wait for more tries
     commands: list[tuple[str, ...]] = field(default_factory=list)
 
     @property
@@ -196,8 +197,7 @@ class Batch:
         sent = [each for each in publications if each.commands]
         refused: dict[str, str] = {}
         unknown: list[str] = []
-        # As for a single task: if the outbox has all of them there is one try, and the caller need not wait for more.
-        retry = self.durable.app.conf.task_publish_retry and not all(each.entry for each in sent)
+        retry = any(each.retry and not each.entry for each in sent)
         for publication, outcome in zip(sent, self._send([each.commands for each in sent], retry), strict=True):
             if outcome is None:
                 message_published.send(sender=self.durable.app, task=publication.task, queue=publication.queue)

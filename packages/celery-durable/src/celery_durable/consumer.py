@@ -91,6 +91,7 @@ class PrefetchCount(QoS):
 
 
 FORGET_BEYOND = 100  # messages
+EVENTS_WITHIN = 0.1  # s
 
 
 class Consumer(consumer.Consumer):
@@ -98,6 +99,7 @@ class Consumer(consumer.Consumer):
 
     received = 0  # messages, for the watchdog
     _renewal: Any = None  # a timer entry
+    _events_due = False
 
     def __init__(self, on_task_request: Callable[[Any], Any], *args: Any, **kwargs: Any) -> None:
         self._give_to_pool = on_task_request
@@ -119,6 +121,24 @@ class Consumer(consumer.Consumer):
     @qos.setter
     def qos(self, made: Any) -> None:
         self._qos = made and PrefetchCount(made.callback, made.value, made.max_prefetch)
+
+    # --- Events ---
+
+    def on_send_event_buffered(self) -> None:
+        """Publish the events of tasks within 0.1 s, many in one message. Celery does so in each turn of its event loop,
+        mostly one event at a time, and waits for Redis: half of the time of a worker that runs short tasks."""
+        if not self._events_due:
+            self._events_due = True
+            self.timer.call_after(EVENTS_WITHIN, self._publish_events)
+
+    def _publish_events(self) -> None:
+        self._events_due = False
+        self._flush_events()
+
+    def shutdown(self) -> None:
+        """The events of tasks that ended while the worker was stopping are still to be published."""
+        self._flush_events()
+        super().shutdown()
 
     # --- A connection ---
 

@@ -129,10 +129,7 @@ class AMQP(amqp.AMQP):
     def send_once(self, producer: Any, name: str, message: Any, **options: Any) -> Any:
         """Publish a task now, without the outbox."""
         if options.get("retry") is False:
-            # kombu stores a retried publish's policy in options that all connections of the pool share, so the next
-            # new connection is retried too: 6 s on a frozen broker, not 3.
-            connection = producer.connection
-            connection.transport_options = {**connection.transport_options, "max_retries": 0}
+            _connect_once(producer.connection)
         try:
             sent = self._send(producer, name, message, **self._stamped(options))
         except Exception as error:
@@ -201,7 +198,12 @@ class AMQP(amqp.AMQP):
     ) -> None:
         """Add a task to a batch. Raises what Batch.add raises."""
         task_id = message.headers.get("id") or message.properties["correlation_id"]  # the latter in task protocol 1
-        publication = Publication(task_id, name, self._queue_of(options), entry)
+        retry = options.get("retry")
+        if retry is None:
+            retry = self.app.conf.task_publish_retry
+        publication = Publication(task_id, name, self._queue_of(options), entry, retry=retry)
+        if not retry:
+            _connect_once(batch.producer.connection)
         options = self._stamped(options if entry is None else _numbered(options, publication.number))
 
         def send(producer: Any) -> None:
@@ -323,6 +325,13 @@ class AMQP(amqp.AMQP):
                 f"{name}: a message of {size} bytes; max_message_bytes is {limit}. "
                 "Store the data elsewhere, and send its key."
             )
+
+
+def _connect_once(connection: Any) -> None:
+    """Let the connection of a publish without retries fail at its first try. kombu stores a retried publish's policy in
+    options that all connections of the pool share, so the next new connection is retried too: 6 s on a frozen broker,
+    not 3."""
+    connection.transport_options = {**connection.transport_options, "max_retries": 0}
 
 
 def _numbered(options: dict[str, Any], publication: int) -> dict[str, Any]:
