@@ -42,6 +42,7 @@ class Contender:
     note: str  # for the reader
     options: CeleryApp | None = None
     processes: int = 2  # that run tasks
+    delayed: int = 0  # messages that wait for their ETA meanwhile
 
     @property
     def variables(self) -> dict[str, str]:
@@ -53,7 +54,7 @@ class Contender:
         return {"BENCH_APP": dumps(asdict(self.options)), **library}
 
 
-def celery(name: str, note: str, *pools: str, flags: str = "", **options: Any) -> Iterator[Contender]:
+def celery(name: str, note: str, *pools: str, flags: str = "", delayed: int = 0, **options: Any) -> Iterator[Contender]:
     """A Celery app, with each of the pools."""
     for pool in pools or POOLS:
         yield Contender(
@@ -62,6 +63,7 @@ def celery(name: str, note: str, *pools: str, flags: str = "", **options: Any) -
             workers=tuple(f"{command} {flags}".strip() for command in POOLS[pool]),
             note=note,
             options=CeleryApp(**options),
+            delayed=delayed,
         )
 
 
@@ -102,6 +104,7 @@ ALL = (
     *celery("atomic events", "events on", flags="--task-events", library=ATOMIC, settings=SENT),
     *celery("atomic metrics", "with the extra `metrics`", library=ATOMIC, metrics=True),
     *celery("atomic batch", "publishes in a batch", "prefork", library=ATOMIC, batch=True),
+    *celery("atomic delayed", "a million messages wait for their ETA", library=ATOMIC, delayed=1_000_000),
     # A task with an effect, the same INCR, without and with each protection.
     *celery("effect early", "acknowledges before it runs", "prefork", library=ATOMIC, effect="plain", task=EARLY),
     *celery("effect", "acknowledges when done", "prefork", library=ATOMIC, effect="plain"),

@@ -96,6 +96,11 @@ FULL = Plan(
             contenders=(*each("prefork", "stock priorities", "atomic priorities"), "stock queues", "atomic queues"),
             rounds=2,
         ),
+        Run(
+            measurement="delayed",
+            contenders=each("prefork solo", "atomic", "atomic delayed"),
+            rounds=3,
+        ),
         Run(measurement="idle", contenders=("stock 16", "plus 16", "atomic 16"), rounds=2),
         Run(measurement="memory", contenders=each("prefork solo", "atomic"), rounds=1),
     ),

@@ -1,7 +1,8 @@
 """A publisher in a process of its own: `python -m bench.publish APP fill 0 1000`.
 
 fill FIRST STOP: no-ops with these numbers. rate COUNT: prints the seconds that so many took.
-timed COUNT EVERY: at times that vary around EVERY seconds. pauses COUNT SECONDS: tasks that take so long.
+timed COUNT EVERY: at times that vary around EVERY seconds.
+pauses COUNT SECONDS: tasks that take so long. later: a no-op with an ETA.
 """
 
 import random
@@ -49,5 +50,7 @@ if __name__ == "__main__":
             timed(app, int(count), float(every))
         case ["pauses", count, seconds]:
             pauses(app, int(count), float(seconds))
+        case ["later"]:
+            app.send_later()
         case other:
             raise SystemExit(f"bench.publish: unknown: {other}")

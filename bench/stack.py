@@ -36,11 +36,15 @@ def compose(*arguments: str) -> str:
     return done.stdout
 
 
+def client(module: str, *arguments: object) -> str:
+    """What a module has printed in a container of the stack."""
+    run = ["run", "--rm", "--no-deps", "--no-TTY", "--env", f"BENCH_APP={ENVIRONMENT['BENCH_APP']}", "client"]
+    return compose(*run, "python", "-m", module, *map(str, arguments))
+
+
 def follow(app: str, task: str, tasks: int, processes: int) -> float:
     """See bench/follow.py."""
-    variable = f"BENCH_APP={ENVIRONMENT['BENCH_APP']}"
-    arguments = ["python", "-m", "bench.follow", app, task, str(tasks), str(processes)]
-    return float(compose("run", "--rm", "--no-deps", "--no-TTY", "--env", variable, "client", *arguments))
+    return float(client("bench.follow", app, task, tasks, processes))
 
 
 def whole(warm_up: bool) -> dict[str, float]:
@@ -55,6 +59,13 @@ def stock(warm_up: bool) -> dict[str, float]:
     return {"rate": follow("celery_app", "noop", NOOPS // 10 if warm_up else NOOPS, os.cpu_count() or 1)}
 
 
+def scrapes() -> dict[str, dict[str, float]]:
+    """Of the stack's exporters: see bench/scrape.py."""
+    compose("up", "--detach", "--wait")
+    found: dict[str, dict[str, float]] = json.loads(client("bench.scrape"))
+    return found
+
+
 def scaled(containers: int) -> dict[str, float]:
     """Workers, the two Redis, nothing else."""
     compose("stop", "worker-low")  # a process counts from its start
@@ -66,7 +77,7 @@ def scaled(containers: int) -> dict[str, float]:
 
 
 def main(file: Path) -> None:
-    samples: dict[str, dict[str, list[dict[str, float]]]] = {"stack": {}, "scale": {}}
+    samples: dict[str, dict[str, list[dict[str, float]]]] = {"stack": {}, "scale": {}, "scrape": {}}
     for turn in range(ROUNDS + 1):
         for name, sample in ((STOCK, stock), (STACK, whole)):
             values = sample(warm_up=turn == 0)
@@ -74,6 +85,11 @@ def main(file: Path) -> None:
             if turn:
                 samples["stack"].setdefault(name, []).append(values)
             print(f"bench: stack, round {turn}: {name}: {values['rate']:.0f} tasks/s", flush=True)
+    for turn in range(1, ROUNDS + 1):
+        for name, values in scrapes().items():
+            samples["scrape"].setdefault(name, []).append(values)
+        print(f"bench: scrape, round {turn}", flush=True)
+    compose("stop")
     for _ in range(ROUNDS):
         for containers in SIZES:
             values = scaled(containers)

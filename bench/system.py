@@ -34,6 +34,17 @@ def wait(condition: Callable[[], bool], what: str, timeout: float = PATIENCE) ->
         time.sleep(0.01)
 
 
+DELAYED = "celery-durable:delayed:celery"
+# KEYS: delayed messages, see celery_durable/atomic/README.md. ARGV: numbers of the first and the last copy.
+COPY_DELAYED = """
+local member, due = unpack(redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES'))
+local list, message = string.match(member, '^([^%z]*)%z[^%z]*%z(.*)$')
+for number = tonumber(ARGV[1]), tonumber(ARGV[2]) do
+    redis.call('ZADD', KEYS[1], due + number, list .. '\\0copy ' .. number .. '\\0' .. message)
+end
+"""
+
+
 @dataclass(frozen=True)
 class Count:
     """What a process had done at a time."""
@@ -87,6 +98,13 @@ class Server:
         for key, value, ttl in snapshot:
             pipe.restore(key, ttl, value, replace=True)
         pipe.execute()
+
+    def copy_delayed(self, number: int) -> None:
+        """Have so many copies of the one delayed message, each with its own id and due time."""
+        for first in range(1, number, 10_000):
+            self.client.eval(COPY_DELAYED, 1, DELAYED, first, min(first + 10_000, number) - 1)
+        if (found := self.client.zcard(DELAYED)) != number:
+            raise BenchError(f"{found} delayed messages instead of {number}")
 
     def counts(self) -> list[Count]:
         """Of each process."""

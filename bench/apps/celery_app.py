@@ -68,6 +68,11 @@ def send_timed() -> None:
     timed.apply_async((time.monotonic(),), **options["urgent"])
 
 
+def send_later() -> None:
+    """Publish a no-op that is not due before the measurement ends."""
+    noop.apply_async((0,), countdown=86_400)
+
+
 def send_pause(seconds: float) -> None:
     """Publish a task that takes time."""
     pause.apply_async((seconds,), **options["patient"])

@@ -38,6 +38,8 @@ def publish(server: Server, contender: Contender, tasks: int) -> Waiting:
     server.empty()
     bounds = [tasks * part // PUBLISHERS for part in range(PUBLISHERS + 1)]
     publishers = [publisher(contender, "fill", *each) for each in pairwise(bounds)]
+    if contender.delayed:
+        publishers.append(publisher(contender, "later"))
     for each in publishers:
         finished(each)
     return Waiting(tasks, server.snapshot())
@@ -57,6 +59,7 @@ def drain(server: Server, contender: Contender, messages: Waiting) -> dict[str, 
     """All tasks must run, each once."""
     server.empty()
     server.restore(messages.snapshot)
+    server.copy_delayed(contender.delayed)
     with workers(contender) as processes:
 
         def arrived() -> bool:
@@ -65,7 +68,7 @@ def drain(server: Server, contender: Contender, messages: Waiting) -> dict[str, 
 
         try:
             wait(arrived, f"{contender.processes} processes to take their first task")
-            return follow(server, processes, messages.tasks)
+            return {**follow(server, processes, messages.tasks), "memory": processes.memory()}
         except BenchError as error:
             raise BenchError(f"{error}\n{processes.log()}") from None
 
