@@ -74,6 +74,7 @@ def several(name: str, note: str, workers: tuple[str, ...], processes: int, **op
 
 
 ATOMIC = {"transport": "atomic"}  # celery_durable.Config
+APART = {**ATOMIC, "store": "redis://localhost:6379/2"}
 PLUS = {"broker_transport": "celery_redis_plus.transport:Transport"}
 EARLY = {"acks_late": False}  # an option of the task: the library refuses it as a setting of the app
 LATE, SENT = {"task_acks_late": True}, {"task_send_sent_event": True}
@@ -95,6 +96,7 @@ ALL = (
     *celery("stock events", "events on, as Flower needs them", flags="--task-events", settings=SENT),
     # celery-redis-plus.
     *celery("plus", "celery-redis-plus as installed: acknowledges before it runs, prefetch 4", settings=PLUS),
+    *celery("plus events", "events on", flags="--task-events", settings={**PLUS, **SENT}),
     *celery("plus late", "acknowledges when done", settings={**PLUS, **LATE}),
     # celery-durable: late acknowledgement and a prefetch of 1 are its defaults.
     *celery("library stock", "celery-durable with kombu's transport", library={"transport": "stock"}),
@@ -110,6 +112,9 @@ ALL = (
     *celery("effect", "acknowledges when done", "prefork", library=ATOMIC, effect="plain"),
     *celery("effect once", "with a done marker", "prefork", library=ATOMIC, effect="once"),
     *celery("effect outbox", "in the outbox", "prefork", library=ATOMIC, effect="plain", task={"outbox": True}),
+    *celery(
+        "effect outbox apart", "in the outbox of another database", "prefork", library=APART, task={"outbox": True}
+    ),
     *celery("effect both", "outbox, done marker", "prefork", library=ATOMIC, effect="once", task={"outbox": True}),
     # Where an urgent task meets many others: one worker and two priorities, or a worker for each of two queues.
     *celery("stock priorities", "one worker; priority 0 and 9", "prefork", **PRIORITIES),

@@ -79,13 +79,17 @@ FULL = Plan(
         Run(
             measurement="options",
             contenders=(
-                *each("prefork solo", "stock", "stock late", "stock events", "plus", "plus late"),
+                *each("prefork solo", "stock", "stock late", "stock events", "plus", "plus late", "plus events"),
                 *each("prefork solo", "atomic", "atomic early", "atomic events", "atomic metrics"),
             ),
             rounds=3,
         ),
         Run(measurement="protections", contenders=EFFECTS, rounds=3),
-        Run(measurement="enqueue", contenders=(*PUBLISHERS, "effect outbox prefork"), rounds=5),
+        Run(
+            measurement="enqueue",
+            contenders=(*PUBLISHERS, *each("prefork", "effect outbox", "effect outbox apart")),
+            rounds=5,
+        ),
         Run(
             measurement="latency",
             contenders=(*each("prefork solo", "stock", "plus", "atomic"), *PEERS[:3]),

@@ -23,7 +23,7 @@ app.conf.update(options["settings"])
 if options["library"] is not None:
     from celery_durable import Config, install
 
-    durable = install(app, Config(store=URL, **options["library"]))
+    durable = install(app, Config(**{"store": URL, **options["library"]}))
 
 
 @app.task(**options["task"])
