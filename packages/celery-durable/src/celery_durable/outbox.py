@@ -49,8 +49,9 @@ ENDED_KEPT = 3600  # s
 # ended. ARGV: id, JSON, time of the next check.
 _WRITE = """
 local number = redis.call('HINCRBY', KEYS[2], ARGV[1], 1)
-if number == 1 then
-    number = tonumber(redis.call('GET', KEYS[4]) or 0) + 1
+local ended = number == 1 and redis.call('GET', KEYS[4])
+if ended then
+    number = tonumber(ended) + 1
     redis.call('HSET', KEYS[2], ARGV[1], number)
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
