@@ -17,6 +17,8 @@ GOALS = (
     Goal(measurement="latency", column="p99", contender="atomic prefork", over="stock prefork", most=1.2),
     Goal(measurement="latency", column="p50", contender="atomic solo", over="stock solo", most=1.05),
     Goal(measurement="latency", column="p99", contender="atomic solo", over="stock solo", most=1.2),
+    Goal(measurement="due", column="p99", contender="atomic prefork", most=1000),
+    Goal(measurement="due", column="p99", contender="atomic delayed prefork", most=1000),
     Goal(measurement="isolation", column="ratio", contender="atomic queues", most=1.5),
     Goal(measurement="delayed", column="rate", contender="atomic delayed prefork", over="atomic prefork", least=0.95),
     Goal(measurement="delayed", column="rate", contender="atomic delayed solo", over="atomic solo", least=0.95),

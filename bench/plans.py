@@ -95,6 +95,7 @@ FULL = Plan(
             contenders=(*each("prefork solo", "stock", "plus", "atomic"), *PEERS[:3]),
             rounds=3,
         ),
+        Run(measurement="due", contenders=each("prefork", "stock", "plus", "atomic", "atomic delayed"), rounds=3),
         Run(
             measurement="isolation",
             contenders=(*each("prefork", "stock priorities", "atomic priorities"), "stock queues", "atomic queues"),

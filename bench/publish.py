@@ -1,7 +1,7 @@
 """A publisher in a process of its own: `python -m bench.publish APP fill 0 1000`.
 
 fill FIRST STOP: no-ops with these numbers. rate COUNT: prints the seconds that so many took.
-timed COUNT EVERY: at times that vary around EVERY seconds.
+timed COUNT EVERY: at times that vary around EVERY seconds. due COUNT AHEAD: due in a time that varies around AHEAD.
 pauses COUNT SECONDS: tasks that take so long. later: a no-op with an ETA.
 """
 
@@ -34,6 +34,11 @@ def timed(app: Any, count: int, every: float) -> None:
         time.sleep(random.uniform(0.5, 1.5) * every)
 
 
+def due(app: Any, count: int, ahead: float) -> None:
+    for _ in range(count):
+        app.send_due(random.uniform(0.5, 1.5) * ahead)
+
+
 def pauses(app: Any, count: int, seconds: float) -> None:
     for _ in range(count):
         app.send_pause(seconds)
@@ -48,6 +53,8 @@ if __name__ == "__main__":
             rate(app, int(count))
         case ["timed", count, every]:
             timed(app, int(count), float(every))
+        case ["due", count, ahead]:
+            due(app, int(count), float(ahead))
         case ["pauses", count, seconds]:
             pauses(app, int(count), float(seconds))
         case ["later"]:

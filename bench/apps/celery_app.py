@@ -68,6 +68,11 @@ def send_timed() -> None:
     timed.apply_async((time.monotonic(),), **options["urgent"])
 
 
+def send_due(countdown: float) -> None:
+    """Publish a delayed task that measures how late it is."""
+    timed.apply_async((time.monotonic() + countdown,), countdown=countdown)
+
+
 def send_later() -> None:
     """Publish a no-op that is not due before the measurement ends."""
     noop.apply_async((0,), countdown=86_400)

@@ -26,18 +26,19 @@ def sample(server: Server, contender: Contender, plan: Plan, warm_up: bool) -> d
 
 def latencies(server: Server, contender: Contender, count: int, every: float) -> dict[str, float]:
     """Publish tasks, and wait until they have run. The first ones do not count: some workers take their first late."""
-    _run(server, contender, DROPPED, every)
-    percentiles = quantiles(_run(server, contender, count, every), n=100, method="inclusive")
+    waits(server, contender, "timed", DROPPED, every)
+    percentiles = quantiles(waits(server, contender, "timed", count, every), n=100, method="inclusive")
     return {"p50": percentiles[49] * 1e3, "p99": percentiles[98] * 1e3}
 
 
-def _run(server: Server, contender: Contender, count: int, every: float) -> list[float]:
-    finished(publisher(contender, "timed", count, every))
-    waits: list[float] = []
+def waits(server: Server, contender: Contender, what: str, count: int, seconds: float) -> list[float]:
+    """Publish tasks as bench/publish.py says, and wait until they have run. Returns their latencies, in seconds."""
+    finished(publisher(contender, what, count, seconds))
+    found: list[float] = []
 
     def complete() -> bool:
-        waits.extend(server.waits())
-        return len(waits) >= count
+        found.extend(server.waits())
+        return len(found) >= count
 
     wait(complete, f"{count} tasks to run")
-    return waits
+    return found
