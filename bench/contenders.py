@@ -113,7 +113,12 @@ ALL = (
     *celery("effect once", "with a done marker", "prefork", library=ATOMIC, effect="once"),
     *celery("effect outbox", "in the outbox", "prefork", library=ATOMIC, effect="plain", task={"outbox": True}),
     *celery(
-        "effect outbox apart", "in the outbox of another database", "prefork", library=APART, task={"outbox": True}
+        "effect outbox apart",
+        "in the outbox of another database",
+        "prefork",
+        library=APART,
+        effect="plain",
+        task={"outbox": True},
     ),
     *celery("effect both", "outbox, done marker", "prefork", library=ATOMIC, effect="once", task={"outbox": True}),
     # Where an urgent task meets many others: one worker and two priorities, or a worker for each of two queues.

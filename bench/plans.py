@@ -40,6 +40,7 @@ TRIAL = Plan(
         Run(measurement="drain", contenders=("stock prefork", "atomic solo", "dramatiq 8 threads"), rounds=1),
         Run(measurement="enqueue", contenders=("stock prefork", "atomic prefork"), rounds=1),
         Run(measurement="latency", contenders=("stock prefork", "atomic prefork"), rounds=1),
+        Run(measurement="due", contenders=("atomic delayed prefork",), rounds=1),
     ),
 )
 QUICK = Plan(
@@ -103,7 +104,7 @@ FULL = Plan(
         ),
         Run(
             measurement="delayed",
-            contenders=each("prefork solo", "atomic", "atomic delayed"),
+            contenders=(*each("prefork solo", "atomic"), *each("prefork solo", "atomic delayed")),
             rounds=3,
         ),
         Run(measurement="idle", contenders=("stock 16", "plus 16", "atomic 16"), rounds=2),

@@ -60,8 +60,9 @@ def stock(warm_up: bool) -> dict[str, float]:
 
 
 def scrapes() -> dict[str, dict[str, float]]:
-    """Of the stack's exporters: see bench/scrape.py."""
-    compose("up", "--detach", "--wait")
+    """Of the stack's exporters, also of one whose profile is off: see bench/scrape.py."""
+    compose("--profile", "events", "up", "--detach", "--wait")
+    compose("stop", "prometheus")  # which scrapes them, too
     found: dict[str, dict[str, float]] = json.loads(client("bench.scrape"))
     return found
 
@@ -85,9 +86,10 @@ def main(file: Path) -> None:
             if turn:
                 samples["stack"].setdefault(name, []).append(values)
             print(f"bench: stack, round {turn}: {name}: {values['rate']:.0f} tasks/s", flush=True)
-    for turn in range(1, ROUNDS + 1):
+    for turn in range(ROUNDS + 1):
         for name, values in scrapes().items():
-            samples["scrape"].setdefault(name, []).append(values)
+            if turn:
+                samples["scrape"].setdefault(name, []).append(values)
         print(f"bench: scrape, round {turn}", flush=True)
     compose("stop")
     for _ in range(ROUNDS):

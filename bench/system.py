@@ -19,6 +19,15 @@ from bench.contenders import Contender
 TICKS = os.sysconf("SC_CLK_TCK")
 QUIET = 0.05  # the part of looks at idle processes at which one runs
 PATIENCE = 120  # s
+DELAYED = "celery-durable:delayed:celery"
+# KEYS: delayed messages, see celery_durable/atomic/README.md. ARGV: numbers of the first and the last copy.
+COPY_DELAYED = """
+local member, due = unpack(redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES'))
+local list, message = string.match(member, '^([^%z]*)%z[^%z]*%z(.*)$')
+for number = tonumber(ARGV[1]), tonumber(ARGV[2]) do
+    redis.call('ZADD', KEYS[1], due + number, list .. '\\0copy ' .. number .. '\\0' .. message)
+end
+"""
 
 
 class BenchError(Exception):
@@ -32,17 +41,6 @@ def wait(condition: Callable[[], bool], what: str, timeout: float = PATIENCE) ->
         if time.monotonic() > deadline:
             raise BenchError(f"after {timeout:g} s still waiting for {what}")
         time.sleep(0.01)
-
-
-DELAYED = "celery-durable:delayed:celery"
-# KEYS: delayed messages, see celery_durable/atomic/README.md. ARGV: numbers of the first and the last copy.
-COPY_DELAYED = """
-local member, due = unpack(redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES'))
-local list, message = string.match(member, '^([^%z]*)%z[^%z]*%z(.*)$')
-for number = tonumber(ARGV[1]), tonumber(ARGV[2]) do
-    redis.call('ZADD', KEYS[1], due + number, list .. '\\0copy ' .. number .. '\\0' .. message)
-end
-"""
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,7 @@ class Server:
     def empty(self) -> None:
         """Remove everything, also from its append-only file."""
         self.client.flushall()
+        self.client.memory_purge()  # otherwise a background thread does it, during the next sample
         self.client.bgrewriteaof()
         wait(lambda: not self.client.info("persistence")["aof_rewrite_in_progress"], "the rewrite of the AOF")
 
@@ -180,8 +179,11 @@ class Processes:
         """MiB, shared pages counted once (PSS)."""
         kib = 0
         for pid, _ in self._stats():
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            kib += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            try:
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            except OSError:
+                continue  # it has ended
+            kib += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
         return kib / 1024
 
     def check(self) -> None:

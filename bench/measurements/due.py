@@ -3,7 +3,7 @@
 from statistics import quantiles
 
 from bench.contenders import Contender
-from bench.measurements.latency import waits
+from bench.measurements.latency import DROPPED, waits
 from bench.plans import Plan
 from bench.report import Column
 from bench.system import Server, finished, publisher, workers
@@ -24,6 +24,7 @@ def sample(server: Server, contender: Contender, plan: Plan, warm_up: bool) -> d
     server.go()
     with workers(contender) as processes:
         processes.settle()
+        waits(server, contender, "due", DROPPED, AHEAD)
         late = waits(server, contender, "due", FEW if warm_up else plan.latencies, AHEAD)
     percentiles = quantiles(late, n=100, method="inclusive")
     return {"p50": percentiles[49] * 1e3, "p99": percentiles[98] * 1e3}

@@ -9,11 +9,12 @@ import time
 from collections import Counter as Count
 from collections import deque
 from collections.abc import Callable, Container, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice, takewhile, zip_longest
 from pathlib import Path
 from random import Random
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 from uuid import uuid4
 
@@ -47,7 +48,7 @@ THROTTLED = prometheus_client.Gauge(
 )
 UNPUBLISHED = prometheus_client.Counter(
     "celery_producer_unpublished_total",
-    "Messages skipped because Redis was unavailable. One that was tried may still be in its queue.",
+    "Messages that Redis refused, or skipped because it was unavailable. One that was tried may be in its queue.",
     ["task"],
 )
 
@@ -72,10 +73,10 @@ class Message:
         app.tasks[self.sending.task].apply_async(self.args, queue=self.sending.routed, **options)
 
 
-def publish_together(messages: Iterable[Message]) -> None:
+def publish_together(messages: list[Message]) -> None:
     """Send the messages in one round trip. Raises kombu's OperationalError or a RedisError: none is sent. Its subclass
     BatchPublishError names those that are not, or perhaps not."""
-    with durable.batch():
+    with durable.batch() if len(messages) > 1 else nullcontext():
         for message in messages:
             message.publish()
 
@@ -89,7 +90,7 @@ class Stream:
         self._start = start
         self._random = Random(f"{seed}/{name}")
         self._number = 0  # of the next message
-        self._drawn: deque[Message] = deque()  # the next ones, if they were tried
+        self._drawn: deque[Message] = deque()  # the next ones, as far as they are known
 
     @property
     def due(self) -> float:
@@ -122,11 +123,11 @@ class Stream:
         self._drawn.popleft()
         self._number += 1
 
-    def sent(self, ids: Container[str]) -> None:
-        """Continue with the messages that do not have these task ids."""
-        tried = len(self._drawn)
+    def remove(self, ids: Container[str]) -> None:
+        """Continue after the messages with these task ids, of whatever stream; others that were tried stay next."""
+        before = len(self._drawn)
         self._drawn = deque(message for message in self._drawn if message.task_id not in ids)
-        self._number += tried - len(self._drawn)
+        self._number += before - len(self._drawn)
 
 
 def queue_depths(queues: Iterable[str]) -> dict[str, int]:
@@ -151,7 +152,7 @@ class Producer:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] | None = None,
         depths: Callable[[Iterable[str]], dict[str, int]] = queue_depths,
-        publish: Callable[[Iterable[Message]], None] = publish_together,
+        publish: Callable[[list[Message]], None] = publish_together,
     ) -> None:
         self.stopping = Event()
         self.crashed = False
@@ -162,6 +163,7 @@ class Producer:
         self._streams = [Stream(name, sending, pattern.seed, self._start) for name, sending in pattern.send.items()]
         self._queues = sorted({stream.queue for stream in self._streams})
         self._held: set[str] = set()
+        self._counting, self._finished = Lock(), False  # `finish` may be called while a publish hangs
         self._away_since: float | None = None
         self._given_up = 0  # since Redis became unavailable
         self._next_try = self._next_depths = self._next_heartbeat = self._start
@@ -187,8 +189,10 @@ class Producer:
 
     def finish(self, stuck: bool = False) -> None:
         """After `run`, or when a publish hangs: count the due messages that were not published."""
-        if stuck or self._away_since is not None:
-            self._give_up(due_before=min(self._clock(), self._end))
+        with self._counting:
+            self._finished = True
+            if stuck or self._away_since is not None:
+                self._give_up(due_before=min(self._clock(), self._end))
 
     def summary(self) -> str:
         """One line: what was published and what was not."""
@@ -242,26 +246,43 @@ class Producer:
     def _send(self, messages: list[Message]) -> None:
         if not messages:
             return
-        sent = {message.task_id: message.sending.task for message in messages}
+        tasks = {message.task_id: message.sending.task for message in messages}
+        refused: dict[str, str] = {}
         failure: Exception | None = None
         try:
             self._publish(messages)
         except BatchPublishError as error:
-            failure = error
-            for task_id in [*error.refused, *error.unknown]:
-                sent.pop(task_id, None)
+            if error.unknown or len(error.refused) == len(tasks):
+                failure = error
+            else:
+                refused = error.refused
         except (OperationalError, RedisError) as error:
             failure = error
-            sent.clear()
-        self.published.update(sent.values())
-        for stream in self._streams:
-            stream.sent(sent)
-        if sent:
-            LAST_PUBLISH.set_to_current_time()
-        if failure is not None:
-            self._lost(failure)
-        elif self._away_since is not None:
+        with self._counting:
+            if self._finished:
+                return  # they are counted as unpublished
+            if failure is not None:
+                self._lost(failure)
+                return
+            self._count(tasks, refused)
+        if self._away_since is not None:
             self._back(self._away_since)
+
+    def _count(self, tasks: dict[str, str], refused: dict[str, str]) -> None:
+        """Messages were sent, by task id, except those that Redis refused: one of its keys may have another type."""
+        for task_id, task in tasks.items():
+            if task_id in refused:
+                self.unpublished[task] += 1
+                UNPUBLISHED.labels(task).inc()
+            else:
+                self.published[task] += 1
+        if refused:
+            logger.warning(
+                "Redis refused %d of %d messages: %s", len(refused), len(tasks), next(iter(refused.values()))
+            )
+        for stream in self._streams:
+            stream.remove(tasks)
+        LAST_PUBLISH.set_to_current_time()
 
     def _back(self, since: float) -> None:
         now = self._clock()

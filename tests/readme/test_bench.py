@@ -12,7 +12,7 @@ PROJECT = "celery-stack-bench"
 def test_bench_prints_a_line_for_each_contender(clone: Clone) -> None:
     output = clone.output("make bench-quick PLAN=trial")
     results = json.loads((clone.folder / "bench/results/trial/results.json").read_text())
-    assert set(results["samples"]) == {"drain", "enqueue", "latency"}, output
+    assert set(results["samples"]) == {"drain", "enqueue", "latency", "due"}, output
     for measurement, samples in results["samples"].items():
         for contender, rounds in samples.items():
             assert len(rounds) == 1, f"{measurement}: {contender}\n{output}"

@@ -199,8 +199,7 @@ class World:
             self.heartbeat.unlink()
             self.beats.append(self.now)
 
-    def publish(self, messages: Iterable[Message]) -> None:
-        messages = list(messages)
+    def publish(self, messages: list[Message]) -> None:
         self.tried.extend((self.now, message.task_id) for message in messages)
         if self.away[0] <= self.now < self.away[1]:
             self.now += self.hangs
@@ -381,14 +380,16 @@ def test_attempts_of_one_message_have_one_task_id(world: World) -> None:
     assert len({task_id for _, task_id in world.tried}) == 20, "and no two messages share one"
 
 
-def test_of_messages_sent_together_only_the_refused_ones_are_tried_again(world: World) -> None:
+def test_messages_that_redis_refuses_are_counted_and_others_are_sent(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     world.refused = [1, 2]
-    made = world.run(pattern("2s", sums={**ADD, "rate": 10, "batch": 20}))
-    refused = [task_id for _, task_id in world.tried[:20] if task_id in {later for _, later in world.tried[20:]}]
-    assert 0 < len(refused) < 20, "the seed draws both"
-    assert [task_id for _, task_id in world.tried] == [task_id for _, task_id in world.tried[:20]] + refused
-    assert len(world.sent) == made.published.total() == 20 - len(refused)
-    assert made.unpublished.total() == len(refused)
+    made = world.run(pattern("60s", sums={**ADD, "rate": 10, "batch": 20}, queries={**SEARCH, "rate": 1}))
+    assert len(world.tried) == 60 * 11, "each once"
+    assert len(world.sent) == made.published.total() == 60 * 11 - made.unpublished.total()
+    assert 0 < made.unpublished["tasks.basic.add"] == made.unpublished.total() < 600, "the seed draws both"
+    assert {record.message.partition(" of ")[2] for record in caplog.records} == {"21 messages: refused"}
+    assert max(b - a for a, b in zip(world.beats, world.beats[1:], strict=False)) < 5, "healthy meanwhile"
 
 
 def test_an_attempt_that_hangs_and_then_succeeds_is_counted_once(world: World) -> None:

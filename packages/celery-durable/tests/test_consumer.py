@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock, PropertyMock
 
 import pytest
 from celery import chain, chord, group
+from celery.concurrency import solo
 from celery.worker import state
 from hypothesis import given
 from hypothesis import strategies as st
@@ -304,11 +306,46 @@ def test_events_are_published_together(consumer: Any) -> None:
     for flushed in (1, 2):
         for _ in range(10):
             consumer.on_send_event_buffered()
+        consumer.perform_pending_operations()
         assert consumer.event_dispatcher.flush.call_count == flushed - 1
         (due,) = consumer.timer.queue
+        assert due.eta <= monotonic() + 0.1
         due.entry()
         consumer.timer.clear()
         assert consumer.event_dispatcher.flush.call_count == flushed
+
+
+def test_a_solo_worker_publishes_events_before_its_next_task(consumer: Any) -> None:
+    consumer.event_dispatcher, consumer.hub, consumer.pool = Mock(), Mock(), Mock(spec=solo.TaskPool)
+    consumer.on_send_event_buffered()
+    (callback,), _ = consumer.hub.call_soon.call_args
+    callback()
+    consumer.event_dispatcher.flush.assert_called_once()
+
+
+def test_events_are_not_lost_with_their_connection(consumer: Any, app: Any) -> None:
+    """Celery's next dispatcher takes over what the last one could not publish, but not what it has not tried to."""
+    with app.connection() as connection:
+        lost = app.events.Dispatcher(
+            connection, buffer_group=["task"], on_send_buffered=consumer.on_send_event_buffered
+        )
+        lost.producer = Mock(publish=Mock(side_effect=OSError("lost")))
+        consumer.event_dispatcher = lost
+        lost.send("task-started", uuid="a")
+        consumer.on_close()
+        following = app.events.Dispatcher(connection)
+        following.extend_buffer(lost)
+        ((events, _),) = following._outbound_buffer
+        assert [each["uuid"] for each in events] == ["a"]
+
+
+def test_events_are_published_by_a_timer_of_each_connection(consumer: Any) -> None:
+    consumer.on_send_event_buffered()
+    consumer._pending_operations.clear()  # cancelled with its connection
+    consumer.create_task_handler()
+    consumer.on_send_event_buffered()
+    consumer.perform_pending_operations()
+    assert len(consumer.timer.queue) == 1
 
 
 def test_events_are_published_before_the_worker_ends(consumer: Any) -> None:

@@ -70,7 +70,7 @@ class Publication:
     queue: str  # for metrics
     entry: Entry | None = None  # in the outbox
     number: int = 1  # of the entry's publication
-    retry: bool = True  # if it has no entry: with one the outbox has it, and the caller need not wait for more tries
+    retry: bool = True  # without an entry: with one the caller need not wait for more tries
     commands: list[tuple[str, ...]] = field(default_factory=list)
 
     @property

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Container
 from typing import Any
 
+from celery.concurrency import solo
 from celery.worker import consumer, state
 from celery.worker.consumer.consumer import INVALID_TASK_ERROR, UNKNOWN_FORMAT, UNKNOWN_TASK_ERROR
 from celery.worker.consumer.consumer import logger as celery_logger
@@ -126,10 +127,17 @@ class Consumer(consumer.Consumer):
 
     def on_send_event_buffered(self) -> None:
         """Publish the events of tasks within 0.1 s, many in one message. Celery does so in each turn of its event loop,
-        mostly one event at a time, and waits for Redis: half of the time of a worker that runs short tasks."""
-        if not self._events_due:
+        mostly one event at a time, and waits for Redis: half of the time of a worker that runs short tasks.
+
+        A solo worker publishes as Celery does: its loop may be busy with a task when a timer is due.
+        """
+        if isinstance(self.pool, solo.TaskPool):
+            super().on_send_event_buffered()
+        elif not self._events_due:
             self._events_due = True
-            self.timer.call_after(EVENTS_WITHIN, self._publish_events)
+            self.call_soon(
+                self.timer.call_after, EVENTS_WITHIN, self._publish_events
+            )  # wakes the loop: of threads, too
 
     def _publish_events(self) -> None:
         self._events_due = False
@@ -144,6 +152,7 @@ class Consumer(consumer.Consumer):
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Called for each connection, before the first message."""
+        self._events_due = False  # the entry of a connection that failed early may have been cancelled
         self.durable.revocations.load()
         if self.durable.config.renewal and not self.durable.atomic:
             if self._renewal:  # of the previous connection
@@ -186,6 +195,7 @@ class Consumer(consumer.Consumer):
         super().on_connection_error_after_connected(exc)
 
     def on_close(self) -> None:
+        self._flush_events()  # the next connection takes over only what this one tried to publish
         super().on_close()
         self._rate_limited.clear()
         self._taken = {tag: taken for tag, taken in self._taken.items() if taken[1] in state.active_requests}

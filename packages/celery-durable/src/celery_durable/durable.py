@@ -74,7 +74,8 @@ class Durable:
         before it if there are many: for many tasks that is several times as fast.
 
         Raises BatchPublishError, which says what is not published. If the block raises, what was not sent is discarded.
-        Do not wait for a result within the block. Celery's signals of a publish are sent when the task is called.
+        Do not wait for a result within the block. There is one try if all tasks without the outbox say `retry=False`.
+        Celery's signals of a publish are sent when the task is called.
         """
         return batched(self)
 
