@@ -108,7 +108,7 @@ FULL = Plan(
             rounds=3,
         ),
         Run(measurement="idle", contenders=("stock 16", "plus 16", "atomic 16"), rounds=2),
-        Run(measurement="memory", contenders=each("prefork solo", "atomic"), rounds=1),
+        Run(measurement="memory", contenders=each("prefork solo threads", "atomic"), rounds=1),
     ),
 )
 PLANS = {"trial": TRIAL, "quick": QUICK, "full": FULL}

@@ -13,6 +13,11 @@ from .test_atomic import LEASE
 
 TASKS = """
 import time
+from celery.worker.control import inspect_command
+
+@inspect_command()
+def timers(state):
+    return len(state.consumer.timer.queue)
 
 @app.task(name="quick", shared=False)
 def quick(name):
@@ -102,6 +107,21 @@ def test_each_event_of_a_task_is_published_also_while_its_worker_stops(new_proje
 
     poll_until(all_published, f"{len(wanted)} events")
     assert sorted(published) == sorted(wanted)
+
+
+def test_no_timer_is_left_of_tasks_that_have_ended(new_project: NewProject) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    project.worker("-c", "2")
+    with project.app.durable.batch():
+        for number in range(300):
+            project.app.tasks["quick"].delay(str(number))
+    project.wait_noted("ran", 300)
+
+    def few() -> bool:
+        (timers,) = project.app.control.inspect(timeout=5)._request("timers").values()
+        return bool(timers < 50)
+
+    poll_until(few, "the worker to forget the time limits of 300 tasks", 40)
 
 
 def test_prefetched_messages_run_after_an_outage(new_project: NewProject, redis_server: RedisServer) -> None:

@@ -2,11 +2,12 @@
 
 import json
 import time
+from heapq import heapify
 from typing import Any
 
 from billiard.common import REMAP_SIGTERM
 from celery import bootsteps
-from celery.concurrency import solo
+from celery.concurrency import prefork, solo
 from celery.worker import WorkController, control
 from redis import RedisError
 
@@ -19,6 +20,8 @@ from celery_durable.logs import get_logger
 from celery_durable.watchdog import Watchdog
 
 logger = get_logger(__name__)
+
+TIMERS_INTERVAL = 10  # s
 
 
 def queue_names(worker: WorkController) -> list[str]:
@@ -65,6 +68,28 @@ class Heartbeat(bootsteps.StartStopStep):
     def start(self, parent: WorkController) -> None:
         config = parent.app.durable.config
         parent.timer.call_repeatedly(config.heartbeat_interval, config.heartbeat_file.touch)
+
+
+class Timers(bootsteps.StartStopStep):
+    """Removes timers that were cancelled. Celery's prefork pool has one for the time limit of each task, and keeps it
+    until the limit would be over: 0.6 kB a task, 570 MB after a million tasks and a limit of an hour
+    (celery/celery#5200)."""
+
+    requires = ("celery.worker.components:Timer",)
+
+    def include_if(self, parent: WorkController) -> bool:
+        # Only the event loop adds timers: with other pools another thread might do so while they are sorted out.
+        return parent.use_eventloop and issubclass(parent.pool_cls, prefork.TaskPool)
+
+    def start(self, parent: WorkController) -> None:
+        parent.timer.call_repeatedly(TIMERS_INTERVAL, remove_cancelled, (parent.timer,))
+
+
+def remove_cancelled(timer: Any) -> None:
+    """Of kombu's timer, whose iterator needs the same list."""
+    kept = [each for each in timer._queue if not each.entry.canceled]
+    heapify(kept)
+    timer._queue[:] = kept
 
 
 class Registration(bootsteps.StartStopStep):
@@ -146,4 +171,4 @@ def _remembering(durable: Any, command: str, run: Any) -> Any:
     return handler
 
 
-STEPS = (Start, Heartbeat, Registration, Due, Revocations, Watchdog)
+STEPS = (Start, Heartbeat, Timers, Registration, Due, Revocations, Watchdog)
