@@ -135,9 +135,8 @@ class Consumer(consumer.Consumer):
             super().on_send_event_buffered()
         elif not self._events_due:
             self._events_due = True
-            self.call_soon(
-                self.timer.call_after, EVENTS_WITHIN, self._publish_events
-            )  # wakes the loop: of threads, too
+            # A thread of the pool must not add a timer itself: the event loop would not notice it.
+            self.call_soon(self.timer.call_after, EVENTS_WITHIN, self._publish_events)
 
     def _publish_events(self) -> None:
         self._events_due = False
