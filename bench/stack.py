@@ -78,6 +78,7 @@ def scaled(containers: int) -> dict[str, float]:
 
 
 def main(file: Path) -> None:
+    load = f"{os.getloadavg()[0]:.1f}"
     samples: dict[str, dict[str, list[dict[str, float]]]] = {"stack": {}, "scale": {}, "scrape": {}}
     for turn in range(ROUNDS + 1):
         for name, sample in ((STOCK, stock), (STACK, whole)):
@@ -98,7 +99,7 @@ def main(file: Path) -> None:
             samples["scale"].setdefault(f"{containers} containers", []).append(values)
             print(f"bench: scale: {containers} containers: {values['rate']:.0f} tasks/s", flush=True)
         compose("stop")
-    file.write_text(json.dumps(samples))
+    file.write_text(json.dumps({"load before": load, "samples": samples}))
 
 
 if __name__ == "__main__":

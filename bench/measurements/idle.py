@@ -29,6 +29,6 @@ def sample(server: Server, contender: Contender, plan: Plan, warm_up: bool) -> d
         before = processes.cpu()
         time.sleep(rest)
         between = processes.cpu()
-        percentiles = latencies(server, contender, tasks, EVERY)
+        percentiles = latencies(server, contender, "timed", tasks, EVERY)
         cpu = (processes.cpu() - between) / (tasks + DROPPED)
     return {"rest": (between - before) / rest * 100, "cpu": cpu * 1e6, "p50": percentiles["p50"]}

@@ -26,10 +26,10 @@ def sample(server: Server, contender: Contender, plan: Plan, warm_up: bool) -> d
     server.go()
     with workers(contender) as processes:
         processes.settle()
-        idle = latencies(server, contender, urgent, EVERY)
+        idle = latencies(server, contender, "timed", urgent, EVERY)
         for each in [publisher(contender, "pauses", others // 2, SECONDS) for _ in range(2)]:
             finished(each)
-        busy = latencies(server, contender, urgent, EVERY)
+        busy = latencies(server, contender, "timed", urgent, EVERY)
         if not server.waiting():
             raise BenchError("the other tasks were done before the urgent ones")
     return {"idle": idle["p99"], **busy, "ratio": busy["p99"] / idle["p99"]}

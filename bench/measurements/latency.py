@@ -21,18 +21,18 @@ def sample(server: Server, contender: Contender, plan: Plan, warm_up: bool) -> d
     server.go()
     with workers(contender) as processes:
         processes.settle()
-        return latencies(server, contender, count, EVERY)
+        return latencies(server, contender, "timed", count, EVERY)
 
 
-def latencies(server: Server, contender: Contender, count: int, every: float) -> dict[str, float]:
-    """Publish tasks, and wait until they have run. The first ones do not count: some workers take their first late."""
-    waits(server, contender, "timed", DROPPED, every)
-    percentiles = quantiles(waits(server, contender, "timed", count, every), n=100, method="inclusive")
+def latencies(server: Server, contender: Contender, what: str, count: int, seconds: float) -> dict[str, float]:
+    """Publish tasks as bench/publish.py says, and wait until they have run. The first ones do not count: some workers
+    take their first late."""
+    _waits(server, contender, what, DROPPED, seconds)
+    percentiles = quantiles(_waits(server, contender, what, count, seconds), n=100, method="inclusive")
     return {"p50": percentiles[49] * 1e3, "p99": percentiles[98] * 1e3}
 
 
-def waits(server: Server, contender: Contender, what: str, count: int, seconds: float) -> list[float]:
-    """Publish tasks as bench/publish.py says, and wait until they have run. Returns their latencies, in seconds."""
+def _waits(server: Server, contender: Contender, what: str, count: int, seconds: float) -> list[float]:
     finished(publisher(contender, what, count, seconds))
     found: list[float] = []
 

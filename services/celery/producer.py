@@ -233,9 +233,12 @@ class Producer:
         for stream in self._streams:
             while stream.due < due_before and stream.queue not in self._held:
                 self._given_up += 1
-                self.unpublished[stream.sending.task] += 1
-                UNPUBLISHED.labels(stream.sending.task).inc()
+                self._count_unpublished(stream.sending.task)
                 stream.skip()
+
+    def _count_unpublished(self, task: str) -> None:
+        self.unpublished[task] += 1
+        UNPUBLISHED.labels(task).inc()
 
     def _due(self, now: float) -> list[Message]:
         """The messages that are due, one of each stream in turn so that no stream delays another."""
@@ -272,8 +275,7 @@ class Producer:
         """Messages were sent, by task id, except those that Redis refused: one of its keys may have another type."""
         for task_id, task in tasks.items():
             if task_id in refused:
-                self.unpublished[task] += 1
-                UNPUBLISHED.labels(task).inc()
+                self._count_unpublished(task)
             else:
                 self.published[task] += 1
         if refused:
