@@ -208,7 +208,7 @@ class Environment(dict):
     __contains__ = __getitem__
 
 def audit(event, args):
-    if event == "open" and not str(args[0]).endswith((".py", ".pyc", ".so")):
+    if event == "open" and not str(args[0]).endswith((".py", ".pyc", ".so", ".lua")):
         seen.append(f"open {args[0]}")
     elif event.startswith(("socket.", "subprocess.")):
         seen.append(event)

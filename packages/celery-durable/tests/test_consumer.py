@@ -308,6 +308,7 @@ def test_events_are_published_together(consumer: Any) -> None:
             consumer.on_send_event_buffered()
         consumer.perform_pending_operations()
         assert consumer.event_dispatcher.flush.call_count == flushed - 1
+        assert consumer.event_dispatcher.buffer_limit == 1000, "Celery publishes when it has so many"
         (due,) = consumer.timer.queue
         assert due.eta <= monotonic() + 0.1
         due.entry()
@@ -340,6 +341,7 @@ def test_events_are_not_lost_with_their_connection(consumer: Any, app: Any) -> N
 
 
 def test_events_are_published_by_a_timer_of_each_connection(consumer: Any) -> None:
+    consumer.event_dispatcher = Mock()
     consumer.on_send_event_buffered()
     consumer._pending_operations.clear()  # cancelled with its connection
     consumer.create_task_handler()

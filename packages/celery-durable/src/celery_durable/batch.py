@@ -17,7 +17,7 @@ from functools import wraps
 from itertools import count, islice
 from typing import Any
 
-from kombu import Producer
+from kombu import Exchange, Producer
 from kombu.exceptions import OperationalError
 from kombu.utils.uuid import uuid
 from redis import BusyLoadingError, Redis, RedisError, ResponseError
@@ -25,6 +25,7 @@ from redis import BusyLoadingError, Redis, RedisError, ResponseError
 from celery_durable import transport
 from celery_durable.errors import BatchPublishError
 from celery_durable.logs import get_logger
+from celery_durable.lua import Script
 from celery_durable.outbox import PUBLISH_ERRORS, Entry, flattened, renumbered, running_task_stays
 from celery_durable.signals import message_published, outbox_written, publish_failed
 
@@ -35,7 +36,7 @@ ANSWER_KEPT = 300  # s; a retry that comes later could publish twice
 
 # Publishes a batch, unless an earlier try has. KEYS: the answer. ARGV: s to keep it; for each command its number of
 # arguments and these. Returns errors by the number of the command (from 1), as JSON; the other commands have been run.
-PUBLISH = """
+PUBLISH = Script("""
 local answer = redis.call('GET', KEYS[1])
 if answer then
     return answer
@@ -54,7 +55,7 @@ if next(errors) then
     redis.call('SET', KEYS[1], cjson.encode(errors), 'EX', ARGV[1])
 end
 return redis.call('GET', KEYS[1])
-"""
+""")
 
 
 class NoReplyError(OperationalError):
@@ -86,21 +87,23 @@ class Publication:
 class Collector:
     """A channel: what is published with it becomes Redis commands of a publication."""
 
+    commands: list[tuple[str, ...]] | None = None
+
     def __init__(self, producer: Any) -> None:
         self._producer = producer
-        self.commands: list[tuple[str, ...]] | None = None
-        self._bindings: dict[tuple[str, str], Any] = {}
+        self.bindings: dict[tuple[str, str], Any] = {}  # of an exchange and a routing key
+        self.tags = map(f"{uuid()}-{{}}".format, count(1))  # a uuid for each message would take a twentieth of the time
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer.channel, name)
 
     def basic_publish(self, message: Any, **options: Any) -> None:
         channel = self._producer.channel
-        channel.bindings = self._bindings
+        channel.collector = self
         try:
             channel.basic_publish(message, _publish_batch=self, **options)
         finally:
-            channel.bindings = None
+            channel.collector = None
 
     def add(self, command: str, key: str, *arguments: Any) -> None:
         """Called by kombu's channel in place of Redis."""
@@ -111,13 +114,17 @@ class Collector:
         self.commands.append((command, key, *map(str, arguments)))
 
 
+UNNAMED = Exchange("")
+
+
 class CollectingProducer(Producer):
     """While its collector has a list of commands, what is published with it goes there, else to the broker."""
 
     def __init__(self, producer: Any, collector: Collector) -> None:
         self._pooled, self._collector = producer, collector
         self._declared: dict[int, Any] = {}
-        super().__init__(collector, auto_declare=False)
+        super().__init__(None, exchange=UNNAMED, auto_declare=False)
+        self.channel = collector  # given to kombu's constructor, it would bind a copy of the exchange
 
     @property
     def connection(self) -> Any:
@@ -141,12 +148,11 @@ class BatchProducer(CollectingProducer):
         self.batch = batch
         super().__init__(producer, Collector(producer))
 
-    @contextmanager
-    def collect(self, commands: list[tuple[str, ...]]) -> Iterator[None]:
-        """Within the block what is published is appended to `commands`."""
+    def collect(self, commands: list[tuple[str, ...]], send: Callable[[Any], Any]) -> None:
+        """Append what `send` publishes with this producer to `commands`."""
         self._collector.commands = commands
         try:
-            yield
+            send(self)
         finally:
             self._collector.commands = None
 
@@ -175,8 +181,7 @@ class Batch:
 
     def _collect(self, publication: Publication, send: Callable[[Any], Any]) -> None:
         try:
-            with self.producer.collect(publication.commands):
-                send(self.producer)
+            self.producer.collect(publication.commands, send)
         except PUBLISH_ERRORS as error:  # no connection, which is needed for the bindings
             publish_failed.send(sender=self.durable.app, task=publication.task, error=error)
             if publication.entry is None:
@@ -238,10 +243,9 @@ class Batch:
         def publish() -> Any:
             nonlocal replied
             with Redis(connection_pool=self._pooled.channel.pool, single_connection_client=True) as client:  # connects
-                script = client.register_script(PUBLISH)
                 replied = False
                 try:
-                    answer = script(keys=[answer_key], args=arguments)
+                    answer = PUBLISH(client, [answer_key], arguments)
                 except (ResponseError, BusyLoadingError):
                     replied = True
                     raise

@@ -39,12 +39,23 @@ def database(url: str) -> tuple[Any, ...]:
     return *server, int(options.get("db") or 0), options.get("username")
 
 
+_forks = 0  # that led to this process, since the import. os.getpid() takes a fiftieth of a publish
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
 class Clients:
     """Clients of one app."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._pid = 0
+        self._forks = 0
         self._clients: dict[str, Any] = {}
 
     def get(self, url: str, **options: Any) -> Any:
@@ -52,8 +63,8 @@ class Clients:
 
         Typed Any because redis-py types each reply bytes | str, whatever decode_responses is.
         """
-        if self._pid != os.getpid():  # after a fork two processes would read from one socket
-            self._clients, self._pid = {}, os.getpid()
+        if self._forks != _forks:  # two processes would read from one socket
+            self._clients, self._forks = {}, _forks
         if url not in self._clients:
             self._clients[url] = connect(url, self._config, **options)
         return self._clients[url]

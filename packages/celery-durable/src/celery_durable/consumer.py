@@ -92,7 +92,7 @@ class PrefetchCount(QoS):
 
 
 FORGET_BEYOND = 100  # messages
-EVENTS_WITHIN = 0.1  # s
+EVENTS_WITHIN, EVENTS = 0.1, 1000  # s, and at most so many in one message
 
 
 class Consumer(consumer.Consumer):
@@ -135,6 +135,7 @@ class Consumer(consumer.Consumer):
             super().on_send_event_buffered()
         elif not self._events_due:
             self._events_due = True
+            self.event_dispatcher.buffer_limit = EVENTS  # Celery's is 24
             # A thread of the pool must not add a timer itself: the event loop would not notice it.
             self.call_soon(self.timer.call_after, EVENTS_WITHIN, self._publish_events)
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from celery_durable.config import Config
 from celery_durable.logs import get_logger
+from celery_durable.lua import Script
 from celery_durable.signals import dead_letter_overflowed, message_dead_lettered
 
 logger = get_logger(__name__)
@@ -39,7 +40,7 @@ PAGE_BYTES = 8 << 20  # the most that one round trip reads, plus one entry
 # dead-lettering must work on a full broker; the memory it takes is limited. KEYS: stream, stats, hash and index of
 # unacknowledged messages. ARGV: max entries, max bytes, delivery tag or "", bytes of the payload, then fields and
 # values. Returns nil, or reason, task and id of each removed one.
-ADD = """#!lua flags=allow-oom
+ADD = Script("""#!lua flags=allow-oom
 local tag = ARGV[3]
 if tag ~= '' then
     if redis.call('HDEL', KEYS[3], tag) == 0 then
@@ -68,11 +69,11 @@ while count > tonumber(ARGV[1]) or (total > tonumber(ARGV[2]) and count > 1) do
     removed[#removed + 1] = {entry.reason or '', entry.task or '', entry.id or ''}
 end
 return removed
-"""
+""")
 
 # Removes an entry if it exists, and appends a message, if given, to a list. KEYS: stream, stats, list. ARGV: id of the
 # entry, bytes of its payload, message or "". Returns 1 if it existed.
-TAKE = """
+TAKE = Script("""
 if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then
     return 0
 end
@@ -81,12 +82,12 @@ if ARGV[3] ~= '' then
     redis.call('LPUSH', KEYS[3], ARGV[3])
 end
 return 1
-"""
+""")
 
 
 # Entries between two ids, up to a number of bytes: with COUNT the size of an XRANGE reply would be unlimited. KEYS:
 # stream. ARGV: first, last, bytes.
-READ = """
+READ = Script("""
 local found, size, first = {}, 0, ARGV[1]
 while size < tonumber(ARGV[3]) do
     local entry = redis.call('XRANGE', KEYS[1], first, ARGV[2], 'COUNT', 1)[1]
@@ -100,7 +101,7 @@ while size < tonumber(ARGV[3]) do
     first = '(' .. entry[1]
 end
 return found
-"""
+""")
 
 
 class Reason(StrEnum):
@@ -193,9 +194,10 @@ class DeadLetters:
         """
         tag, *unacked_keys = unacked
         limits = [self._config.max_dead_letters, self._config.max_dead_letter_bytes]
-        removed = client.register_script(ADD)(
-            keys=[self.key, self.stats_key, *(key or self.key for key in unacked_keys)],
-            args=[*limits, tag, len(new.payload), *new.fields()],
+        removed = ADD(
+            client,
+            [self.key, self.stats_key, *(key or self.key for key in unacked_keys)],
+            [*limits, tag, len(new.payload), *new.fields()],
         )
         if removed is None:
             return False
@@ -214,12 +216,11 @@ class DeadLetters:
     def take(self, client: Any, old: Letter, list_name: str = "", message: bytes = b"") -> bool:
         """Remove a dead letter and append a message, if given, to a list in one step. False if it no longer exists."""
         keys = [self.key, self.stats_key, list_name or self.key]
-        return bool(client.register_script(TAKE)(keys=keys, args=[old.id, len(old.payload), message]))
+        return bool(TAKE(client, keys, [old.id, len(old.payload), message]))
 
     def read(self, client: Any, first: str = "-", last: str = "+") -> Iterator[Letter]:
         """All between two ids, oldest first. The replies of `client` are bytes."""
-        read = client.register_script(READ)
-        while entries := read(keys=[self.key], args=[first, last, PAGE_BYTES]):
+        while entries := READ(client, [self.key], [first, last, PAGE_BYTES]):
             for entry_id, texts in entries:
                 yield _letter_of(entry_id, dict(zip(texts[::2], texts[1::2], strict=True)))
             first = f"({entries[-1][0].decode()}"

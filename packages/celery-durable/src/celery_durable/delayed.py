@@ -20,18 +20,19 @@ from kombu.utils.json import dumps
 from redis import RedisError
 
 from celery_durable.logs import escaped
+from celery_durable.lua import Script
 
 LISTED = 50
 PAGE = 500  # messages in one round trip
 
 # Moves a message to a list, unless it has been moved already. KEYS: delayed messages, list. ARGV: member, message.
-MOVE = """
+MOVE = Script("""
 if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then
     return 0
 end
 redis.call('LPUSH', KEYS[2], ARGV[2])
 return 1
-"""
+""")
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,7 @@ class Command:
         return "given up" if self._move(each, each.message) else "already due:"
 
     def _move(self, each: Delayed, message: bytes) -> bool:
-        script = self._client.register_script(MOVE)
-        return bool(script(keys=[self._key(each.queue), each.list_name], args=[each.member, message]))
+        return bool(MOVE(self._client, [self._key(each.queue), each.list_name], [each.member, message]))
 
     def _queues(self) -> Iterator[str]:
         yield from sorted(self._app.amqp.queues)

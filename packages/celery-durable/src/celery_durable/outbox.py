@@ -30,6 +30,7 @@ from redis import RedisError
 
 from celery_durable.config import Config
 from celery_durable.logs import get_logger
+from celery_durable.lua import Script
 from celery_durable.signals import outbox_republished
 from celery_durable.times import eta_of
 
@@ -58,11 +59,11 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
 """
 # Returns the number of its message.
-WRITE = f"{_WRITE}return number"
+WRITE = Script(f"{_WRITE}return number")
 
 # The same, and publishes its message if that has the number 1. ARGV in addition: for each command its number of
 # arguments and these. Returns the number, whether it was published, and the error of a command.
-WRITE_AND_PUBLISH = f"""
+WRITE_AND_PUBLISH = Script(f"""
 {_WRITE}
 if number > 1 then
     return {{number, 0, ''}}
@@ -77,11 +78,11 @@ while first <= #ARGV do
     first = last + 1
 end
 return {{number, 1, ''}}
-"""
+""")
 
 # Whether a message may run: not if a newer one replaced it, or the entry has ended. If it may, the next check is when
 # the entry should have ended. KEYS: publications, due, ended. ARGV: id, publication, time of the next check.
-START = """
+START = Script("""
 local newest = redis.call('HGET', KEYS[1], ARGV[1])
 if newest and tonumber(ARGV[2]) < tonumber(newest) then
     return 0
@@ -92,11 +93,11 @@ if not newest and ended and tonumber(ARGV[2]) <= tonumber(ended) then
 end
 redis.call('ZADD', KEYS[2], 'XX', ARGV[3], ARGV[1])
 return 1
-"""
+""")
 
 # Ends an entry, unless a newer message replaced this one. KEYS: outbox, publications, due, ended. ARGV: id,
 # publication, s to keep the last number of an entry that had several messages.
-END = """
+END = Script("""
 local newest = redis.call('HGET', KEYS[2], ARGV[1])
 if not newest or tonumber(ARGV[2]) < tonumber(newest) then
     return 0
@@ -108,11 +109,11 @@ redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 return 1
-"""
+""")
 
 # The entries that are due, each rescheduled so that no other call claims it. KEYS: outbox, publications, due. ARGV:
 # now, time of the next check, max number. Returns id, JSON, publication of each.
-CLAIM = """
+CLAIM = Script("""
 local claimed = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])) do
     local entry = redis.call('HGET', KEYS[1], id)
@@ -125,11 +126,11 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', ARGV[1], 'LIMIT
     end
 end
 return claimed
-"""
+""")
 
 # The number for the next message of a claimed entry; 0 if it has ended, was started or written again since. KEYS:
 # publications, due. ARGV: id, publication and time of the next check as set by `CLAIM`.
-ADVANCE = """
+ADVANCE = Script("""
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
     return 0
 end
@@ -137,18 +138,18 @@ if tonumber(redis.call('ZSCORE', KEYS[2], ARGV[1])) ~= tonumber(ARGV[3]) then
     return 0
 end
 return redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
-"""
+""")
 
 # Replaces an entry that has not ended and was not written again since. KEYS: outbox, publications, due. ARGV: id, JSON,
 # publication, time of the next check or "" to leave it.
-REPLACE = """
+REPLACE = Script("""
 if redis.call('HGET', KEYS[2], ARGV[1]) == ARGV[3] then
     redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
     if ARGV[4] ~= '' then
         redis.call('ZADD', KEYS[3], 'XX', ARGV[4], ARGV[1])
     end
 end
-"""
+""")
 
 ID = re.compile(rb'"id": ?"((?:[^"\\]|\\.)*)"')  # in a message
 
@@ -274,13 +275,13 @@ class Outbox:
         """What WRITE gets of an entry."""
         return [entry.id, dumps(vars(entry)), self._next_check(entry)]
 
-    def _run(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
-        return self._store().register_script(script)(keys=keys, args=arguments)
+    def _run(self, script: Script, keys: list[str], arguments: list[Any]) -> Any:
+        return script(self._store(), keys, arguments)
 
-    def _run_all(self, script: str, calls: Iterable[tuple[list[str], list[Any]]]) -> list[Any]:
+    def _run_all(self, script: Script, calls: Iterable[tuple[list[str], list[Any]]]) -> list[Any]:
         """Run a script for each keys and arguments, in one round trip."""
         store = self._store()
-        run = store.register_script(script)
+        run = store.register_script(script.text)
         with store.pipeline(transaction=False) as pipe:
             for keys, arguments in calls:
                 run(keys=keys, args=arguments, client=pipe)

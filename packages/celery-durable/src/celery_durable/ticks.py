@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery_durable.config import Config
+from celery_durable.lua import Script
 
 KEPT_FOR = 6 * 3600  # s; messages of one due time are sent within seconds
 
 # KEYS: the entry's set. ARGV: due time, task id, oldest due time to keep, s to keep the set. Returns whether this task
 # may run: it is the first, or a redelivery of the first.
-CLAIM = """
+CLAIM = Script("""
 local holder = redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], ARGV[1], 'LIMIT', 0, 1)[1]
 if holder then
     return holder == ARGV[1] .. ' ' .. ARGV[2] and 1 or 0
@@ -22,7 +23,7 @@ redis.call('ZADD', KEYS[1], ARGV[1], ARGV[1] .. ' ' .. ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[3])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 return 1
-"""
+""")
 
 
 class Ticks:
@@ -38,7 +39,7 @@ class Ticks:
     def claim(self, entry: str, due: float, task_id: str) -> bool:
         """Whether this task may run for that due time. Raises RedisError."""
         arguments = [f"{due:.3f}", task_id, f"{min(due, time.time()) - KEPT_FOR:.3f}", 2 * KEPT_FOR]
-        return bool(self._store().register_script(CLAIM)(keys=[self.key(entry)], args=arguments))
+        return bool(CLAIM(self._store(), [self.key(entry)], arguments))
 
     def forget_after(self, moment: float, entries: Iterable[str]) -> None:
         """Let due times after a moment (epoch s) run again: the clock was set back. Raises RedisError."""

@@ -19,12 +19,13 @@ from redis import DataError, Redis, RedisError
 from celery_durable import dead_letters
 from celery_durable.dead_letters import Reason
 from celery_durable.logs import get_logger
+from celery_durable.lua import Script
 
 logger = get_logger(__name__)
 
 # Puts an unacknowledged message at the end of a list. Returns 0 if another process has already returned it.
 # KEYS: hash and index of unacknowledged messages, list. ARGV: delivery tag, message, the list's expiry (ms; 0: none).
-PUT_BACK = """
+PUT_BACK = Script("""
 if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then
     return 0
 end
@@ -34,16 +35,16 @@ if tonumber(ARGV[3]) > 0 then
     redis.call('PEXPIRE', KEYS[3], ARGV[3])
 end
 return 1
-"""
+""")
 
 
 # Returns a message that a worker has taken to the front of its list; allow-oom: the worker has the only copy. KEYS: as
 # above. ARGV: delivery tag, message.
-RETURN = """#!lua flags=allow-oom
+RETURN = Script("""#!lua flags=allow-oom
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('RPUSH', KEYS[3], ARGV[2])
-"""
+""")
 
 
 class TooLargeError(ValueError):
@@ -108,7 +109,7 @@ class QoS(redis.QoS):
 class Channel(redis.Channel):
     QoS = QoS
     _cached_client: Any = None
-    bindings: dict[tuple[str, str], Any] | None = None  # of an exchange and a routing key; while a batch is collected
+    collector: Any = None  # of the message that is published in a batch, see batch.py
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self.durable = connection.client.durable  # of the app that the connection belongs to
@@ -146,12 +147,15 @@ class Channel(redis.Channel):
 
     def _lookup(self, exchange: str, routing_key: str, default: Any = None) -> Any:
         """kombu reads the bindings for each message."""
-        if self.bindings is None:
+        if self.collector is None:
             return super()._lookup(exchange, routing_key, default)
-        key = exchange, routing_key
-        if key not in self.bindings:
-            self.bindings[key] = super()._lookup(exchange, routing_key, default)
-        return self.bindings[key]
+        bindings, key = self.collector.bindings, (exchange, routing_key)
+        if key not in bindings:
+            bindings[key] = super()._lookup(exchange, routing_key, default)
+        return bindings[key]
+
+    def _next_delivery_tag(self) -> str:
+        return str(super()._next_delivery_tag()) if self.collector is None else next(self.collector.tags)
 
     # --- Reading ---
 
@@ -198,7 +202,7 @@ class Channel(redis.Channel):
             list_name, tag, message = unbooked[0]
             keys = [self.prefixed(key) for key in (self.unacked_key, self.unacked_index_key, list_name)]
             with self.raw_client() as client:
-                client.register_script(RETURN)(keys=keys, args=[tag, message])
+                RETURN(client, keys, [tag, message])
             unbooked.pop(0)
 
     # --- Dead letters ---
@@ -228,7 +232,7 @@ class Channel(redis.Channel):
         keys = [self.prefixed(key) for key in (self.unacked_key, self.unacked_index_key, list_name)]
         with self.raw_client() as client:
             arguments = [message.delivery_tag, dumps(payload), self._expires.get(queue, 0)]
-            returned = client.register_script(PUT_BACK)(keys=keys, args=arguments)
+            returned = PUT_BACK(client, keys, arguments)
         self.qos._quick_ack(message.delivery_tag)
         return bool(returned)
 

@@ -5,6 +5,7 @@ child are seen only by the main process, where the library sends `request_ended`
 """
 
 import time
+from functools import cache
 from typing import Any
 
 from celery import Task, signals
@@ -28,6 +29,9 @@ UNSTAMPED = Counter(
     "celery_task_unstamped_total", "Tasks run without a publish time: their wait is unknown.", ["task", "queue"]
 )
 REDELIVERED = Counter("celery_task_redelivered_total", "Tasks run after their message was restored.", ["task", "queue"])
+
+# Each keeps its series: to look them up in prometheus_client takes a third of the time.
+_ended, _runtime, _wait = cache(TASKS.labels), cache(RUNTIME.labels), cache(WAIT.labels)
 
 
 def connect() -> None:
@@ -55,7 +59,7 @@ def started(task: Task, **_: Any) -> None:
         if due is None:
             UNSTAMPED.labels(*labels).inc()
         else:
-            WAIT.labels(*labels).observe(max(0.0, time.time() - due))
+            _wait(*labels).observe(max(0.0, time.time() - due))
         if request.get("redelivered"):
             REDELIVERED.labels(*labels).inc()
     request.started_at = time.perf_counter()
@@ -63,10 +67,10 @@ def started(task: Task, **_: Any) -> None:
 
 def finished(task: Task, state: str | None, **_: Any) -> None:
     labels = _labels(task)
-    RUNTIME.labels(*labels).observe(time.perf_counter() - task.request.started_at)
+    _runtime(*labels).observe(time.perf_counter() - task.request.started_at)
     if state:  # None: the child is being killed; the main process counts the outcome
-        TASKS.labels(*labels, state.lower()).inc()
+        _ended(*labels, state.lower()).inc()
 
 
 def ended_from_outside(task: str, queue: str, outcome: str, **_: Any) -> None:
-    TASKS.labels(task, queue, outcome).inc()
+    _ended(task, queue, outcome).inc()
