@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from stack import inside as run
+from stack import web
 from stack.inside import Inside
 from stack.poll import poll_until
 from stack.stack import Stack
@@ -55,6 +56,17 @@ def test_the_queue_exporter_counts_what_redis_holds(backlog: list[str], inside: 
         20,
     )
     assert age < 300
+
+
+def test_flower_counts_what_redis_holds(backlog: list[str], stack: Stack) -> None:
+    if "flower" not in stack.enabled:
+        pytest.skip("flower: the profile events is not in COMPOSE_PROFILES (.env)")
+
+    def counted() -> dict[str, int]:
+        queues = web.get(f"{stack.url('flower')}/api/queues/length", web.login("flower"))["active_queues"]
+        return {queue["name"]: queue["messages"] for queue in queues}
+
+    poll_until(lambda: counted().get("low") == len(PRIORITIES), f"Flower to count {len(PRIORITIES)} of low", 20)
 
 
 def test_the_most_urgent_run_first(backlog: list[str], stack: Stack, inside: Inside) -> None:

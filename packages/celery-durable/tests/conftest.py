@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from hypothesis import settings
 from redis import Redis
 
 from celery_durable import Config, install
 
 from .project import SHORT, Project, close
 from .redis_server import RedisServer
+
+settings.register_profile("long", max_examples=2000)  # pytest --hypothesis-profile=long
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,14 @@ def redis_image() -> str:
     return images[-1] if images else DEFAULT_IMAGE
 
 
+def listen(port: int, tls: str) -> list[str]:
+    """Options of redis-server."""
+    if not tls:
+        return ["--port", str(port)]
+    certificate = ["--tls-cert-file", f"{tls}/cert.pem", "--tls-key-file", f"{tls}/key.pem"]
+    return ["--port", "0", "--tls-port", str(port), *certificate, "--tls-auth-clients", "no"]
+
+
 class Host(Protocol):
     """The process or container of a Redis. Its data survives `stop` and `kill`."""
 
@@ -49,9 +57,10 @@ class Host(Protocol):
 class Process:
     """Of the local `redis-server`, with its data in a folder of its own."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: Path | None) -> None:
         self._folder = tempfile.mkdtemp(prefix="celery-durable-redis-")
-        self._command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", self._folder, *OPTIONS]
+        listening = listen(port, str(tls) if tls else "")
+        self._command = ["redis-server", "--bind", "127.0.0.1", "--dir", self._folder, *listening, *OPTIONS]
 
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -73,10 +82,11 @@ class Process:
 class Container:
     """Of the image that REDIS_IMAGE names."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: Path | None) -> None:
+        volume = ("--volume", f"{tls}:/tls:ro") if tls else ()
         self._id = docker(
-            *("create", "--label", "celery-durable.test", "--publish", f"127.0.0.1:{port}:6379"),
-            *(redis_image(), "redis-server", *OPTIONS),
+            *("create", "--label", "celery-durable.test", "--publish", f"127.0.0.1:{port}:6379", *volume),
+            *(redis_image(), "redis-server", *listen(6379, "/tls" if tls else ""), *OPTIONS),
         )
 
     def start(self) -> None:
@@ -97,13 +107,16 @@ class Container:
 class RedisServer:
     """A Redis that is empty at first; its default user has all permissions."""
 
-    def __init__(self, in_container: bool = False) -> None:
-        """In a container even where a local `redis-server` is: for what needs the version of REDIS_IMAGE."""
+    def __init__(self, in_container: bool = False, tls: Path | None = None) -> None:
+        """In a container even where a local `redis-server` is: for what needs the version of REDIS_IMAGE. `tls`: a
+        folder with the server's `cert.pem` and `key.pem`; then it accepts only TLS."""
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.client = redis.Redis(port=self.port, socket_timeout=30)
+        if tls:
+            self.url = f"rediss://127.0.0.1:{self.port}/0?ssl_cert_reqs=required&ssl_ca_certs={tls}/cert.pem"
+        self.client = redis.Redis.from_url(self.url, socket_timeout=30)
         local = shutil.which("redis-server") and not in_container
-        self._host: Host = Process(self.port) if local else Container(self.port)
+        self._host: Host = (Process if local else Container)(self.port, tls)
         self.start()
 
     @property

@@ -91,6 +91,21 @@ def test_no_more_are_taken_than_the_consumer_wants(app: Any, client: Any) -> Non
     assert waiting(app, client) == {"plain": 5}
 
 
+@pytest.mark.parametrize(("strategy", "order"), [("priority", ["q1", "q2"]), ("sorted", ["plain", "q1"])])
+def test_queues_in_the_configured_order(new_app: NewApp, client: Any, strategy: str, order: list[str]) -> None:
+    options = {"priority_steps": list(range(10)), "queue_order_strategy": strategy}
+    names = dict.fromkeys(["q2", *order, "plain"])
+    queues = {name: Queue(name) for name in names}
+    app = new_app({"task_queues": [*queues.values()], "broker_transport_options": options}, **LEASE)
+    for number in range(6):
+        for name in order:
+            publish(app, queues[name], priority=number % 2, headers={"number": number})
+    with taking(app, *(queues[name] for name in order), number=12) as taker:
+        found = taker.take()
+    expected = [(priority, name) for priority in (0, 1) for name in order for _ in range(3)]
+    assert [(each.properties["priority"], each.delivery_info["queue"]) for each in found] == expected
+
+
 def test_what_was_held_at_the_end_is_next_in_its_old_order(app: Any) -> None:
     for number in range(5):
         publish(app, PLAIN, headers={"number": number})
@@ -276,6 +291,29 @@ def test_what_is_no_longer_renewed_is_redelivered_and_a_late_acknowledgement_cha
         assert list(held(client)) == [again.delivery_tag]
 
 
+def test_what_a_killed_worker_held_is_next_in_its_old_order(app: Any, client: Any) -> None:
+    held_by_it = 120  # more than are returned at once
+    for number in range(held_by_it):
+        publish(app, PLAIN, headers={"number": number})
+    with taking(app, PLAIN, number=held_by_it) as killed, taking(app, QUEUES[1]) as other:
+        killed.take()
+        leases = killed.connection.transport._leases
+        leases._renew()
+        leases.stop()
+        for number in range(held_by_it, held_by_it + 5):
+            publish(app, PLAIN, headers={"number": number})
+
+        def returned() -> bool:
+            with suppress(TimeoutError):
+                other.connection.drain_events(timeout=0.1)
+            return bool(client.llen("plain") == held_by_it + 5)
+
+        poll_until(returned, "all to be returned", 60)
+        numbers = [json.loads(raw)["headers"]["number"] for raw in client.lrange("plain", 0, -1)]
+        assert numbers[::-1] == list(range(held_by_it + 5))
+        killed.connection.transport.channels[0].qos._delivered.clear()
+
+
 def test_operations_of_who_no_longer_holds_the_lease_are_counted(app: Any, client: Any) -> None:
     counted: list[Any] = []
 
@@ -297,7 +335,7 @@ def test_operations_of_who_no_longer_holds_the_lease_are_counted(app: Any, clien
         messages[0].ack()
         messages[1].requeue()
         messages[2].channel.put_back(messages[2])
-        messages[3].channel.delay(messages[3], time.time() + 100)
+        messages[3].channel.delays.park(messages[3], time.time() + 100)
         messages[4].channel.qos.restore_unacked()
     assert counted == [("renew", 5), ("acknowledge", 1), *[("requeue", 1)] * 2, ("delay", 1), ("requeue", 1)]
     assert waiting(app, client) == {}
@@ -322,7 +360,7 @@ def test_what_workers_of_kombus_own_transport_hold_has_their_time_out(client: An
     client.zadd("unacked_index", {f"{TAG_PREFIX}x:1": seconds - 30, "stock-old": seconds - 91})
     client.hset("leases", mapping={"seen": seconds, "hold": 0})
     found = LAPSED(client, ["unacked_index", "leases"], [15, 90, TAG_PREFIX, 5, 10, 10])
-    assert found == ["stock-old", f"{TAG_PREFIX}x:1"]
+    assert found == [f"{TAG_PREFIX}x:1", "stock-old"]
 
 
 def test_what_stock_workers_held_is_returned_by_one_process_at_a_time(app: Any, client: Any) -> None:
@@ -410,6 +448,22 @@ def test_a_delayed_message_waits_in_redis_and_is_delivered_by_its_time_and_prior
     assert client.zcard("celery-durable:delayed:plain") == 1
 
 
+def test_many_that_are_due_at_once_are_moved_at_once(app: Any, client: Any) -> None:
+    """But renewing does not wait for it."""
+    client.zadd("celery-durable:delayed:plain", {f"plain\0{number}\0{{}}": 1 for number in range(5200)})
+    with taking(app, QUEUES[1]) as taker:
+        leases = taker.connection.transport._leases
+        leases.stop()
+        leases._queues = lambda: ["plain"]
+        leases._renew_at = 0
+        leases._move_due()
+        assert client.llen("plain") == 500
+        leases._renew_at = time.monotonic() + 60
+        leases._move_due()
+        assert client.llen("plain") == 5200
+    client.delete("plain")
+
+
 def test_messages_that_are_due_are_delivered_by_a_full_redis(app: Any, client: Any) -> None:
     publish(app, PLAIN, headers=eta(2))
     with taking(app, PLAIN) as taker:
@@ -433,7 +487,7 @@ def test_two_messages_with_the_same_bytes_stay_two(app: Any, client: Any) -> Non
     client.rpush("plain", raw, raw)
     with taking(app, PLAIN, number=2) as taker:
         for message in taker.take():
-            assert taker.channel.delay(message, time.time() + 100)
+            assert taker.channel.delays.park(message, time.time() + 100)
         taker.channel._put("plain", json.loads(raw))
         taker.channel._put("plain", json.loads(raw))
     members = client.zrange("celery-durable:delayed:plain", 0, -1)
@@ -458,10 +512,10 @@ def test_a_message_that_is_due_by_the_clock_of_redis_is_not_parked(app: Any, cli
     with taking(app, PLAIN) as taker:
         message = taker.one()
         seconds, _ = client.time()
-        assert not taker.channel.delay(message, seconds)
+        assert not taker.channel.delays.park(message, seconds)
         assert message.headers["eta"] is None
         assert list(held(client)) == [message.delivery_tag]
-        assert taker.channel.delay(message, seconds + 100)
+        assert taker.channel.delays.park(message, seconds + 100)
         assert held(client) == {}
 
 
@@ -472,7 +526,7 @@ def test_a_queue_that_expires_still_does_so_after_a_return(app: Any, client: Any
         with taking(app, queue) as taker:
             message = taker.one()
             assert not client.exists("expiring")
-            assert not taker.channel.delay(message, time.time() + 50), "its queue may expire before"
+            assert not taker.channel.delays.park(message, time.time() + 50), "its queue may expire before"
             message.requeue() if back == "requeue" else taker.channel.put_back(message)
             assert 0 < client.pttl("expiring") <= 100_000
         client.delete("expiring")

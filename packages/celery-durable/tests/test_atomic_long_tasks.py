@@ -1,5 +1,7 @@
 """Real workers with the atomic transport: tasks that are longer than a lease."""
 
+from threading import Event
+
 import pytest
 
 from .conftest import NewProject
@@ -20,18 +22,22 @@ def test_a_task_may_be_longer_than_a_lease(new_project: NewProject, pool: str) -
     assert project.noted("started") == ["a"]
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_task_runs_once_although_redis_restarts_meanwhile(
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_task_runs_once_although_redis_restarts_and_freezes_meanwhile(
     new_project: NewProject, redis_server: RedisServer, pool: str
 ) -> None:
-    """Its worker reconnects, goes on renewing, and acknowledges over the new connection."""
-    project = new_project(TASKS, LONG, **LEASE)
+    """Its worker reconnects, goes on renewing, and acknowledges over the new connection. The freeze is four leases
+    long, the task eight: with the default lease they are a minute and two minutes."""
+    project = new_project(TASKS, {**LONG, "task_time_limit": 120, "task_soft_time_limit": 110}, **LEASE)
     for name in ("one", "two"):
         project.worker("-P", pool, "-c", "1", name=name)
-    project.app.tasks["slow"].delay("a", 3 * LEASE["lease"])
+    project.app.tasks["slow"].delay("a", 8 * LEASE["lease"])
     project.wait_noted("started")
     redis_server.kill()
     redis_server.start()
-    project.wait_noted("ran")
+    thawed = Event()
+    with redis_server.frozen():
+        thawed.wait(4 * LEASE["lease"])
+    project.wait_noted("ran", timeout=120)
     poll_until(lambda: not project.client.exists("unacked"), "the message to be acknowledged")
     assert project.noted("started") == ["a"]

@@ -1,10 +1,15 @@
 """Real workers with the atomic transport: kills, restarts of Redis, stock workers beside them."""
 
 import json
+import time
+from argparse import Namespace
 from base64 import b64decode
 from typing import Any
 
+import pytest
 from kombu import Connection, Consumer, Queue
+
+from celery_durable import delayed
 
 from .conftest import NewProject
 from .poll import poll_until
@@ -22,6 +27,13 @@ def timers(state):
 @app.task(name="quick", shared=False)
 def quick(name):
     note("ran", name)
+
+@app.task(name="later", shared=False, bind=True)
+def later(self, seconds):
+    if self.request.retries:
+        note("again", self.request.retries)
+    else:
+        raise self.retry(countdown=seconds)
 
 @app.task(name="slow", shared=False)
 def slow(name, seconds):
@@ -48,6 +60,31 @@ def test_no_task_is_lost_with_its_worker(new_project: NewProject) -> None:
     poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left", 60)
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_without_prefetch_a_worker_holds_only_what_it_runs(new_project: NewProject, pool: str) -> None:
+    project = new_project(TASKS, {**LONG, "worker_disable_prefetch": True}, **LEASE)
+    project.worker("-P", pool, "-c", "1", name="one")
+    most = 0
+    for batch in ("a", "b"):  # it waits for messages in between, and wakes up again
+        for number in range(5):
+            project.app.tasks["slow"].delay(f"{batch}{number}", 0.3)
+        wanted = 5 * "ab".index(batch) + 5
+
+        def ran(wanted: int = wanted) -> bool:
+            nonlocal most
+            most = max(most, project.client.hlen("unacked"))
+            return len(project.noted("ran")) == wanted
+
+        poll_until(ran, f"{wanted} tasks to run")
+        poll_until(lambda: not project.client.exists("unacked"), "the messages to be acknowledged")
+    assert most == 1
+    assert (
+        project.noted("started")
+        == project.noted("ran")
+        == [f"{batch}{number}" for batch in "ab" for number in range(5)]
+    )
+
+
 def test_delayed_tasks_of_stock_publishers_take_no_slot_of_a_worker(new_project: NewProject) -> None:
     project = new_project(TASKS, STEPS, **LEASE)
     for number in range(20):
@@ -59,6 +96,32 @@ def test_delayed_tasks_of_stock_publishers_take_no_slot_of_a_worker(new_project:
     project.wait_noted("ran", 21)
     assert project.noted("ran")[0] == "now"
     assert len(set(project.noted("ran"))) == len(project.noted("ran")) == 21
+
+
+def test_a_delayed_task_that_has_expired_does_not_run(new_project: NewProject) -> None:
+    project = new_project(TASKS, STEPS, **LEASE)
+    project.app.tasks["quick"].apply_async(("expired",), countdown=3, expires=1)
+    project.app.tasks["quick"].apply_async(("in time",), countdown=3, expires=300)
+    worker = project.worker("-c", "1")
+    project.wait_noted("ran")
+    worker.wait_for("Discarding revoked task")
+    poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left")
+    assert project.noted("ran") == ["in time"]
+
+
+def test_a_retry_may_be_later_than_any_time_out(new_project: NewProject) -> None:
+    project = new_project(TASKS, STEPS, **LEASE)
+    worker = project.worker("-c", "1")
+    project.app.tasks["later"].delay(86_400 * 40)
+    poll_until(lambda: project.client.zcard("celery-durable:delayed:celery"), "the retry to be delayed")
+    ((member, due),) = project.client.zrange("celery-durable:delayed:celery", 0, -1, withscores=True)
+    assert json.loads(member.split("\0")[2])["headers"]["retries"] == 1
+    assert 86_400 * 39 < due - time.time() < 86_400 * 40 + 60
+    poll_until(lambda: not project.client.exists("unacked"), "the first message to be acknowledged")
+    worker.kill()
+    assert delayed.run(project.app, Namespace(action="run", id=None, task=None, all=True)) == 0
+    project.worker("-c", "1", name="next")
+    assert project.wait_noted("again") == ["1"]
 
 
 def test_a_stock_worker_runs_what_ours_published_and_ours_what_it_held(

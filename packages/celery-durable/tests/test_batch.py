@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from celery import Celery, chain, chord, group
 from celery.canvas import StampingVisitor
+from celery.signals import after_task_publish, before_task_publish
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 from redis import ConnectionError as RedisConnectionError
@@ -248,6 +250,29 @@ def test_events_of_tasks_are_sent(new_shop: NewShop, client: Any) -> None:
 # --- One round trip ---
 
 
+def test_celerys_signals_are_sent_for_each_task(shop: Shop) -> None:
+    sent: list[tuple[str, str]] = []
+
+    def before(sender: str, headers: dict[str, Any], **_: Any) -> None:
+        sent.append(("before", headers["id"]))
+        headers["added"] = "by a receiver"
+
+    def after(sender: str, headers: dict[str, Any], **_: Any) -> None:
+        sent.append(("after", headers["id"]))
+
+    before_task_publish.connect(before)
+    after_task_publish.connect(after)
+    try:
+        with shop.batch():
+            for task_id in ("a", "b"):
+                shop.sell.apply_async((1,), task_id=task_id)
+    finally:
+        before_task_publish.disconnect(before)
+        after_task_publish.disconnect(after)
+    assert sent == [("before", "a"), ("after", "a"), ("before", "b"), ("after", "b")]
+    assert [message["headers"]["added"] for message in shop.messages()] == ["by a receiver"] * 2
+
+
 def test_many_tasks_take_few_round_trips(shop: Shop, round_trips: list[str]) -> None:
     shop.sell.delay(0)  # connects
     round_trips.clear()
@@ -347,6 +372,20 @@ def test_a_coroutine_that_outlives_the_batch_publishes_at_once(shop: Shop) -> No
     assert shop.ids() == ["later"]
 
 
+def test_a_child_process_of_the_batch_publishes_at_once(shop: Shop) -> None:
+    with shop.batch():
+        shop.sell.apply_async((1,), task_id="parent")
+        child = os.fork()
+        if not child:
+            try:
+                shop.sell.apply_async((1,), task_id="child")
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert shop.ids() == ["child"]
+    assert shop.ids() == ["child", "parent"]
+
+
 def test_a_producer_of_a_batch_that_has_ended_is_refused(shop: Shop) -> None:
     with shop.batch(), shop.app.producer_or_acquire() as producer:
         pass
@@ -432,6 +471,30 @@ def test_a_batch_whose_reply_was_lost_is_not_published_twice(
             shop.sell.apply_async((1,), task_id=f"{number}")
     assert shop.ids()[1:] == [f"{number}" for number in range(10)]
     assert announced == [("message_published", "sell")] * 11
+
+
+def test_after_a_lost_connection_exchanges_are_declared_again(
+    new_shop: NewShop, lose_replies: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kombu's new connection takes an exchange that it has not declared for a direct one."""
+    monkeypatch.setattr("celery_durable.batch.MESSAGES", 2)
+    topic = Exchange("news", type="topic")
+    queues = [Queue("one", topic, routing_key="a.*"), Queue("two", topic, routing_key="b.*"), Queue(QUEUE)]
+    shop = new_shop({"task_queues": queues})
+    lose_replies(1)
+    with shop.batch():
+        for key in ("a.1", "a.2", "b.1", "b.2"):
+            shop.sell.apply_async((1,), exchange="news", routing_key=key, task_id=key)
+    assert (shop.ids("one"), shop.ids("two")) == (["a.1", "a.2"], ["b.1", "b.2"])
+
+
+def test_a_producer_of_a_batch_that_is_revived_collects_as_before(shop: Shop) -> None:
+    """Celery revives it when the publish of a callback failed."""
+    with shop.batch(), shop.app.producer_or_acquire() as producer:
+        producer.revive(producer.connection)
+        shop.sell.apply_async((1,), task_id="a")
+        assert shop.ids() == []
+    assert shop.ids() == ["a"]
 
 
 def test_errors_of_a_batch_whose_reply_was_lost_are_reported(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,7 +223,7 @@ print(seen)
 """
 
 
-def test_importing_it_reads_no_environment_and_no_file_and_connects_to_nothing() -> None:
+def test_importing_it_reads_no_environment_and_no_file_but_its_own_and_connects_to_nothing() -> None:
     done = run_python(LOOK)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 

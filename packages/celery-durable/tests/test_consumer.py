@@ -308,7 +308,6 @@ def test_events_are_published_together(consumer: Any) -> None:
             consumer.on_send_event_buffered()
         consumer.perform_pending_operations()
         assert consumer.event_dispatcher.flush.call_count == flushed - 1
-        assert consumer.event_dispatcher.buffer_limit == 1000, "Celery publishes when it has so many"
         (due,) = consumer.timer.queue
         assert due.eta <= monotonic() + 0.1
         due.entry()
@@ -324,6 +323,20 @@ def test_a_solo_worker_publishes_events_before_its_next_task(consumer: Any) -> N
     consumer.event_dispatcher.flush.assert_called_once()
 
 
+def test_a_busy_worker_does_not_publish_events_before_their_time(consumer: Any, app: Any) -> None:
+    with app.connection() as connection:
+        consumer.event_dispatcher = app.events.Dispatcher(
+            connection, buffer_group=["task"], on_send_buffered=consumer.on_send_event_buffered
+        )
+        consumer.event_dispatcher.producer = Mock()
+        consumer.create_task_handler()
+        for _ in range(999):
+            consumer.event_dispatcher.send("task-started", uuid="a")
+        consumer.event_dispatcher.producer.publish.assert_not_called()
+        consumer.event_dispatcher.send("task-started", uuid="a")
+        consumer.event_dispatcher.producer.publish.assert_called_once()
+
+
 def test_events_are_not_lost_with_their_connection(consumer: Any, app: Any) -> None:
     """Celery's next dispatcher takes over what the last one could not publish, but not what it has not tried to."""
     with app.connection() as connection:
@@ -334,14 +347,14 @@ def test_events_are_not_lost_with_their_connection(consumer: Any, app: Any) -> N
         consumer.event_dispatcher = lost
         lost.send("task-started", uuid="a")
         consumer.on_close()
+        lost.send("task-started", uuid="b")  # of a thread, meanwhile
+        consumer.connect().release()
         following = app.events.Dispatcher(connection)
         following.extend_buffer(lost)
-        ((events, _),) = following._outbound_buffer
-        assert [each["uuid"] for each in events] == ["a"]
+        assert [each["uuid"] for events, _ in following._outbound_buffer for each in events] == ["a", "b"]
 
 
 def test_events_are_published_by_a_timer_of_each_connection(consumer: Any) -> None:
-    consumer.event_dispatcher = Mock()
     consumer.on_send_event_buffered()
     consumer._pending_operations.clear()  # cancelled with its connection
     consumer.create_task_handler()

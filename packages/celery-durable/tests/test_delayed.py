@@ -78,6 +78,24 @@ def test_ambiguous_arguments_are_refused(app: Any, arguments: list[str], capsys:
     assert run(app, "run", "a") == 0
 
 
+@pytest.mark.parametrize("transport", ["atomic", "stock"])
+def test_what_killed_workers_held_is_given_up_too(new_app: NewApp, client: Any, capsys: Said, transport: str) -> None:
+    app = new_app(transport=transport)
+    message = {"headers": {"id": "a"}, "properties": {"delivery_info": {}, "priority": 0}}
+    for number in range(12):
+        value = json.dumps([{**message, "headers": {"id": f"{number}"}}, "", "celery"])
+        client.hset("unacked", f"lease:x:{number:012}", value)
+        client.zadd("unacked_index", {f"lease:x:{number:012}": 1})
+    for tag, renewed in (("lease:y:000000000000", time.time()), ("of a stock worker", 1)):
+        client.hset("unacked", tag, json.dumps([message, "", "celery"]))
+        client.zadd("unacked_index", {tag: renewed})
+    assert run(app, "give-up", "--all") == 0
+    assert "12 messages that killed workers held" in capsys.readouterr().out
+    assert [headers["id"] for headers in waiting(client)][::-1] == [f"{number}" for number in range(12)]
+    assert set(client.hkeys("unacked")) == {"lease:y:000000000000", "of a stock worker"}
+    assert run(app, "give-up", "--all") == 1
+
+
 def test_an_unreachable_broker_is_named(new_app: NewApp, capsys: Said) -> None:
     app = new_app({"broker_url": "redis://127.0.0.1:1/0"}, transport="atomic")
     assert run(app) == 1

@@ -1,7 +1,8 @@
-"""A worker that is killed between any two commands to Redis loses no message, and none is delivered twice needlessly.
+"""A process that is killed between any two commands to Redis loses no message, and none is delivered twice needlessly.
 
-Several consumers in processes of their own take messages, acknowledge some, return some, and are killed after a number
-of commands, or after the reply of one. kombu's own transport fails these checks.
+Publishers and consumers in processes of their own publish, take, acknowledge, return, reject and delay messages, renew
+their leases and return those of others, and are killed after a number of commands, or after the reply of one. A fetch
+that books what it takes in a second step fails these checks, and so does kombu's own transport.
 """
 
 import json
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -21,20 +22,24 @@ from .conftest import NewApp
 from .project import SHORT, environment
 from .redis_server import RedisServer
 
+PRIORITIES = 3
 QUEUE = Queue("kills")
+LISTS = {"priority_steps": list(range(PRIORITIES))}
 TIMES: dict[str, Any] = {**SHORT, "lease": 5, "lease_renewal": 1}
 
-# Consumes until its queue is empty, and prints a JSON line for each thing that happens. It is killed after `commands`
-# commands: when the last one is sent, or when its reply is there.
-CONSUMER = """
-import json, os, signal, socket, sys
-from contextlib import suppress
+# Each process prints a JSON line for each thing that happens. It is killed after `commands` commands: when the last one
+# is sent, or when its reply is there.
+PROCESS = """
+import json, os, signal, socket, sys, time
+from hashlib import sha1
 from celery import Celery
 from kombu import Consumer, Queue
 from redis.connection import Connection
 from celery_durable import Config, install
+from celery_durable.atomic.fetching import Fetcher
+from celery_durable.atomic.scripts import FETCH
 
-url, transport, times, plan = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+url, transport, times, lists, plan = *sys.argv[1:3], *map(json.loads, sys.argv[3:])
 left = plan["commands"]
 
 def say(**what):
@@ -51,29 +56,69 @@ def die_after(call):
         return result
     return wrapped
 
-app = Celery("kills", broker=url)
+def count_commands():
+    if plan["at"] == "sent":
+        Connection.send_packed_command = die_after(Connection.send_packed_command)
+    else:
+        Connection.read_response = die_after(Connection.read_response)
+
+app = Celery("kills", broker=url, broker_transport_options=lists)
 install(app, Config(store=url, transport=transport, **times))
-turn = iter(plan["fates"] * 100)
+"""
+PUBLISHER = """
+with app.connection_for_write() as connection, connection.Producer() as producer:
+    producer.maybe_declare(Queue("kills")(connection.default_channel))
+    count_commands()
+    for number in plan["numbers"]:
+        say(publishing=number)
+        eta = {"eta": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() + 1.5))} if number % 5 == 4 else {}
+        priority = number % len(lists["priority_steps"])
+        producer.publish({}, routing_key="kills", headers={"number": number, **eta}, priority=priority, retry=False)
+        say(published=number)
+say(ended=True)
+"""
+# Until its queue has been empty for a while.
+CONSUMER = """
+if plan["in_two_steps"]:
+    FETCH.text = FETCH.text.replace("if #index > 0 then", "if false then")
+    FETCH.sha = sha1(FETCH.text.encode()).hexdigest()
+    accept = Fetcher._accept
+
+    def accept_and_book(self, reply):
+        found = accept(self, reply)
+        channel = self._channel
+        with channel.raw_client() as client:
+            for each in found:
+                client.hset(channel.books[0], each.tag, b'[%s, "", "kills"]' % each.message)
+                client.zadd(channel.books[1], {each.tag: time.time()})
+        return found
+
+    Fetcher._accept = accept_and_book
+
+fates = iter(plan["fates"] * 100)
 
 def received(message):
     number = message.headers["number"]
     say(got=number, again=bool(message.headers.get("redelivered")))
-    fate = next(turn)
+    fate = next(fates)
     if fate == "acknowledge":
         say(acknowledged=number)
         message.ack()
     elif fate == "return":
         say(returned=number)
         message.requeue()
+    elif fate == "reject":
+        say(rejected=number)
+        message.reject()
+    elif fate == "delay":
+        say(delayed=number)
+        message.channel.delays.park(message, time.time() + 1)
 
 with app.connection_for_read() as connection:
     channel = connection.default_channel
     channel.basic_qos(0, plan["prefetch"], False)
     with Consumer(channel, [Queue("kills")], on_message=received):
-        if plan["at"] == "sent":
-            Connection.send_packed_command = die_after(Connection.send_packed_command)
-        else:
-            Connection.read_response = die_after(Connection.read_response)
+        count_commands()
         quiet = 0
         while quiet < plan["patience"]:
             try:
@@ -87,7 +132,7 @@ say(ended=True)
 
 @dataclass
 class Life:
-    """What a consumer said."""
+    """What a process said."""
 
     events: list[dict[str, Any]]
 
@@ -98,89 +143,157 @@ class Life:
     def numbers(self, what: str) -> list[int]:
         return [event[what] for event in self.events if what in event]
 
-
-def consumer(url: str, transport: str, **plan: Any) -> "subprocess.Popen[str]":
-    arguments = [url, transport, json.dumps(TIMES), json.dumps(plan)]
-    return subprocess.Popen(
-        [sys.executable, "-c", CONSUMER, *arguments], env=environment(), stdout=subprocess.PIPE, text=True
-    )
+    def first_deliveries(self) -> list[int]:
+        return [event["got"] for event in self.events if "got" in event and not event["again"]]
 
 
-def life_of(process: "subprocess.Popen[str]") -> Life:
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode in (0, -signal.SIGKILL), said
-    return Life([json.loads(line) for line in said.splitlines()])
+@dataclass
+class Arena:
+    """Starts processes one after the other or together, and collects what they said."""
+
+    url: str
+    transport: str
+    lives: list[Life] = field(default_factory=list)
+
+    def run(self, *processes: tuple[str, dict[str, Any]]) -> None:
+        """Together."""
+        arguments = [self.url, self.transport, json.dumps(TIMES), json.dumps(LISTS)]
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", PROCESS + program, *arguments, json.dumps(plan)],
+                env=environment(),
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for program, plan in processes
+        ]
+        for process in started:
+            said, _ = process.communicate(timeout=120)
+            assert process.returncode in (0, -signal.SIGKILL), said
+            self.lives.append(Life([json.loads(line) for line in said.splitlines()]))
+
+    def numbers(self, what: str) -> list[int]:
+        return [number for life in self.lives for number in life.numbers(what)]
 
 
-FATES = st.lists(st.sampled_from(["acknowledge", "acknowledge", "hold", "return"]), min_size=1, max_size=5)
-PLANS = st.fixed_dictionaries(
+KILLED: dict[str, Any] = {"commands": st.integers(1, 30), "at": st.sampled_from(["sent", "replied"])}
+FATES = st.sampled_from(["acknowledge", "acknowledge", "hold", "return", "reject", "delay"])
+CONSUMERS = st.fixed_dictionaries(
     {
-        "commands": st.integers(1, 30),
-        "at": st.sampled_from(["sent", "replied"]),
+        **KILLED,
         "prefetch": st.integers(1, 4),
-        "fates": FATES,
-        "patience": st.just(2),
+        "fates": st.lists(FATES, min_size=1, max_size=5),
+        "patience": st.integers(1, 6),
+        "in_two_steps": st.just(False),
     }
 )
-REST = {"commands": None, "at": "sent", "prefetch": 10, "fates": ["acknowledge"], "patience": 9}
+PUBLISHERS = st.fixed_dictionaries(KILLED)
+REST: dict[str, Any] = {
+    "commands": None,
+    "at": "sent",
+    "prefetch": 10,
+    "fates": ["acknowledge"],
+    "patience": 15,
+    "in_two_steps": False,
+}
 
 
-def wrong(app: Any, redis: RedisServer, transport: str, messages: int, plans: list[dict[str, Any]]) -> list[str]:
-    """What is wrong after these lives and one that takes all that is left."""
-    redis.reset()
-    client = redis.client
-    with app.connection_for_write() as connection, connection.Producer() as producer:
-        for number in range(messages):
-            producer.publish(
-                {}, routing_key="kills", declare=[QUEUE], headers={"number": number}, priority=0, retry=False
-            )
-    lives = [life_of(each) for each in [consumer(redis.url, transport, **plan) for plan in plans]]
-    # As if their leases, or the visibility timeout, had ended.
+def lapse(client: Any) -> None:
+    """As if all leases, or the visibility timeout, had ended."""
     for tag in client.zrange("unacked_index", 0, -1):
         client.zadd("unacked_index", {tag: 1})
     seconds, _ = client.time()
     client.hset("celery-durable:leases", mapping={"seen": seconds, "hold": 0})
-    last = life_of(consumer(redis.url, transport, **REST))
-    everything = [*lives, last]
+
+
+def wrong(
+    app: Any,
+    redis: RedisServer,
+    transport: str,
+    messages: int,
+    rounds: list[list[dict[str, Any]]],
+    publisher: dict[str, Any] | None = None,
+) -> list[str]:
+    """What is wrong after these consumers and one that takes all that is left. The consumers of a round run together;
+    after a round all leases lapse. `publisher`: of one that runs beside the first."""
+    redis.reset()
+    client, arena = redis.client, Arena(redis.url, transport)
+    arena.run((PUBLISHER, {"commands": None, "at": "sent", "numbers": list(range(messages))}))
+    beside = [(PUBLISHER, {**publisher, "numbers": list(range(100, 106))})] if publisher else []
+    for plans in rounds:
+        arena.run(*beside, *((CONSUMER, plan) for plan in plans))
+        beside = []
+        lapse(client)
+    arena.run((CONSUMER, REST))
 
     problems = []
-    taken = {number for life in everything for number in life.numbers("got")}
-    if lost := set(range(messages)) - taken:
+    taken = set(arena.numbers("got"))
+    if lost := set(arena.numbers("published")) - taken:
         problems.append(f"never delivered: {sorted(lost)}")
-    settled = {number for life in everything for number in life.numbers("acknowledged")}
-    if unsettled := set(range(messages)) - settled:
+    dead = {json.loads(letter.payload)["headers"]["number"] for letter in letters_of(app)}
+    if unsettled := taken - set(arena.numbers("acknowledged")) - dead:
         problems.append(f"delivered, not acknowledged, and not redelivered: {sorted(unsettled)}")
-    # A message may be delivered again if its consumer was killed, held it to its end, or returned it.
-    for life in everything:
+    if dead - set(arena.numbers("rejected")):
+        problems.append(f"dead letters that nobody rejected: {sorted(dead)}")
+    # A message may be delivered again if its consumer was killed, held it to its end, returned or delayed it.
+    for life in arena.lives:
         for number, times in Counter(life.numbers("got")).items():
-            if times - 1 > life.numbers("returned").count(number):
+            if times - 1 > [*life.numbers("returned"), *life.numbers("delayed")].count(number):
                 problems.append(f"{number} delivered {times} times to one consumer")
-    for number in settled:
-        ends = [life for life in everything if number in life.numbers("acknowledged")]
+        for priority in range(PRIORITIES):
+            # Not what was delayed, by its publisher or a consumer: it is delivered when it is due.
+            first = [each for each in life.first_deliveries() if each % PRIORITIES == priority and each % 5 != 4]
+            first = [each for each in first if each not in arena.numbers("delayed")]
+            if first != sorted(first):
+                problems.append(f"not in their order: {first}")
+    for number in taken:
+        ends = [life for life in arena.lives if number in {*life.numbers("acknowledged"), *life.numbers("rejected")}]
         if sum(not life.killed for life in ends) > 1:
-            problems.append(f"{number} acknowledged by two consumers that were not killed")
-    if left := [key for key in client.scan_iter() if key.startswith((b"kills", b"unacked"))]:
+            problems.append(f"{number} settled by two consumers that were not killed")
+    if left := [key for key in client.scan_iter() if key.startswith((b"kills", b"unacked", b"celery-durable:delayed"))]:
         problems.append(f"left in Redis: {left}")
     return problems
 
 
+def letters_of(app: Any) -> list[Any]:
+    with app.durable.raw_broker() as client:
+        return list(app.durable.dead_letters.read(client))
+
+
 @pytest.fixture
 def app(new_app: NewApp) -> Any:
-    return new_app({"task_queues": [QUEUE]})
+    return new_app({"task_queues": [QUEUE], "broker_transport_options": LISTS})
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(messages=st.integers(1, 12), plans=st.lists(PLANS, min_size=1, max_size=3))
+@settings(
+    max_examples=settings().max_examples // 10,  # each starts several processes
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    messages=st.integers(0, 12),
+    rounds=st.lists(st.lists(CONSUMERS, min_size=1, max_size=3), min_size=1, max_size=2),
+    publisher=st.none() | PUBLISHERS,
+)
 def test_no_message_is_lost_or_delivered_twice(
-    app: Any, redis_server: RedisServer, messages: int, plans: list[dict[str, Any]]
+    app: Any,
+    redis_server: RedisServer,
+    messages: int,
+    rounds: list[list[dict[str, Any]]],
+    publisher: dict[str, Any] | None,
 ) -> None:
-    assert wrong(app, redis_server, "atomic", messages, plans) == []
+    assert wrong(app, redis_server, "atomic", messages, rounds, publisher) == []
 
 
-def test_kombus_own_transport_fails_this(app: Any, redis_server: RedisServer) -> None:
-    """It takes a message and books it in two steps. Each number of commands is a moment to be killed at."""
-    found = []
-    for commands in range(1, 5):
-        plan = {**REST, "commands": commands, "patience": 2, "prefetch": 1}
-        found += wrong(app, redis_server, "stock", 3, [plan])
-    assert any("never delivered" in problem for problem in found), found
+@pytest.mark.parametrize(("transport", "in_two_steps"), [("stock", False), ("atomic", True)])
+def test_a_fetch_that_is_not_atomic_fails_this(
+    app: Any, redis_server: RedisServer, transport: str, in_two_steps: bool
+) -> None:
+    """Each number of commands is a moment to be killed at."""
+    found: list[str] = []
+    for commands in range(1, 9):
+        plan = {**REST, "commands": commands, "patience": 2, "prefetch": 1, "in_two_steps": in_two_steps}
+        found += wrong(app, redis_server, transport, 3, [[plan]])
+        if any("never delivered" in problem for problem in found):
+            return
+    pytest.fail(f"nothing was lost: {found}")

@@ -5,13 +5,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 
 from celery_durable import Config
 from celery_durable.background import Background
-from celery_durable.watchdog import EXIT_CODE, Diagnosis
+from celery_durable.watchdog import EXIT_CODE, Diagnosis, TimeLimits
 
 from .poll import poll_until
 from .project import Program, Project
@@ -104,6 +105,36 @@ def test_a_worker_that_is_busy_or_idle_or_takes_messages_is_not_deaf() -> None:
         worker.turns += 1
         worker.received += 1
         assert diagnosis.problem() == ""
+
+
+# --- Time limits ---
+
+
+class Running:
+    def __init__(self, of_message: float | None, of_task: float | None) -> None:
+        self.time_limits, self.task = [of_message, None], SimpleNamespace(time_limit=of_task)
+
+
+def test_a_task_exceeds_the_limit_of_its_message_or_its_own() -> None:
+    short, long, unlimited = Running(10, 3600), Running(None, 20), Running(None, None)
+    running: list[Any] = [short, long, unlimited]
+    limits = TimeLimits(INTERVAL, lambda: running)
+    assert not any(limits.exceeded() for _ in looks(10 + INTERVAL))
+    assert limits.exceeded() == [(short, 10)]
+    running.remove(short)
+    assert not any(limits.exceeded() for _ in looks(20 - 10 - INTERVAL))
+    assert limits.exceeded() == [(long, 20)]
+
+
+def test_the_time_of_a_task_that_runs_again_starts_again() -> None:
+    again = Running(10, None)
+    running: list[Any] = [again]
+    limits = TimeLimits(INTERVAL, lambda: running)
+    for _ in range(3):
+        assert not any(limits.exceeded() for _ in looks(10))
+        running.clear()
+        assert limits.exceeded() == []
+        running.append(again)
 
 
 # --- Threads ---

@@ -23,6 +23,7 @@ from kombu.utils.uuid import uuid
 from redis import BusyLoadingError, Redis, RedisError, ResponseError
 
 from celery_durable import transport
+from celery_durable.clients import forks
 from celery_durable.errors import BatchPublishError
 from celery_durable.logs import get_logger
 from celery_durable.lua import Script
@@ -126,6 +127,11 @@ class CollectingProducer(Producer):
         super().__init__(None, exchange=UNNAMED, auto_declare=False)
         self.channel = collector  # given to kombu's constructor, it would bind a copy of the exchange
 
+    def revive(self, channel: Any) -> None:
+        """Called after the connection was lost: the new one knows of no exchange."""
+        self._pooled.revive(channel)
+        self._declared.clear()
+
     @property
     def connection(self) -> Any:
         """kombu's needs a channel, which cannot be made without a broker."""
@@ -165,7 +171,17 @@ class Batch:
         self._pooled = producer
         self._publications: list[Publication] = []
         self._bytes = 0
-        self.ended = False
+        self._forks = forks()
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether it takes no more; a child process has no part in its parent's."""
+        return self._ended or self._forks != forks()
+
+    def end(self) -> None:
+        """Take no more."""
+        self._ended = True
 
     def add(self, publication: Publication, send: Callable[[Any], Any] | None) -> None:
         """Collect a task. `send` publishes it with a producer; None: it is only written to the outbox. Raises
@@ -255,7 +271,7 @@ class Batch:
         conf, connection = self.durable.app.conf, self._pooled.connection
         try:
             if retry:
-                publish = connection.ensure(self._pooled, publish, **conf.task_publish_retry_policy)
+                publish = connection.ensure(self.producer, publish, **conf.task_publish_retry_policy)
             with connection._reraise_as_library_errors():
                 errors = json.loads(publish())
         except PUBLISH_ERRORS as error:
@@ -290,7 +306,7 @@ def batched(durable: Any) -> Iterator[None]:
         try:
             yield
         finally:
-            batch.ended = True
+            batch.end()
             _open.reset(token)
         batch.flush()
 

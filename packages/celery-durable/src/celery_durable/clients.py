@@ -39,7 +39,13 @@ def database(url: str) -> tuple[Any, ...]:
     return *server, int(options.get("db") or 0), options.get("username")
 
 
-_forks = 0  # that led to this process, since the import. os.getpid() takes a fiftieth of a publish
+_forks = 0
+
+
+def forks() -> int:
+    """How many forks led from the import to this process. os.getpid() would take a fiftieth of the time of a publish.
+    Only Python's own forks are counted; redis-py's connection pools check the process id themselves."""
+    return _forks
 
 
 def _count_fork() -> None:
@@ -47,7 +53,8 @@ def _count_fork() -> None:
     _forks += 1
 
 
-os.register_at_fork(after_in_child=_count_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_count_fork)
 
 
 class Clients:
@@ -63,8 +70,8 @@ class Clients:
 
         Typed Any because redis-py types each reply bytes | str, whatever decode_responses is.
         """
-        if self._forks != _forks:  # two processes would read from one socket
-            self._clients, self._forks = {}, _forks
+        if self._forks != forks():  # two processes would read from one socket
+            self._clients, self._forks = {}, forks()
         if url not in self._clients:
             self._clients[url] = connect(url, self._config, **options)
         return self._clients[url]

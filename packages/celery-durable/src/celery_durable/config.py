@@ -67,7 +67,7 @@ class Config:
 
     #: Default of task_soft_time_limit: SoftTimeLimitExceeded is raised in the task.
     soft_time_limit: float = 3540
-    #: Default of task_time_limit: its process is killed.
+    #: Default of task_time_limit: its process is killed; with the solo and threads pools the watchdog ends the worker.
     time_limit: float = 3600
     #: Retry delay of a task that sets none. Celery's is 180 s.
     default_retry_delay: float = 5

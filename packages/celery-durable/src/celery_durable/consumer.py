@@ -18,7 +18,7 @@ from kombu.common import QoS
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
-from celery_durable.atomic.channel import AT_ONCE
+from celery_durable.atomic.delays import AT_ONCE
 from celery_durable.atomic.leases import TAG_PREFIX
 from celery_durable.dead_letters import Reason
 from celery_durable.logs import get_logger
@@ -135,9 +135,14 @@ class Consumer(consumer.Consumer):
             super().on_send_event_buffered()
         elif not self._events_due:
             self._events_due = True
-            self.event_dispatcher.buffer_limit = EVENTS  # Celery's is 24
             # A thread of the pool must not add a timer itself: the event loop would not notice it.
             self.call_soon(self.timer.call_after, EVENTS_WITHIN, self._publish_events)
+
+    def connect(self) -> Any:
+        """Threads have sent events meanwhile. What the old dispatcher cannot publish now, the next one takes over."""
+        connection = super().connect()
+        self._flush_events()
+        return connection
 
     def _publish_events(self) -> None:
         self._events_due = False
@@ -153,6 +158,8 @@ class Consumer(consumer.Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Called for each connection, before the first message."""
         self._events_due = False  # the entry of a connection that failed early may have been cancelled
+        if self.event_dispatcher and not isinstance(self.pool, solo.TaskPool):
+            self.event_dispatcher.buffer_limit = EVENTS  # Celery's is 24
         self.durable.revocations.load()
         if self.durable.config.renewal and not self.durable.atomic:
             if self._renewal:  # of the previous connection
@@ -171,7 +178,7 @@ class Consumer(consumer.Consumer):
                 check_message(message, self.strategies)
                 booked = delays and message.delivery_tag.startswith(TAG_PREFIX)  # a broadcast is not
                 due = eta_of(message.headers) if booked else 0
-                if due > time.time() + AT_ONCE and message.channel.delay(message, due):
+                if due > time.time() + AT_ONCE and message.channel.delays.park(message, due):
                     self._taken.pop(message.delivery_tag)
                     return None
                 return handle(message)

@@ -5,7 +5,8 @@ python -m celery_durable -A APP delayed run|cancel|give-up ID | --task NAME | --
 
 run: they are due now. cancel: they are revoked: their state becomes REVOKED, and a chord of theirs fails.
 give-up: workers with the stock transport get them, with their ETA, and hold them: for a return to that transport, once
-no worker with the atomic one runs.
+no worker with the atomic one runs. With --all they also get at once what killed ones of these held; else they would get
+it after their visibility timeout.
 """
 
 import argparse
@@ -19,20 +20,12 @@ from typing import Any
 from kombu.utils.json import dumps
 from redis import RedisError
 
+from celery_durable.atomic.leases import TAG_PREFIX
+from celery_durable.atomic.scripts import MOVE
 from celery_durable.logs import escaped
-from celery_durable.lua import Script
 
 LISTED = 50
 PAGE = 500  # messages in one round trip
-
-# Moves a message to a list, unless it has been moved already. KEYS: delayed messages, list. ARGV: member, message.
-MOVE = Script("""
-if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then
-    return 0
-end
-redis.call('LPUSH', KEYS[2], ARGV[2])
-return 1
-""")
 
 
 @dataclass(frozen=True)
@@ -110,9 +103,12 @@ class Command:
         found = [each for each in self._read() if _is_chosen(each, options)]
         for each in found:
             print(f"{act(each)} {escaped(each.header('task'))}[{escaped(each.header('id'))}]")
-        if not found:
+        returned = self._return_lapsed() if options.action == "give-up" and options.all else 0
+        if returned:
+            print(f"returned to their queues: {returned} messages that killed workers held")
+        if not found and not returned:
             print("delayed: no such message; see list", file=sys.stderr)
-        return 0 if found else 1
+        return 0 if found or returned else 1
 
     def _run(self, each: Delayed) -> str:
         return "due now" if self._move(each, _without_eta(each.message)) else "already due:"
@@ -127,6 +123,19 @@ class Command:
 
     def _move(self, each: Delayed, message: bytes) -> bool:
         return bool(MOVE(self._client, [self._key(each.queue), each.list_name], [each.member, message]))
+
+    def _return_lapsed(self) -> int:
+        seconds, _ = self._client.time()
+        with self._app.connection_for_write() as connection, connection._reraise_as_library_errors():
+            channel = connection.default_channel
+            index = channel.prefixed(channel.unacked_index_key)
+            lapsed = self._client.zrange(
+                index, seconds - self._app.durable.config.lease, "-inf", desc=True, byscore=True
+            )
+            tags = [tag.decode() for tag in lapsed if tag.startswith(TAG_PREFIX.encode())]
+            for tag in tags:  # of each worker the newest first, so that the oldest is the next
+                channel.qos.restore_by_tag(tag)
+        return len(tags)
 
     def _queues(self) -> Iterator[str]:
         yield from sorted(self._app.amqp.queues)

@@ -1,6 +1,5 @@
 """How the app publishes: through the outbox for tasks with `outbox=True`, and never a message that would run twice."""
 
-import os
 import time
 from collections.abc import Callable
 from functools import cache, cached_property
@@ -15,7 +14,8 @@ from kombu.utils.json import dumps
 
 from celery_durable.atomic.transport import Transport as AtomicTransport
 from celery_durable.batch import Batch, BatchProducer, Publication
-from celery_durable.clients import credentials, database
+from celery_durable.clients import credentials, database, forks
+from celery_durable.composing import in_front
 from celery_durable.consumer import PATIENCE
 from celery_durable.errors import (
     BatchPublishError,
@@ -125,7 +125,7 @@ class AMQP(amqp.AMQP):
     def producer_pool(self) -> Any:
         """Celery's pool of producers, of the library's class."""
         pool = super().producer_pool
-        pool.Producer = Producer
+        pool.Producer = in_front(Producer, pool.Producer)
         return pool
 
     @cached_property
@@ -142,7 +142,7 @@ class AMQP(amqp.AMQP):
     ) -> Any:
         """Celery's message of a task. What shortens the repr of arguments takes a sixth of a publish, and most are
         short. The name of the process is made once."""
-        options["origin"] = options.get("origin") or _origin()
+        options["origin"] = options.get("origin") or _origin(forks())
         for option, value, limit in (
             ("argsrepr", args or (), self.argsrepr_maxsize),
             ("kwargsrepr", kwargs or {}, self.kwargsrepr_maxsize),
@@ -360,12 +360,9 @@ def _connect_once(connection: Any) -> None:
 
 
 @cache
-def _origin() -> str:
+def _origin(forks: int) -> str:
     """The name of this process in its messages."""
     return str(anon_nodename())
-
-
-os.register_at_fork(after_in_child=_origin.cache_clear)
 
 
 def _numbered(options: dict[str, Any], publication: int) -> dict[str, Any]:

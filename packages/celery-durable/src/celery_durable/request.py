@@ -37,6 +37,19 @@ class DurableRequest:
             self._announce_end("time_limit")
         super().on_timeout(soft, timeout)  # type: ignore[misc]
 
+    def end_at_time_limit(self: Any, limit: float) -> None:
+        """What a prefork worker does after it has killed the task's process; here the caller ends the whole worker."""
+        if not self.acknowledged:  # not with acknowledge(): that waits for the event loop
+            if self.app.durable.config.dead_letters:
+                self.message.dead = (Reason.TIME_LIMIT, f"{limit:g} s")
+                self.message.reject()
+            else:
+                self.message.ack()
+            self.acknowledged = True
+        elif self.app.durable.config.dead_letters:
+            self._end_entry()
+        self.on_timeout(soft=False, timeout=limit)
+
     def on_failure(self: Any, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
         error = exc_info.exception
         error = getattr(error, "exc", error)  # billiard wraps it to keep its traceback

@@ -109,7 +109,7 @@ class QoS(redis.QoS):
 class Channel(redis.Channel):
     QoS = QoS
     _cached_client: Any = None
-    collector: Any = None  # of the message that is published in a batch, see batch.py
+    collector: Any = None  # while a message is collected: see batch.py, together.py
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self.durable = connection.client.durable  # of the app that the connection belongs to

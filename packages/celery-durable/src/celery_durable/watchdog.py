@@ -4,14 +4,19 @@ Hung: its event loop is blocked (for example waiting for a reply on a connection
 loop runs and the worker is idle, but it takes none of the waiting messages (for example after a leaked prefetch slot).
 Time is counted in iterations of the watchdog thread, so that a process that was frozen or starved of CPU does not count
 as hung. A blocked loop is accepted while one of the two Redis does not answer, and while the solo pool runs a task.
+
+It exits also when a task of the solo or threads pool runs for longer than its time limit: Celery ends only tasks of the
+prefork pool, and a task that hangs would keep its message and its slot for ever.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from threading import Timer
 from typing import Any
 
 from celery import bootsteps
-from celery.concurrency import solo
+from celery.concurrency import solo, thread
 from celery.worker import WorkController, state
 from redis import RedisError
 
@@ -22,6 +27,7 @@ from celery_durable.logs import get_logger
 logger = get_logger(__name__)
 
 EXIT_CODE = 70  # EX_SOFTWARE (sysexits.h)
+LAST_WORDS = 10  # s in which the end of a task is recorded
 
 
 class Diagnosis:
@@ -60,6 +66,25 @@ class Diagnosis:
         return ""
 
 
+class TimeLimits:
+    """Of running tasks that nothing else ends."""
+
+    def __init__(self, interval: float, running: Callable[[], Iterable[Any]]) -> None:
+        self._interval, self._running = interval, running
+        self._ran: dict[Any, float] = {}  # s, by request
+
+    def exceeded(self) -> list[tuple[Any, float]]:
+        """Called every Config.watchdog_interval seconds: the requests that have run for longer than their limit (s)."""
+        self._ran = {request: self._ran.get(request, 0.0) + self._interval for request in self._running()}
+        limits = ((request, _limit_of(request)) for request in self._ran)
+        return [(request, limit) for request, limit in limits if limit and self._ran[request] > limit + self._interval]
+
+
+def _limit_of(request: Any) -> float | None:
+    limit, _ = request.time_limits
+    return limit or request.task.time_limit  # type: ignore[no-any-return]
+
+
 class Watchdog(bootsteps.StartStopStep):
     """Checks from a thread while the worker runs."""
 
@@ -77,8 +102,11 @@ class Watchdog(bootsteps.StartStopStep):
     def start(self, parent: WorkController) -> None:
         parent.timer.call_repeatedly(1, self._turn)
         diagnosis = self._diagnosis(parent)
+        limits = TimeLimits(parent.app.durable.config.watchdog_interval, lambda: _running(parent))
 
         def look() -> None:
+            if overrun := limits.exceeded():
+                _exit_without(overrun)
             if problem := diagnosis.problem():
                 logger.critical("watchdog: this worker exits: %s", problem)
                 os._exit(EXIT_CODE)
@@ -121,3 +149,29 @@ class Watchdog(bootsteps.StartStopStep):
         return Diagnosis(
             durable.config, lambda: self._turned, may_block, lambda: worker.consumer.received, idle, waiting
         )
+
+
+def _running(worker: WorkController) -> list[Any]:
+    """The requests whose time limits are the watchdog's business."""
+    if not isinstance(worker.pool, solo.TaskPool | thread.TaskPool):
+        return []
+    while True:
+        with suppress(RuntimeError):  # another thread has added one meanwhile
+            return list(state.active_requests)
+
+
+def _exit_without(overrun: list[tuple[Any, float]]) -> None:
+    """Record the ends of these tasks as a prefork worker does, and exit. Messages of other tasks are redelivered."""
+    last = Timer(LAST_WORDS, os._exit, (EXIT_CODE,))
+    last.daemon = True
+    last.start()
+    try:
+        for request, limit in overrun:
+            task = f"{request.name}[{request.id}]"
+            logger.critical("watchdog: this worker exits: %s runs for longer than its time limit, %g s", task, limit)
+            try:
+                request.end_at_time_limit(limit)
+            except Exception:
+                logger.exception("watchdog: the end of %s is not recorded; its message is redelivered", task)
+    finally:
+        os._exit(EXIT_CODE)

@@ -11,8 +11,8 @@ from celery.concurrency import prefork, solo
 from celery.worker import WorkController, control
 from redis import RedisError
 
-from celery_durable.atomic.leases import BATCH, TICK
-from celery_durable.atomic.scripts import DUE
+from celery_durable.atomic.delays import move_due
+from celery_durable.atomic.leases import TICK
 from celery_durable.atomic.support import missing_for_worker
 from celery_durable.background import Background
 from celery_durable.checks import refuse_dangerous_settings
@@ -134,10 +134,11 @@ class Due(bootsteps.StartStopStep):
 
     def start(self, parent: WorkController) -> None:
         durable = parent.app.durable
+        keys = [durable.delayed_key(queue) for queue in queue_names(parent)]
 
         def move() -> None:
             try:
-                DUE(durable.broker, [durable.delayed_key(queue) for queue in queue_names(parent)], [BATCH])
+                move_due(durable.broker, keys, lambda: True)
             except RedisError as error:
                 logger.warning("delayed messages not moved: %s; tried again in %g s", error, TICK)
 

@@ -27,7 +27,7 @@ README = (PACKAGE / "README.md").read_text()
 
 ORDERS, CENTS, KILLS = 150, 7, 4
 STARTS_WITHIN = 60  # s
-# s: the messages of a killed worker are back in their queue after 90 s (Config.visibility_timeout).
+# s: the messages of a killed worker are back in their queue after Config.lease, with the stock transport after 90 s.
 CHARGED_WITHIN = 240
 
 # The README's task, surrounded by waits, so that a kill may come before its effect or after it.

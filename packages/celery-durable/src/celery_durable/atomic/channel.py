@@ -1,4 +1,4 @@
-"""The channel: takes messages atomically for consumers that acknowledge, parks delayed ones, gives others back."""
+"""The channel: takes messages atomically for consumers that acknowledge, and gives others back."""
 
 import time
 from collections import deque
@@ -14,22 +14,20 @@ from kombu.utils.uuid import uuid
 from redis import ConnectionPool, Redis, RedisError
 
 from celery_durable import transport
+from celery_durable.atomic.delays import Delays
 from celery_durable.atomic.fetching import Fetched, Fetcher
 from celery_durable.atomic.leases import TAG_PREFIX
 from celery_durable.atomic.qos import QoS
-from celery_durable.atomic.scripts import DELAY, FETCH, GIVE_BACK
+from celery_durable.atomic.scripts import FETCH, GIVE_BACK
 from celery_durable.dead_letters import Reason
 from celery_durable.logs import get_logger
 from celery_durable.signals import operation_fenced
-from celery_durable.times import eta_of
 
 logger = get_logger(__name__)
 
 DELIVERING = 0.005  # s after which the event loop gets its turn: in a solo worker a delivery runs the task
 UNLIMITED = 100  # messages at a time if there is no prefetch count
 LOOP_TURNS = 0.2  # s
-AT_ONCE = 0.5  # s; a message that is due sooner is not parked
-IS_DUE = 2  # see delay.lua
 
 
 class Channel(transport.Channel):
@@ -51,6 +49,7 @@ class Channel(transport.Channel):
         self.books = self.prefixed(self.unacked_key), self.prefixed(self.unacked_index_key)
         self._max_bytes, self._max_deliveries = config.max_message_bytes, config.max_deliveries
         self.fetcher = Fetcher(self, self._name, self._tag_prefix)
+        self.delays = Delays(self)
         self.handlers["FETCH"] = self.read_fetched
 
     # --- Names ---
@@ -58,10 +57,6 @@ class Channel(transport.Channel):
     def key(self, name: str) -> str:
         """A key of the library."""
         return self.prefixed(f"{self.durable.config.key_prefix}{name}")
-
-    def delayed_key(self, queue: str) -> str:
-        """The sorted set of a queue's delayed messages."""
-        return self.key(f"delayed:{queue}")
 
     def list_of(self, queue: str, payload: Any) -> str:
         """The Redis list in which a message waits."""
@@ -206,7 +201,7 @@ class Channel(transport.Channel):
             found = FETCH(client, keys, [1, tag, 0, 1, 0, self._name, self.key("wake:"), 0, 0, dumps(queue)])
         if len(found) == 2:
             raise Empty
-        message = self._read(Fetched(f"{tag}0", queue, found[3]))
+        message = self._read(Fetched(f"{tag}{0:012}", queue, found[3]))
         if message is None:
             raise Empty
         return message._raw
@@ -278,53 +273,21 @@ class Channel(transport.Channel):
     # --- Delays ---
 
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
-        """A message with an ETA waits in a sorted set until it is due: no worker holds it."""
-        due = eta_of(message.get("headers") or {})
-        if due <= time.time() + AT_ONCE or queue in self._expires:
+        if not self.delays.put(queue, message, kwargs.get("_publish_batch")):
             super()._put(queue, message, **kwargs)
-            return
-        # The id keeps apart two messages with the same bytes.
-        member = f"{self.list_of(queue, message)}\0{uuid()}\0{dumps(message)}"
-        batch = kwargs.get("_publish_batch")
-        if batch is not None:
-            # The client of a batch adds global_keyprefix.
-            batch.add("zadd", f"{self.durable.config.key_prefix}delayed:{queue}", {member: due})
-            return
-        with self.raw_client() as client:
-            client.zadd(self.delayed_key(queue), {member: due})
-
-    def delay(self, message: Any, due: float) -> bool:
-        """Park a message that is held until it is due (epoch seconds). False: it stays with this worker, because it is
-        due by the clock of Redis, or its queue expires. Raises RedisError."""
-        queue, tag = transport._queue_of(message), message.delivery_tag
-        if queue in self._expires:
-            return False
-        member = b"%s\0%s\0%s" % (self.list_of(queue, message._raw).encode(), tag.encode(), message.popped)
-        with self.raw_client() as client:
-            done = DELAY(client, [*self.books, self.delayed_key(queue)], [tag, due, member])
-        if done == IS_DUE:
-            message.headers["eta"] = None
-            return False
-        if not done:
-            self.fenced("delay")
-        self.qos._quick_ack(tag)
-        return True
 
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any) -> None:
         with self.raw_client() as client:
-            if if_empty and client.exists(self.delayed_key(queue)):
+            if if_empty and self.delays.any_of(client, queue):
                 return
             super().queue_delete(queue, if_unused, if_empty, **kwargs)
             if not if_empty:
-                client.delete(self.delayed_key(queue))
+                self.delays.delete(client, queue)
 
     def _purge(self, queue: str) -> int:
         with self.raw_client() as client:
-            pipe = client.pipeline()
-            pipe.zcard(self.delayed_key(queue))
-            pipe.delete(self.delayed_key(queue))
-            delayed, _ = pipe.execute()
-        return int(super()._purge(queue)) + int(delayed)
+            delayed = self.delays.delete(client, queue)
+        return int(super()._purge(queue)) + delayed
 
     # --- Connections ---
 

@@ -119,7 +119,7 @@ class Fetcher:
         self._channel.qos.acknowledged(late)
         found = []
         for number, (place, message) in enumerate(zip(rest[::2], rest[1::2], strict=True), self._first):
-            found.append(Fetched(f"{self._prefix}{number}", self._queues[place - 1], message))
+            found.append(Fetched(f"{self._prefix}{number:012}", self._queues[place - 1], message))
         self._replied(State.READY)
         if role:
             self._send_command(State.ASKING, "EXISTS", *(self._lists if role == WATCHES else [self._wake]))

@@ -13,7 +13,8 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis import Redis, RedisError
 
-from celery_durable.atomic.scripts import DUE, LAPSED, RENEW
+from celery_durable.atomic.delays import move_due
+from celery_durable.atomic.scripts import LAPSED, RENEW
 from celery_durable.background import Background
 from celery_durable.dead_letters import Reason
 from celery_durable.logs import get_logger
@@ -21,7 +22,7 @@ from celery_durable.logs import get_logger
 logger = get_logger(__name__)
 
 TICK = 0.5  # s between two looks for what is due or has lapsed
-BATCH = 500
+BATCH = 500  # tags that are renewed in one step
 GIVEN_BACK = 50  # messages at once, each of which takes two round trips: renewing must not wait
 
 TAG_PREFIX = "lease:"  # of the delivery tags of messages that are renewed
@@ -75,8 +76,8 @@ class Leases:
             self._channel.fenced("renew", number)
 
     def _move_due(self) -> None:
-        if queues := [self._channel.delayed_key(queue) for queue in self._queues()]:
-            DUE(self._client, queues, [BATCH])
+        keys = [self._channel.delays.key(queue) for queue in self._queues()]
+        move_due(self._client, keys, lambda: monotonic() < self._renew_at)
 
     def _give_back_lapsed(self) -> None:
         ours, of_stock_workers = self._lapsed()

@@ -30,7 +30,7 @@ UNSTAMPED = Counter(
 )
 REDELIVERED = Counter("celery_task_redelivered_total", "Tasks run after their message was restored.", ["task", "queue"])
 
-# Each keeps its series: to look them up in prometheus_client takes a third of the time.
+# To look up the series in prometheus_client takes a third of the time that metrics take.
 _ended, _runtime, _wait = cache(TASKS.labels), cache(RUNTIME.labels), cache(WAIT.labels)
 
 

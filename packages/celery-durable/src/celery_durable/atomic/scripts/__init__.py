@@ -6,7 +6,7 @@ from celery_durable.lua import Script
 
 
 def _script(name: str) -> Script:
-    return Script((files(__name__) / f"{name}.lua").read_text())
+    return Script((files(__name__) / f"{name}.lua").read_text("utf-8"))
 
 
 FETCH = _script("fetch")
@@ -15,3 +15,4 @@ LAPSED = _script("lapsed")
 RENEW = _script("renew")
 DELAY = _script("delay")
 DUE = _script("due")
+MOVE = _script("move")

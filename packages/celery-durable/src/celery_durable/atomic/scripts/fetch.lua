@@ -18,7 +18,7 @@
 --       9 number of tags to acknowledge
 --       10…                the tags, then each queue's name as JSON
 -- Returns {number of tags that the caller no longer held, role, queue (1…), message, queue, message, …}. The n-th message
--- has the tag <prefix><first + n - 1>.
+-- has the tag <prefix><first + n - 1>, the number with 12 digits: so tags sort in the order in which they were given.
 --
 -- Role: 0: call again. 1: watch the lists. 2: watch the wake key. To watch is to read keys on a connection that has
 -- CLIENT TRACKING on: Redis notifies it of their next change. Only one worker watches the lists, so a new message wakes
@@ -49,7 +49,7 @@ local now = time[1] .. '.' .. string.format('%06d', time[2])
 local index, held, bytes = {}, {}, 0
 
 local function book(queue, message)
-    local tag = prefix .. number
+    local tag = prefix .. string.format('%012d', number)
     number, most, bytes = number + 1, most - 1, bytes + #message
     index[#index + 1], index[#index + 2] = now, tag
     held[#held + 1], held[#held + 2] = tag, '[' .. message .. ', "", ' .. ARGV[names + queue] .. ']'

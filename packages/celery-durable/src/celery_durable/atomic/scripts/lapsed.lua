@@ -8,7 +8,8 @@
 --       4 gap: seconds without any call that mean that nobody could renew (Redis was frozen, down, or cut off)
 --       5 seconds that holders then have to renew
 --       6 the most tags to return
--- Returns delivery tags, the longest lapsed first. They stay in the books: give_back.lua or a dead letter removes them.
+-- Returns delivery tags, of each worker that of its newest message first: each is returned to the front of its queue, so
+-- that the oldest is the next. They stay in the books: give_back.lua or a dead letter removes them.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local lease, visibility, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
@@ -26,7 +27,7 @@ end
 
 local found, page, offset = {}, 1000, 0
 repeat
-    local tags = redis.call('ZRANGE', KEYS[1], '-inf', now - lease, 'BYSCORE', 'LIMIT', offset, page, 'WITHSCORES')
+    local tags = redis.call('ZRANGE', KEYS[1], now - lease, '-inf', 'BYSCORE', 'REV', 'LIMIT', offset, page, 'WITHSCORES')
     for i = 1, #tags, 2 do
         local ours = string.sub(tags[i], 1, #prefix) == prefix
         if #found < most and (ours or tonumber(tags[i + 1]) < now - visibility) then
