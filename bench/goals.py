@@ -25,6 +25,7 @@ GOALS = (
     Goal(measurement="delayed", column="memory", contender="atomic delayed prefork", over="atomic prefork", most=1.01),
     Goal(measurement="delayed", column="memory", contender="atomic delayed solo", over="atomic solo", most=1.01),
     Goal(measurement="stack", column="rate", contender="the stack", over="stock as documented", least=2),
+    Goal(measurement="scale", column="rate", contender="8 containers", over="1 containers", least=7.6),
     Goal(measurement="scale", column="part", contender="8 containers", least=0.95),
     Goal(measurement="options", column="rate", contender="atomic metrics prefork", over="atomic prefork", least=0.95),
     Goal(measurement="options", column="rate", contender="atomic metrics solo", over="atomic solo", least=0.95),
