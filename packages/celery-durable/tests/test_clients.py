@@ -169,9 +169,9 @@ def test_a_worker_continues_with_a_replaced_password(login: Login, new_project: 
 
 
 def test_a_client_is_made_once_for_each_address() -> None:
-    clients = Clients(Config(store=NOWHERE))
-    assert clients.get(NOWHERE) is clients.get(NOWHERE)
-    assert clients.get(NOWHERE) is not clients.get("redis://127.0.0.1:1/1")
+    clients = Clients()
+    assert clients.get(NOWHERE, object) is clients.get(NOWHERE, object)
+    assert clients.get(NOWHERE, object) is not clients.get("redis://127.0.0.1:1/1", object)
 
 
 def ask(durable: Any, name: str, failed: Any) -> None:
@@ -197,15 +197,15 @@ def test_processes_after_a_fork_do_not_mix_up_their_replies(app: Any) -> None:
 
 
 def test_a_process_after_a_fork_has_a_client_of_its_own() -> None:
-    clients = Clients(Config(store=NOWHERE))
-    before = clients.get(NOWHERE)
+    clients = Clients()
+    before = clients.get(NOWHERE, object)
     read, write = os.pipe()
     if not (child := os.fork()):
-        os.write(write, b"other" if clients.get(NOWHERE) is not before else b"same")
+        os.write(write, b"other" if clients.get(NOWHERE, object) is not before else b"same")
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read, 10) == b"other"
-    assert clients.get(NOWHERE) is before
+    assert clients.get(NOWHERE, object) is before
 
 
 def test_threads_share_a_client(app: Any) -> None:

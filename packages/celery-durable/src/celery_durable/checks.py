@@ -17,10 +17,12 @@ CONSUMER = "celery_durable.consumer:Consumer"
 def refuse_dangerous_settings(app: Any) -> None:
     """Raises DangerousSettingsError. Settings of a Redis that does not answer are skipped: it may start later."""
     scheme = urlsplit(app.durable.broker_url).scheme
-    if scheme not in ("redis", "rediss"):
+    if scheme not in ("redis", "rediss", "sentinel"):
         raise DangerousSettingsError(
-            [f"broker_url: is {scheme}://; celery_durable supports redis:// and rediss://, a single Redis each"]
+            [f"broker_url: is {scheme}://; celery_durable supports redis://, rediss:// and sentinel://"]
         )
+    if scheme == "sentinel" and "master_name" not in (app.conf.broker_transport_options or {}):
+        raise DangerousSettingsError(["broker_transport_options.master_name: is missing; sentinel:// needs it"])
     wrong = [*_of_the_app(app)]
     for name, client in (("broker", app.durable.broker), ("store", app.durable.store)):
         try:

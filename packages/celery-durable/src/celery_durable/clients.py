@@ -60,21 +60,29 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 class Clients:
     """Clients of one app."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self) -> None:
         self._forks = 0
         self._clients: dict[str, Any] = {}
 
-    def get(self, url: str, **options: Any) -> Any:
-        """This process's client of the Redis at `url`; its replies are text. It connects at first use.
+    def get(self, url: str, make: Callable[[], Any]) -> Any:
+        """This process's client of the Redis at `url`, which `make` creates. It connects at first use.
 
         Typed Any because redis-py types each reply bytes | str, whatever decode_responses is.
         """
         if self._forks != forks():  # two processes would read from one socket
             self._clients, self._forks = {}, forks()
         if url not in self._clients:
-            self._clients[url] = connect(url, self._config, **options)
+            self._clients[url] = make()
         return self._clients[url]
+
+
+def time_outs(config: Config) -> dict[str, float]:
+    """Options of a connection: without them a frozen Redis blocks its caller."""
+    return {
+        "socket_connect_timeout": config.publish_connect_timeout,
+        "socket_timeout": config.publish_socket_timeout,
+        "health_check_interval": config.health_check_interval,
+    }
 
 
 def connect(url: str, config: Config, make: Callable[..., Any] = Redis.from_url, **options: Any) -> Any:
@@ -87,11 +95,5 @@ def connect(url: str, config: Config, make: Callable[..., Any] = Redis.from_url,
         url = parts._replace(netloc=address).geturl()  # redis-py takes a user or a provider, not both
     return make(
         url,
-        **{
-            "decode_responses": True,
-            "socket_connect_timeout": config.publish_connect_timeout,
-            "socket_timeout": config.publish_socket_timeout,
-            "health_check_interval": config.health_check_interval,
-            **options,
-        },
+        **{"decode_responses": True, **time_outs(config), **options},
     )

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 from kombu.transport.redis import Channel
 from redis import Redis
 from redis.client import Pipeline
 
+from celery_durable import sentinel
 from celery_durable.atomic import support
 from celery_durable.batch import batched
 from celery_durable.chords import Chords
@@ -38,7 +40,7 @@ class Durable:
 
     def __init__(self, app: Any, config: Config) -> None:
         self.app, self.config = app, config
-        self._clients = Clients(config)
+        self._clients = Clients()
         self.outbox = Outbox(config, lambda: self.store, sender=app)
         self.revocations = Revocations(config, lambda: self.broker, lambda: self.broker_key("revoked"))
         self.chords = Chords(config, lambda: self.store)
@@ -54,12 +56,12 @@ class Durable:
     @property
     def store(self) -> Any:
         """This process's client of the store; its replies are text."""
-        return self._clients.get(self.config.store)
+        return self._clients.get(self.config.store, lambda: connect(self.config.store, self.config))
 
     @property
     def broker(self) -> Any:
         """This process's client of the broker, for everything but messages; its replies are text."""
-        return self._clients.get(self.broker_url)
+        return self._clients.get(self.broker_url, self._connect_broker)
 
     def once(self, marker: str, effect: Callable[[Pipeline], Any], ttl: float | None = None) -> Once:
         """Apply an effect in the store unless its marker is there: see `once.once`."""
@@ -158,7 +160,12 @@ class Durable:
 
     def raw_broker(self) -> Redis:
         """A client of the broker whose replies are bytes; a context manager."""
-        client: Redis = connect(self.broker_url, self.config, decode_responses=False)
+        return self._connect_broker(decode_responses=False)
+
+    def _connect_broker(self, **options: Any) -> Redis:
+        if urlsplit(self.broker_url).scheme == "sentinel":
+            return sentinel.connect(self.broker_url, self._transport_options, self.config, **options)
+        client: Redis = connect(self.broker_url, self.config, **options)
         return client
 
     @property

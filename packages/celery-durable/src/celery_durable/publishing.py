@@ -12,6 +12,7 @@ from kombu.transport import redis
 from kombu.utils.collections import HashedSeq
 from kombu.utils.json import dumps
 
+from celery_durable import sentinel
 from celery_durable.atomic.transport import Transport as AtomicTransport
 from celery_durable.batch import Batch, BatchProducer, Publication
 from celery_durable.clients import credentials, database, forks
@@ -48,6 +49,8 @@ class Connection(amqp.Connection):
 
     def get_transport_cls(self) -> Any:
         found = super().get_transport_cls()
+        if found is redis.SentinelTransport:
+            return sentinel.Transport
         if found is not redis.Transport:
             return found
         return AtomicTransport if self.durable.atomic else Transport
@@ -55,7 +58,7 @@ class Connection(amqp.Connection):
     @cached_property
     def has_store(self) -> bool:
         """Whether it is to the database of the store, as the same user."""
-        one_redis = issubclass(self.get_transport_cls(), Transport) and len(self.alt) < 2
+        one_redis = self.get_transport_cls() in (Transport, AtomicTransport) and len(self.alt) < 2
         return one_redis and database(self.as_uri()) == database(self.durable.config.store)
 
     def Pool(self, limit: int | None = None, **kwargs: Any) -> Any:  # noqa: N802 - kombu's name
