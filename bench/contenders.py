@@ -96,6 +96,12 @@ ALL = (
     *celery("stock events", "events on, as Flower needs them", flags="--task-events", settings=SENT),
     # celery-redis-plus.
     *celery("plus", "celery-redis-plus as installed: acknowledges before it runs, prefetch 4", settings=PLUS),
+    *celery(
+        "plus tuned",
+        "prefetch 64; without gossip, mingle, heartbeat, rate limits",
+        flags=BARE,
+        settings={**PLUS, "worker_disable_rate_limits": True},
+    ),
     *celery("plus events", "events on", flags="--task-events", settings={**PLUS, **SENT}),
     *celery("plus late", "acknowledges when done", settings={**PLUS, **LATE}),
     # celery-durable: late acknowledgement and a prefetch of 1 are its defaults.

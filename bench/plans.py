@@ -70,9 +70,8 @@ FULL = Plan(
         Run(
             measurement="drain",
             contenders=(
-                *each(
-                    "prefork solo threads", "stock", "stock tuned", "plus", "library stock", "atomic", "atomic tuned"
-                ),
+                *each("prefork solo threads", "stock", "stock tuned", "plus", "plus tuned", "library stock"),
+                *each("prefork solo threads", "atomic", "atomic tuned"),
                 *PEERS,
             ),
             rounds=5,
@@ -80,8 +79,9 @@ FULL = Plan(
         Run(
             measurement="options",
             contenders=(
-                *each("prefork solo", "stock", "stock late", "stock events", "plus", "plus late", "plus events"),
-                *each("prefork solo", "atomic", "atomic early", "atomic events", "atomic metrics"),
+                *each("prefork solo threads", "stock", "stock late", "stock events"),
+                *each("prefork solo", "plus", "plus late", "plus events"),
+                *each("prefork solo threads", "atomic", "atomic early", "atomic events", "atomic metrics"),
             ),
             rounds=3,
         ),
