@@ -11,7 +11,8 @@ import pytest
 from kombu import Consumer, Queue
 from kombu.asynchronous import Hub
 
-from celery_durable.atomic.fetching import State
+from celery_durable.atomic.ahead import Ahead
+from celery_durable.atomic.fetching import Fetched, State
 from celery_durable.atomic.leases import TAG_PREFIX
 from celery_durable.atomic.scripts import FETCH, LAPSED
 from celery_durable.dead_letters import Reason
@@ -104,6 +105,41 @@ def test_queues_in_the_configured_order(new_app: NewApp, client: Any, strategy: 
         found = taker.take()
     expected = [(priority, name) for priority in (0, 1) for name in order for _ in range(3)]
     assert [(each.properties["priority"], each.delivery_info["queue"]) for each in found] == expected
+
+
+def test_as_many_are_read_ahead_as_were_handed_over_in_5_ms(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("celery_durable.atomic.ahead.monotonic", lambda: now)
+    ahead = Ahead()
+    for handed_over, expected in ((0, 0), (20, 1), (200, 10), (5000, 50), (0, 0)):
+        for _ in range(handed_over):
+            ahead.count()
+        assert ahead.number() != expected or not handed_over, "before it is measured"
+        now += 0.1
+        assert ahead.number() == expected
+
+
+def test_what_was_read_ahead_and_waits_returns_as_it_was(app: Any, client: Any) -> None:
+    for number in range(5):
+        publish(app, PLAIN, priority=number % 2, headers={"number": number})
+    before = {name: client.lrange(name, 0, -1) for name in app.durable.priority_lists("plain")}
+    with taking(app, PLAIN, number=1) as taker:
+        channel, transport = taker.channel, taker.connection.transport
+        transport._leases.stop()
+        keys = [*channel.books, "watcher", "waiting", "wake", *app.durable.priority_lists("plain")]
+        with channel.raw_client() as raw:
+            arguments = [5, f"{TAG_PREFIX}x:", 0, 1, 0, "x", "wake:", 0, 0, '"plain"']
+            _, _, *found = FETCH(raw, keys, arguments)
+            tags = [f"{TAG_PREFIX}x:{number:012}" for number in range(5)]
+            channel._buffer.extend(Fetched(tag, "plain", each) for tag, each in zip(tags, found[1::2], strict=True))
+            channel._fetched_at = time.monotonic()
+            channel.return_what_waits(raw)
+            assert len(channel._buffer) == len(held(client)) == 5, "it may still be handed over"
+            channel._fetched_at -= 1
+            channel.return_what_waits(raw)
+            assert len(channel._buffer) == len(held(client)) == 1, "for this one there is room"
+            channel._return_unread(raw, channel._buffer.pop())
+        assert {name: client.lrange(name, 0, -1) for name in app.durable.priority_lists("plain")} == before
 
 
 def test_what_was_held_at_the_end_is_next_in_its_old_order(app: Any) -> None:
@@ -454,7 +490,7 @@ def test_many_that_are_due_at_once_are_moved_at_once(app: Any, client: Any) -> N
     with taking(app, QUEUES[1]) as taker:
         leases = taker.connection.transport._leases
         leases.stop()
-        leases._queues = lambda: ["plain"]
+        taker.channel._consuming["plain"] = False, None
         leases._renew_at = 0
         leases._move_due()
         assert client.llen("plain") == 500

@@ -85,6 +85,26 @@ def test_without_prefetch_a_worker_holds_only_what_it_runs(new_project: NewProje
     )
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_short_tasks_do_not_wait_for_a_long_one_that_was_read_ahead_with_them(
+    new_project: NewProject, pool: str
+) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    with project.app.durable.batch():
+        for number in range(600):
+            project.app.tasks["quick"].delay(f"{number}")
+            if number == 500:
+                for name in ("one", "two"):
+                    project.app.tasks["slow"].delay(name, 20)
+    for name in ("one", "two", "three"):
+        project.worker("-P", pool, "-c", "1", name=name)
+    project.wait_noted("ran", 600)
+    assert sorted(project.noted("started")) == ["one", "two"]
+    assert sorted(map(int, project.noted("ran"))) == list(range(600)), "a long task ended before a short one ran"
+    project.wait_noted("ran", 602)
+    poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left")
+
+
 def test_delayed_tasks_of_stock_publishers_take_no_slot_of_a_worker(new_project: NewProject) -> None:
     project = new_project(TASKS, STEPS, **LEASE)
     for number in range(20):

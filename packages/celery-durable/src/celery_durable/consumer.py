@@ -193,6 +193,17 @@ class Consumer(consumer.Consumer):
 
         return on_task_received
 
+    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Celery waits for the next turn of the event loop. With the atomic transport an acknowledgement is sent with
+        the next fetch anyway, and the next message that a solo worker has read ahead needs its room now."""
+        if not (isinstance(self.pool, solo.TaskPool) and self.durable.atomic):
+            return super().call_soon_ack(p, *args, **kwargs)
+        try:
+            p(*args, **kwargs)
+        except Exception:
+            logger.exception("a message was not acknowledged; it is redelivered")
+        return p
+
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """With leases the messages of running tasks stay with this worker: they are renewed and acknowledged over the
         next connection. Otherwise they would run a second time meanwhile."""

@@ -14,6 +14,7 @@ from kombu.utils.uuid import uuid
 from redis import ConnectionPool, Redis, RedisError
 
 from celery_durable import transport
+from celery_durable.atomic.ahead import WAITS, Ahead
 from celery_durable.atomic.delays import Delays
 from celery_durable.atomic.fetching import Fetched, Fetcher
 from celery_durable.atomic.leases import TAG_PREFIX
@@ -42,6 +43,8 @@ class Channel(transport.Channel):
         self._name = uuid()
         self._tag_prefix = f"{TAG_PREFIX}{self._name}:"
         self._buffer: deque[Fetched] = deque()
+        self._ahead = Ahead()
+        self._fetched_at = 0.0
         self._pumped = 0.0  # when the event loop made its last turn
         self._consuming: dict[str, tuple[bool, Any]] = {}  # by queue: no_ack, and the consumer's callback
         super().__init__(connection, **options)
@@ -99,7 +102,7 @@ class Channel(transport.Channel):
         if "can_consume" in self.qos.__dict__ or not self.connection.loop:  # worker_disable_prefetch, drain_events()
             return 1
         most = self.qos.can_consume_max_estimate()
-        return UNLIMITED if most is None else int(most)
+        return UNLIMITED if most is None else int(most) + self._ahead.number()
 
     def pump(self) -> None:
         """Called in each turn of the event loop."""
@@ -127,6 +130,7 @@ class Channel(transport.Channel):
 
     def _read_reply(self) -> None:
         found = self.fetcher.read()
+        self._fetched_at = monotonic()
         for each in found:
             self._queue_cycle.rotate(each.queue)
         self._buffer.extend(found)
@@ -137,12 +141,13 @@ class Channel(transport.Channel):
         loop = self.connection.loop
         until = monotonic() + DELIVERING
         try:
-            while self._buffer:
-                self._hand_over(self._buffer.popleft())
+            while self._buffer and (not loop or self.qos.can_consume()):
+                with suppress(IndexError):  # returned meanwhile
+                    self._hand_over(self._buffer.popleft())
                 if not loop or monotonic() > until:
                     break
         finally:
-            if self._buffer and loop and self.connection is not None:
+            if self._buffer and loop and self.connection is not None and self.qos.can_consume():
                 self.connection.wake()
 
     def _hand_over(self, taken: Fetched) -> None:
@@ -150,6 +155,7 @@ class Channel(transport.Channel):
             with self.raw_client() as client:
                 self._return_unread(client, taken)
             return
+        self._ahead.count()
         no_ack, callback = self._consuming[taken.queue]
         message = self._read(taken)
         if message is None:
@@ -263,9 +269,20 @@ class Channel(transport.Channel):
         return returned
 
     def _return_unread(self, client: Redis, taken: Fetched) -> None:
-        message = self._read(taken)
-        if message is not None:
-            self.give_back(client, taken.tag, message._raw, [taken.queue], first=True)
+        """As it was: it has not been delivered."""
+        if (message := self._read(taken)) is not None:
+            keys = [*self.books, self.list_of(taken.queue, message._raw)]
+            GIVE_BACK(client, keys, [taken.tag, taken.message, "RPUSH", self._expires.get(taken.queue, 0)])
+
+    def return_what_waits(self, client: Redis) -> None:
+        """What was read ahead and has waited for long. Called by another thread: a task may block the event loop.
+        Raises RedisError."""
+        if not self._buffer or monotonic() - self._fetched_at < WAITS or self.connection is None:
+            return
+        room = self.qos.can_consume_max_estimate()
+        for _ in range(len(self._buffer) - (len(self._buffer) if room is None else room)):
+            with suppress(IndexError):  # handed over meanwhile
+                self._return_unread(client, self._buffer.pop())
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
         self.qos.give_back([message.delivery_tag], first=not leftmost)

@@ -32,10 +32,10 @@ class Leases:
     """Of one connection: renews what its channels hold, returns what other workers no longer renew, and moves delayed
     messages that are due."""
 
-    def __init__(self, channel: Any, held: Callable[[], list[str]], queues: Callable[[], list[str]]) -> None:
-        """`channel`: a consuming one, for names and the address; `held`: delivery tags; `queues`: that are consumed."""
+    def __init__(self, channel: Any, held: Callable[[], list[str]], channels: Callable[[], list[Any]]) -> None:
+        """`channel`: a consuming one, for names and the address; `held`: delivery tags; `channels`: that consume."""
         config = channel.durable.config
-        self._channel, self._held, self._queues = channel, held, queues
+        self._channel, self._held, self._channels = channel, held, channels
         self._lease, self._every = config.lease, config.lease_renewal
         self._renewal = config.renewal
         self._visibility = config.visibility_timeout
@@ -51,7 +51,7 @@ class Leases:
         self._client.connection_pool.disconnect()
 
     def _tick(self) -> None:
-        for step in (self._renew_in_time, self._move_due, self._sweep_in_time):
+        for step in (self._renew_in_time, self._move_due, self._return_what_waits, self._sweep_in_time):
             try:
                 step()
             except (RedisError, OSError) as error:
@@ -76,8 +76,12 @@ class Leases:
             self._channel.fenced("renew", number)
 
     def _move_due(self) -> None:
-        keys = [self._channel.delays.key(queue) for queue in self._queues()]
-        move_due(self._client, keys, lambda: monotonic() < self._renew_at)
+        queues = [queue for channel in self._channels() for queue in list(channel._consuming)]
+        move_due(self._client, list(map(self._channel.delays.key, queues)), lambda: monotonic() < self._renew_at)
+
+    def _return_what_waits(self) -> None:
+        for channel in self._channels():
+            channel.return_what_waits(self._client)
 
     def _give_back_lapsed(self) -> None:
         ours, of_stock_workers = self._lapsed()

@@ -61,14 +61,14 @@ class Transport(transport.Transport):
     def hold_leases(self, channel: Any) -> None:
         """From now on what the channels of this connection hold is renewed."""
         if self._leases is None:
-            self._leases = Leases(channel, self._held, self._consumed)
+            self._leases = Leases(channel, self._held, self._fetching)
             self.client.durable.leases.add(self._leases)
 
     def _held(self) -> list[str]:
         return list({*self.also_held(), *(tag for channel in list(self.channels) for tag in channel.held())})
 
-    def _consumed(self) -> list[str]:
-        return [queue for channel in list(self.channels) if channel.fetches for queue in list(channel._consuming)]
+    def _fetching(self) -> list[Any]:
+        return [channel for channel in list(self.channels) if channel.fetches]
 
     # --- The event loop ---
 
