@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -11,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from kombu.exceptions import OperationalError
 from redis import AuthenticationError, Redis
+from redis import ConnectionError as RedisConnectionError
 
 from celery_durable import Config
 from celery_durable.clients import Clients, PasswordFile, connect, credentials
@@ -124,7 +126,14 @@ def test_the_app_continues_with_a_replaced_password(new_app: NewApp, login: Logi
     use = uses(app)[name]
     use()
     login.replace()
-    use()
+
+    def continues() -> bool:
+        with suppress(RedisConnectionError):  # that the server closes its connection may be noticed only now
+            use()
+            return True
+        return False
+
+    poll_until(continues, "it to be used again", timeout=30)
 
 
 @pytest.mark.parametrize("password", ["first", "p@ss:w/rd%41?#"])
