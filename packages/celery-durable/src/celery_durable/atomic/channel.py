@@ -280,7 +280,9 @@ class Channel(transport.Channel):
         if not self._buffer or monotonic() - self._fetched_at < WAITS or self.connection is None:
             return
         room = self.qos.can_consume_max_estimate()
-        for _ in range(len(self._buffer) - (len(self._buffer) if room is None else room)):
+        if room is None:  # there is no limit, and nothing was read ahead
+            return
+        for _ in range(len(self._buffer) - room):
             with suppress(IndexError):  # handed over meanwhile
                 self._return_unread(client, self._buffer.pop())
 
