@@ -119,6 +119,17 @@ def test_as_many_are_read_ahead_as_were_handed_over_in_5_ms(monkeypatch: pytest.
         assert ahead.number() == expected
 
 
+def test_an_error_of_a_callback_is_not_taken_for_an_empty_buffer(app: Any) -> None:
+    def fail(message: Any) -> None:
+        raise IndexError("its own")
+
+    publish(app, PLAIN)
+    with taking(app, PLAIN) as taker:
+        taker.consumer.on_message = fail
+        with pytest.raises(IndexError, match="its own"):
+            taker.take()
+
+
 def test_what_was_read_ahead_and_waits_returns_as_it_was(app: Any, client: Any) -> None:
     for number in range(5):
         publish(app, PLAIN, priority=number % 2, headers={"number": number})

@@ -142,8 +142,11 @@ class Channel(transport.Channel):
         until = monotonic() + DELIVERING
         try:
             while self._buffer and (not loop or self.qos.can_consume()):
-                with suppress(IndexError):  # returned meanwhile
-                    self._hand_over(self._buffer.popleft())
+                try:
+                    taken = self._buffer.popleft()
+                except IndexError:  # returned meanwhile
+                    break
+                self._hand_over(taken)
                 if not loop or monotonic() > until:
                     break
         finally:
@@ -283,8 +286,11 @@ class Channel(transport.Channel):
         if room is None:  # there is no limit, and nothing was read ahead
             return
         for _ in range(len(self._buffer) - room):
-            with suppress(IndexError):  # handed over meanwhile
-                self._return_unread(client, self._buffer.pop())
+            try:
+                taken = self._buffer.pop()
+            except IndexError:  # handed over meanwhile
+                return
+            self._return_unread(client, taken)
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
         self.qos.give_back([message.delivery_tag], first=not leftmost)
