@@ -2,10 +2,12 @@
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from select import select
 from threading import Thread
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from kombu import Consumer, Queue
@@ -151,6 +153,106 @@ def test_what_was_read_ahead_and_waits_returns_as_it_was(app: Any, client: Any) 
             assert len(channel._buffer) == len(held(client)) == 1, "for this one there is room"
             channel._return_unread(raw, channel._buffer.pop())
         assert {name: client.lrange(name, 0, -1) for name in app.durable.priority_lists("plain")} == before
+
+
+# --- In an event loop ---
+
+
+class Loop:
+    """A consumer in an event loop, that has read ahead."""
+
+    def __init__(self, connection: Any, hub: Hub, ahead: int) -> None:
+        self.hub, self.taken = hub, list[Any]()
+        self.transport = connection.transport
+        self.channel = connection.default_channel
+        self.channel.basic_qos(0, 1, False)
+        self.channel._ahead.number = lambda: ahead
+        connection.register_with_event_loop(hub)
+        Consumer(self.channel, [PLAIN], on_message=self.taken.append).consume()
+
+    def run_until(self, condition: Callable[[], object], what: str) -> None:
+        def turn() -> object:
+            self.hub.run_once()
+            return condition()
+
+        poll_until(turn, what, interval=0)
+
+
+@contextmanager
+def in_loop(app: Any, messages: int, ahead: int) -> Iterator[Loop]:
+    for _ in range(messages):
+        publish(app, PLAIN)
+    hub = Hub()
+    with app.connection_for_read() as connection:
+        yield Loop(connection, hub, ahead)
+    hub.close()
+
+
+def test_acknowledgements_are_sent_together_while_messages_are_read_ahead(
+    app: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celery_durable.atomic.channel.ACKS_WAIT", 60)
+    with in_loop(app, messages=60, ahead=19) as loop:
+
+        def next_one() -> bool:
+            """As the prefork pool: a task has ended, which is an event."""
+            for message in loop.taken:
+                message.ack()
+                loop.transport.wake()
+            done.extend(loop.taken)
+            loop.taken.clear()
+            return len(done) == 60
+
+        done: list[Any] = []
+        send = Mock(side_effect=loop.channel.fetcher._send)
+        loop.channel.fetcher._send = send
+        loop.run_until(next_one, "60 messages")
+        loop.run_until(lambda: not held(client), "all to be acknowledged")
+        assert send.call_count < 12
+
+
+def test_an_acknowledgement_does_not_wait_for_a_long_task(app: Any, client: Any) -> None:
+    with in_loop(app, messages=3, ahead=2) as loop:
+        loop.run_until(lambda: loop.taken, "a message")
+        first = loop.taken[0]
+        first.ack()
+        loop.run_until(lambda: len(loop.taken) == 2, "the next message")
+        loop.run_until(lambda: first.delivery_tag not in held(client), "the first to be acknowledged")
+        assert loop.channel.has_unread
+
+
+def test_a_message_that_is_handed_over_late_in_a_turn_does_not_wait_for_the_next_event(app: Any) -> None:
+    """The part of the prefork pool, which writes it to a child process, may have been before."""
+    with in_loop(app, messages=2, ahead=1) as loop:
+        loop.run_until(lambda: loop.taken, "a message")
+        loop.transport._on_wake()
+        loop.channel.basic_qos(0, 2, False)
+        loop.channel.pump()
+        assert len(loop.taken) == 2
+        assert select([loop.transport._wake[0]], [], [], 0)[0]
+
+
+def test_a_connection_is_added_once_to_the_event_loop(app: Any, client: Any) -> None:
+    with in_loop(app, messages=1, ahead=0) as loop:
+        loop.run_until(lambda: loop.taken, "a message")
+        cycle = loop.transport.cycle
+        assert cycle.fds == {}
+        ((fd, watched),) = cycle._fd_to_chan.items()
+        (key,) = cycle._chan_to_sock
+        cycle._chan_to_sock[key] = Mock(fileno=lambda: fd)  # another connection has got its number
+        assert cycle.fds == {fd: watched}
+        assert cycle.fds == {}
+        loop.hub.remove_reader(fd)
+        assert cycle.fds == {fd: watched}
+
+
+def test_a_lost_connection_is_replaced_in_the_event_loop(app: Any, client: Any) -> None:
+    with in_loop(app, messages=1, ahead=0) as loop:
+        loop.run_until(lambda: loop.taken, "a message")
+        loop.channel.client.connection.disconnect()
+        publish(app, PLAIN)
+        loop.taken[0].ack()
+        loop.run_until(lambda: len(loop.taken) == 2, "a message over the next connection")
 
 
 def test_what_was_held_at_the_end_is_next_in_its_old_order(app: Any) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Container
 from typing import Any
 
-from celery.concurrency import solo
+from celery.concurrency import prefork, solo
 from celery.worker import consumer, state
 from celery.worker.consumer.consumer import INVALID_TASK_ERROR, UNKNOWN_FORMAT, UNKNOWN_TASK_ERROR
 from celery.worker.consumer.consumer import logger as celery_logger
@@ -195,8 +195,9 @@ class Consumer(consumer.Consumer):
 
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Celery waits for the next turn of the event loop. With the atomic transport an acknowledgement is sent with
-        the next fetch anyway, and the next message that a solo worker has read ahead needs its room now."""
-        if not (isinstance(self.pool, solo.TaskPool) and self.durable.atomic):
+        the next fetch anyway, and the next message that was read ahead needs its room now. Not from the threads of a
+        pool: there the event loop does it."""
+        if not (isinstance(self.pool, solo.TaskPool | prefork.TaskPool) and self.durable.atomic):
             return super().call_soon_ack(p, *args, **kwargs)
         try:
             p(*args, **kwargs)

@@ -27,6 +27,7 @@ from celery_durable.signals import operation_fenced
 logger = get_logger(__name__)
 
 DELIVERING = 0.005  # s after which the event loop gets its turn: in a solo worker a delivery runs the task
+ACKS_WAIT = 0.005  # s between two commands while messages that were read ahead are handed over
 UNLIMITED = 100  # messages at a time if there is no prefetch count
 LOOP_TURNS = 0.2  # s
 
@@ -45,6 +46,8 @@ class Channel(transport.Channel):
         self._buffer: deque[Fetched] = deque()
         self._ahead = Ahead()
         self._fetched_at = 0.0
+        self._delivering = False
+        self._deliver_due = self._turn_due = False  # whether the event loop has been asked to
         self._pumped = 0.0  # when the event loop made its last turn
         self._consuming: dict[str, tuple[bool, Any]] = {}  # by queue: no_ack, and the consumer's callback
         super().__init__(connection, **options)
@@ -95,12 +98,21 @@ class Channel(transport.Channel):
         """The consumed queues, the one whose turn it is first."""
         return list(self._queue_cycle.consume(len(self.active_queues)))
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether messages that were taken wait to be handed over."""
+        return bool(self._buffer)
+
     def room(self) -> int:
         """How many messages may be taken now."""
-        if self._buffer or not self.active_queues or not self.qos.can_consume():
+        if not self.active_queues:
             return 0
         if "can_consume" in self.qos.__dict__ or not self.connection.loop:  # worker_disable_prefetch, drain_events()
-            return 1
+            return int(not self._buffer and self.qos.can_consume())
+        if self._buffer:
+            return max(0, self._ahead.number() - len(self._buffer))
+        if not self.qos.can_consume():
+            return 0
         most = self.qos.can_consume_max_estimate()
         return UNLIMITED if most is None else int(most) + self._ahead.number()
 
@@ -115,8 +127,9 @@ class Channel(transport.Channel):
             if self._buffer and self.qos.has_acks and self.fetcher.has_reply:
                 self._read_reply()
             self.fetcher.start()
-        if self._buffer and self.connection.loop:
+        if self._buffer and self.connection.loop and self.qos.can_consume():
             self.deliver()
+            self.connection.wake()  # the prefork pool may have had its part of this turn before
 
     def read_fetched(self) -> bool:
         """Called when the connection is readable. Raises Empty if there is no message, RedisError, OSError."""
@@ -140,6 +153,7 @@ class Channel(transport.Channel):
         after it has sent acknowledgements: a solo worker runs the tasks in here."""
         loop = self.connection.loop
         until = monotonic() + DELIVERING
+        self._delivering = True
         try:
             while self._buffer and (not loop or self.qos.can_consume()):
                 try:
@@ -150,8 +164,15 @@ class Channel(transport.Channel):
                 if not loop or monotonic() > until:
                     break
         finally:
+            self._delivering = False
             if self._buffer and loop and self.connection is not None and self.qos.can_consume():
                 self.connection.wake()
+
+    def _deliver_next(self) -> None:
+        """After an acknowledgement, at the beginning of the next turn of the event loop."""
+        self._deliver_due = False
+        if self._buffer and self.connection is not None and self.connection.loop:
+            self.deliver()
 
     def _hand_over(self, taken: Fetched) -> None:
         if taken.queue not in self._consuming:  # cancelled meanwhile
@@ -234,6 +255,22 @@ class Channel(transport.Channel):
             self.qos.send_all()
         elif get_ident() != self.connection.loop_thread:
             self.connection.wake()
+        elif self._buffer and not (self._delivering or self._deliver_due):
+            # Not in `pump`: what the pool is given before its part of a turn is written in the same turn.
+            self._deliver_due = True
+            self.connection.loop.call_soon(self._deliver_next)
+
+    def acks_may_wait(self) -> bool:
+        """Those of short tasks are sent together: a prefork worker would send each in a command of its own."""
+        if not self._buffer or not self.connection.loop or monotonic() - self.fetcher.sent_at > ACKS_WAIT:
+            return False
+        if not self._turn_due:
+            self._turn_due = True
+            self.connection.loop.call_later(ACKS_WAIT, self._turn)
+        return True
+
+    def _turn(self) -> None:
+        self._turn_due = False
 
     def fenced(self, operation: str, number: int = 1) -> None:
         """It changed nothing: the messages had been redelivered, because this worker was frozen, or cut off from Redis.

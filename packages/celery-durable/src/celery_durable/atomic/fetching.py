@@ -45,6 +45,7 @@ class Fetcher:
         self._wake = channel.key(f"wake:{name}")
         self._number = 0  # of the next tag; each is used once, also if a reply is lost
         self._first = 0  # of the tags of the fetch on its way
+        self.sent_at = 0.0  # the last fetch
         self._prepared: Any = None  # the socket that has the script, and tracking
         self.reset()
 
@@ -63,7 +64,8 @@ class Fetcher:
         if self.state is State.WAITING and monotonic() - self._since > CALL_AGAIN:
             self.state = State.READY
         room = self._channel.room()
-        if not self._channel.qos.has_acks and (self.state is State.WAITING or not room):
+        for_acks = self.state is State.WAITING or self._channel.has_unread or not room
+        if for_acks and (not self._channel.qos.has_acks or self._channel.acks_may_wait()):
             return
         self._send(min(room, BATCH))
 
@@ -143,6 +145,7 @@ class Fetcher:
             self._wake,
             *self._lists,
         ]
+        self.sent_at = monotonic()
         self._first, self._number = self._number, self._number + most
         arguments = [
             most,

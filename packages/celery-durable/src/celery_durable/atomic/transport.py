@@ -17,11 +17,30 @@ from celery_durable.atomic.leases import Leases
 class Poller(redis.MultiChannelPoller):
     """kombu's poller. Channels that fetch do not use BRPOP."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop: Any = None
+        self._watched: dict[int, Any] = {}  # sockets by file descriptor
+
     def on_poll_start(self) -> None:
         super().on_poll_start()
         for channel in list(self._channels):
             if channel.fetches:
                 channel.pump()
+
+    @property
+    def fds(self) -> dict[int, Any]:
+        """In each turn of the event loop kombu adds these to it, which takes two system calls each. So only the new
+        ones. A file descriptor may be used again for another socket."""
+        fds: dict[int, Any] = super().fds
+        if self.loop is None:
+            return fds
+        before, self._watched = self._watched, {each.fileno(): each for each in self._chan_to_sock.values()}
+        return {
+            fd: channel
+            for fd, channel in fds.items()
+            if fd not in self.loop.readers or before.get(fd) is not self._watched.get(fd)
+        }
 
     def _register_BRPOP(self, channel: Any) -> None:  # noqa: N802 - kombu's name
         if not channel.fetches:
@@ -74,7 +93,8 @@ class Transport(transport.Transport):
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         super().register_with_event_loop(connection, loop)
-        self.loop, self.loop_thread = loop, get_ident()
+        self.loop = self.cycle.loop = loop
+        self.loop_thread = get_ident()
         if self._wake is None:
             self._wake = os.pipe()
             for end in self._wake:
