@@ -10,6 +10,7 @@ TITLE = "Memory of the workers after many no-op tasks"
 COLUMNS = (
     Column("first", "MiB after 30,000", digits=1, compared=False),
     Column("last", "MiB after 1,020,000", digits=1, compared=False),
+    Column("growth", "last ÷ first", digits=2, compared=False),
 )
 
 REPEATS = 34
@@ -33,4 +34,4 @@ def sample(server: Server, contender: Contender, plan: Plan, warm_up: bool) -> d
         last = processes.memory()
     if server.tasks() != MOST * REPEATS:
         raise BenchError(f"{server.tasks()} tasks were run instead of {MOST * REPEATS}")
-    return {"first": first, "last": last}
+    return {"first": first, "last": last, "growth": last / first}
