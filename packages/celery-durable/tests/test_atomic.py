@@ -149,6 +149,8 @@ def test_what_was_read_ahead_and_waits_returns_as_it_was(app: Any, client: Any) 
             channel.return_what_waits(raw)
             assert len(channel._buffer) == len(held(client)) == 5, "it may still be handed over"
             channel._fetched_at -= 1
+            channel.fetcher.read = list  # tasks that take longer are acknowledged meanwhile
+            channel._read_reply()
             channel.return_what_waits(raw)
             assert len(channel._buffer) == len(held(client)) == 1, "for this one there is room"
             channel._return_unread(raw, channel._buffer.pop())
@@ -230,6 +232,51 @@ def test_a_message_that_is_handed_over_late_in_a_turn_does_not_wait_for_the_next
         loop.channel.pump()
         assert len(loop.taken) == 2
         assert select([loop.transport._wake[0]], [], [], 0)[0]
+
+
+def test_after_a_task_the_next_message_is_handed_over_before_the_part_of_the_pool(app: Any) -> None:
+    with in_loop(app, messages=2, ahead=1) as loop:
+        loop.run_until(lambda: loop.taken, "a message")
+        loop.hub.on_tick.clear()
+        loop.hub.on_tick.add(seen := Mock(side_effect=lambda: len(loop.taken)))
+        loop.taken[0].ack()
+        loop.channel.deliver_soon()
+        loop.hub.run_once()
+        assert len(loop.taken) == 2
+        seen.assert_called_once_with()
+
+
+def test_an_error_while_handing_over_is_raised_by_the_loop_and_ends_nothing_else(app: Any) -> None:
+    with in_loop(app, messages=2, ahead=1) as loop:
+        loop.run_until(lambda: loop.taken, "a message")
+        loop.taken[0].ack()
+        loop.channel._consuming["plain"] = False, Mock(side_effect=OSError("broken"))
+        loop.channel.deliver_soon()
+        loop.hub.call_soon(called := Mock())
+        with pytest.raises(OSError, match="broken"):
+            loop.hub.run_once()
+        called.assert_called_once_with()
+
+
+def test_without_its_loop_a_channel_acknowledges_at_once_and_returns_what_it_read_ahead(
+    app: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celery_durable.atomic.channel.ACKS_WAIT", 60)
+    with in_loop(app, messages=6, ahead=3) as loop:
+        loop.run_until(lambda: loop.taken, "a message")
+        first = loop.taken.pop()
+        first.ack()
+        loop.run_until(lambda: loop.taken, "the next message")
+        assert set(held(client)) == {first.delivery_tag, *loop.channel.held()}
+        assert loop.channel.has_unread
+        loop.channel.stop_taking()
+        (second,) = loop.taken
+        assert list(held(client)) == [second.delivery_tag]
+        assert waiting(app, client) == {"plain": 4}
+        second.ack()
+        assert held(client) == {}
+        loop.channel.pump()
+        assert waiting(app, client) == {"plain": 4}
 
 
 def test_a_connection_is_added_once_to_the_event_loop(app: Any, client: Any) -> None:

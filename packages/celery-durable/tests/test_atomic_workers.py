@@ -18,6 +18,7 @@ from .test_atomic import LEASE
 
 TASKS = """
 import time
+from celery.exceptions import Reject
 from celery.worker.control import inspect_command
 
 @inspect_command()
@@ -34,6 +35,12 @@ def later(self, seconds):
         note("again", self.request.retries)
     else:
         raise self.retry(countdown=seconds)
+
+@app.task(name="refused", shared=False, ignore_result=True)
+def refused(seconds):
+    note("started", "refused")
+    time.sleep(seconds)
+    raise Reject("no", requeue=False)
 
 @app.task(name="slow", shared=False)
 def slow(name, seconds):
@@ -103,6 +110,41 @@ def test_short_tasks_do_not_wait_for_a_long_one_that_was_read_ahead_with_them(
     assert sorted(map(int, project.noted("ran"))) == list(range(600)), "a long task ended before a short one ran"
     project.wait_noted("ran", 602)
     poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left")
+
+
+def test_what_a_stopping_worker_has_read_ahead_does_not_wait_for_its_last_task(new_project: NewProject) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    with project.app.durable.batch():
+        project.app.tasks["slow"].delay("long", 25)
+        for number in range(5000):
+            project.app.tasks["quick"].delay(f"{number}")
+    worker = project.worker("-c", "2")
+    project.wait_noted("ran", 500)
+    project.app.control.shutdown()  # warm
+    worker.wait_for("Got shutdown from remote")
+    poll_until(lambda: project.client.hlen("unacked") == 1, "only the long task to be held", 15)
+    assert worker.alive
+    ran = project.noted("ran")
+    assert len(ran) + project.client.llen("celery") == 5000
+    assert len(set(ran)) == len(ran)
+    worker.process.wait(60)
+    assert not project.client.exists("unacked")
+    assert project.noted("ran")[-1] == "long"
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_worker_whose_reject_fails_does_not_keep_the_message_and_its_slot(new_project: NewProject, pool: str) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    worker = project.worker("-P", pool, "-c", "1")
+    project.app.tasks["refused"].delay(2)
+    project.app.tasks["quick"].delay("next")
+    project.wait_noted("started")
+    project.client.config_set("min-replicas-to-write", 1)  # Redis refuses writes
+    worker.wait_for("neither acknowledged nor rejected")
+    project.client.config_set("min-replicas-to-write", 0)
+    project.wait_noted("ran")
+    poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left")
+    assert project.client.xlen("celery-durable:dead-letters") == 1
 
 
 def test_delayed_tasks_of_stock_publishers_take_no_slot_of_a_worker(new_project: NewProject) -> None:

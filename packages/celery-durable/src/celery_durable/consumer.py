@@ -201,9 +201,21 @@ class Consumer(consumer.Consumer):
             return super().call_soon_ack(p, *args, **kwargs)
         try:
             p(*args, **kwargs)
+        except CONNECTION_ERRORS as error:  # of a reject, such as that Redis refuses writes
+            logger.warning("a message was neither acknowledged nor rejected, it is redelivered: %r", error)
+            if self.task_consumer is not None:
+                self.task_consumer.channel.fail(error)
         except Exception:
-            logger.exception("a message was not acknowledged; it is redelivered")
+            logger.exception("a message was neither acknowledged nor rejected, it is redelivered")
+        if isinstance(self.pool, prefork.TaskPool) and self.task_consumer is not None:
+            self.task_consumer.channel.deliver_soon()
         return p
+
+    def stop(self) -> None:
+        """Tasks may run for long after the event loop has ended."""
+        super().stop()
+        if self.durable.atomic and self.task_consumer is not None:
+            self.task_consumer.channel.stop_taking()
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """With leases the messages of running tasks stay with this worker: they are renewed and acknowledged over the

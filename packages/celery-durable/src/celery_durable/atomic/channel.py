@@ -46,8 +46,9 @@ class Channel(transport.Channel):
         self._buffer: deque[Fetched] = deque()
         self._ahead = Ahead()
         self._fetched_at = 0.0
-        self._delivering = False
+        self._delivering = self._stopped = False
         self._deliver_due = self._turn_due = False  # whether the event loop has been asked to
+        self._failed: Exception | None = None  # to be raised in the next turn of the event loop
         self._pumped = 0.0  # when the event loop made its last turn
         self._consuming: dict[str, tuple[bool, Any]] = {}  # by queue: no_ack, and the consumer's callback
         super().__init__(connection, **options)
@@ -118,6 +119,10 @@ class Channel(transport.Channel):
 
     def pump(self) -> None:
         """Called in each turn of the event loop."""
+        if self._failed is not None:
+            raise self._failed
+        if self._stopped:
+            return
         self._pumped = monotonic()
         if self.active_queues or self.qos.has_acks:
             cycle, client = self.connection.cycle, self.client
@@ -142,7 +147,8 @@ class Channel(transport.Channel):
         return True
 
     def _read_reply(self) -> None:
-        found = self.fetcher.read()
+        if not (found := self.fetcher.read()):  # acknowledgements only
+            return
         self._fetched_at = monotonic()
         for each in found:
             self._queue_cycle.rotate(each.queue)
@@ -168,11 +174,28 @@ class Channel(transport.Channel):
             if self._buffer and loop and self.connection is not None and self.qos.can_consume():
                 self.connection.wake()
 
+    def deliver_soon(self) -> None:
+        """A task of the prefork pool has ended: at the beginning of the next turn of the event loop, before the part of
+        the pool, which then writes the next one to its child process."""
+        if self._buffer and not (self._delivering or self._deliver_due or self._stopped or self.connection is None):
+            self._deliver_due = True
+            self.connection.loop.call_soon(self._deliver_next)
+
     def _deliver_next(self) -> None:
-        """After an acknowledgement, at the beginning of the next turn of the event loop."""
         self._deliver_due = False
-        if self._buffer and self.connection is not None and self.connection.loop:
-            self.deliver()
+        # A loop without connections is being reset, because one was lost.
+        if self._buffer and self.connection is not None and self.connection.loop.readers:
+            try:
+                self.deliver()
+            except Exception as error:  # raised here, the loop would not call what else is due
+                self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Have the event loop raise an error. Then the worker connects again, and what it held returns to its queues:
+        otherwise it would be renewed, and take a slot, for as long as the connection lasts."""
+        self._failed = error
+        if self.connection is not None:
+            self.connection.wake()
 
     def _hand_over(self, taken: Fetched) -> None:
         if taken.queue not in self._consuming:  # cancelled meanwhile
@@ -244,7 +267,7 @@ class Channel(transport.Channel):
 
     def ack_waits(self) -> None:
         """An acknowledgement waits to be sent: with the next fetch, or at once if there is no event loop."""
-        turns = self.fetches and self.connection is not None and self.connection.loop
+        turns = self.fetches and not self._stopped and self.connection is not None and self.connection.loop
         if self.closed:
             try:
                 self.qos.send_all()
@@ -255,10 +278,6 @@ class Channel(transport.Channel):
             self.qos.send_all()
         elif get_ident() != self.connection.loop_thread:
             self.connection.wake()
-        elif self._buffer and not (self._delivering or self._deliver_due):
-            # Not in `pump`: what the pool is given before its part of a turn is written in the same turn.
-            self._deliver_due = True
-            self.connection.loop.call_soon(self._deliver_next)
 
     def acks_may_wait(self) -> bool:
         """Those of short tasks are sent together: a prefork worker would send each in a command of its own."""
@@ -267,6 +286,7 @@ class Channel(transport.Channel):
         if not self._turn_due:
             self._turn_due = True
             self.connection.loop.call_later(ACKS_WAIT, self._turn)
+            self.connection.wake()  # kombu has looked for the next timer before this part of the turn
         return True
 
     def _turn(self) -> None:
@@ -373,16 +393,25 @@ class Channel(transport.Channel):
             self.fetcher.reset()
         super()._on_connection_disconnect(connection)
 
+    def stop_taking(self) -> None:
+        """The event loop ends: acknowledgements are sent at once, and what was read ahead returns to its queues."""
+        if self.fetches and not self._stopped and self.connection is not None:
+            self._stopped = True
+            self._finish()
+
+    def _finish(self) -> None:
+        try:
+            self._buffer.extend(self.fetcher.finish())
+            self.qos.send_all()
+            with self.raw_client() as client:
+                while self._buffer:  # the newest first, so that the oldest is the next
+                    self._return_unread(client, self._buffer.pop())
+        except self.broken as error:
+            logger.warning("messages not returned at the end, they are redelivered: %s", error)
+            self.qos.leave_acks()
+
     def close(self) -> None:
         if self.fetches and not self.closed and self.connection is not None:
-            try:
-                self._buffer.extend(self.fetcher.finish())
-                self.qos.send_all()
-                with self.raw_client() as client:
-                    while self._buffer:  # the newest first, so that the oldest is the next
-                        self._return_unread(client, self._buffer.pop())
-            except self.broken as error:
-                logger.warning("messages not returned at the end, they are redelivered: %s", error)
-                self.qos.leave_acks()
+            self._finish()
             self._in_poll = None
         super().close()

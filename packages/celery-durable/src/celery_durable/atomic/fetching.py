@@ -155,7 +155,7 @@ class Fetcher:
             int(channel.queue_order_strategy == "round_robin"),
             self._name,
             channel.key("wake:"),
-            1,
+            int(not channel.has_unread),  # else it would be told of a message that others have room for
             len(acks),
             *acks,
             *map(dumps, self._queues),
