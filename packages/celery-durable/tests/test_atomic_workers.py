@@ -112,26 +112,6 @@ def test_short_tasks_do_not_wait_for_a_long_one_that_was_read_ahead_with_them(
     poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left")
 
 
-def test_what_a_stopping_worker_has_read_ahead_does_not_wait_for_its_last_task(new_project: NewProject) -> None:
-    project = new_project(TASKS, LONG, **LEASE)
-    with project.app.durable.batch():
-        project.app.tasks["slow"].delay("long", 25)
-        for number in range(5000):
-            project.app.tasks["quick"].delay(f"{number}")
-    worker = project.worker("-c", "2")
-    project.wait_noted("ran", 500)
-    project.app.control.shutdown()  # warm
-    worker.wait_for("Got shutdown from remote")
-    poll_until(lambda: project.client.hlen("unacked") == 1, "only the long task to be held", 15)
-    assert worker.alive
-    ran = project.noted("ran")
-    assert len(ran) + project.client.llen("celery") == 5000
-    assert len(set(ran)) == len(ran)
-    worker.process.wait(60)
-    assert not project.client.exists("unacked")
-    assert project.noted("ran")[-1] == "long"
-
-
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 def test_a_worker_whose_reject_fails_does_not_keep_the_message_and_its_slot(new_project: NewProject, pool: str) -> None:
     project = new_project(TASKS, LONG, **LEASE)

@@ -199,16 +199,17 @@ class Consumer(consumer.Consumer):
         pool: there the event loop does it."""
         if not (isinstance(self.pool, solo.TaskPool | prefork.TaskPool) and self.durable.atomic):
             return super().call_soon_ack(p, *args, **kwargs)
+        channel = self.task_consumer and self.task_consumer.channel  # None while it connects
         try:
             p(*args, **kwargs)
         except CONNECTION_ERRORS as error:  # of a reject, such as that Redis refuses writes
             logger.warning("a message was neither acknowledged nor rejected, it is redelivered: %r", error)
-            if self.task_consumer is not None:
-                self.task_consumer.channel.fail(error)
+            if channel:
+                channel.fail(error)
         except Exception:
             logger.exception("a message was neither acknowledged nor rejected, it is redelivered")
-        if isinstance(self.pool, prefork.TaskPool) and self.task_consumer is not None:
-            self.task_consumer.channel.deliver_soon()
+        if channel and isinstance(self.pool, prefork.TaskPool):
+            channel.deliver_soon()
         return p
 
     def stop(self) -> None:
