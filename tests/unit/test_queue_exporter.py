@@ -532,11 +532,16 @@ def test_real_workers_appear_and_disappear(exporter: Exporter, redis_server: Red
 
         return seen
 
+    def named() -> int:
+        clients = redis_server.client.client_list()
+        return sum(entry["name"] == "celery-worker:two@h:high" for entry in clients)
+
     workers = [worker("one@h", "high,low"), worker("two@h", "high")]
     try:
+        # With one connection a worker, the test would not show that all of them count once.
+        poll_until(lambda: named() > 1, "two connections of one worker", timeout=60)
         poll_until(counts(2, 1), "two workers on high, one on low", timeout=60)
-        named = [entry for entry in redis_server.client.client_list() if entry["name"] == "celery-worker:two@h:high"]
-        assert len(named) > 1  # or the test would not show that they count once
+        assert named() > 1
         workers[0].kill()
         poll_until(counts(1, 0), "the killed worker to be gone", timeout=10)
     finally:

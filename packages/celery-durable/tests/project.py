@@ -110,12 +110,13 @@ class Program:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def wait_for(self, text: str, timeout: float = 60) -> None:
-        """Wait until the log contains a text."""
+    def wait_for(self, text: str, timeout: float = 60, times: int = 1) -> None:
+        """Wait until the log contains a text so often."""
 
         def said() -> bool:
-            assert text in self.log or self.alive, f"ended with {self.process.returncode}:\n{self.log[-5000:]}"
-            return text in self.log
+            found = self.log.count(text) >= times
+            assert found or self.alive, f"ended with {self.process.returncode}:\n{self.log[-5000:]}"
+            return found
 
         poll_until(said, f"{text!r} in {self.log_file.name}", timeout)
 

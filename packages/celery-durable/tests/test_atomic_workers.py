@@ -1,6 +1,8 @@
 """Real workers with the atomic transport: kills, restarts of Redis, stock workers beside them."""
 
 import json
+import os
+import signal
 import time
 from argparse import Namespace
 from base64 import b64decode
@@ -29,6 +31,10 @@ def timers(state):
 def quick(name):
     note("ran", name)
 
+@app.task(name="early", shared=False, acks_late=False)
+def early(name):
+    note("ran", name)
+
 @app.task(name="later", shared=False, bind=True)
 def later(self, seconds):
     if self.request.retries:
@@ -47,6 +53,18 @@ def slow(name, seconds):
     note("started", name)
     time.sleep(seconds)
     note("ran", name)
+"""
+SLOW_THREADS = """
+from celery.concurrency import thread
+apply_target = thread.apply_target
+
+def slow_start(*args, **kwargs):
+    note("begun")
+    while not durable.store.exists("go"):
+        time.sleep(0.1)
+    return apply_target(*args, **kwargs)
+
+thread.apply_target = slow_start
 """
 STEPS = {"broker_transport_options": {"priority_steps": list(range(10))}}
 LONG = {**STEPS, "task_time_limit": 60, "task_soft_time_limit": 50}
@@ -112,6 +130,71 @@ def test_short_tasks_do_not_wait_for_a_long_one_that_was_read_ahead_with_them(
     poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left")
 
 
+def test_what_a_stopping_worker_has_read_ahead_does_not_wait_for_its_last_task(new_project: NewProject) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    with project.app.durable.batch():
+        project.app.tasks["slow"].delay("long", 25)
+        for number in range(5000):
+            project.app.tasks["quick"].delay(f"{number}")
+    worker = project.worker("-c", "2")
+    project.wait_noted("ran", 500)
+    project.app.control.shutdown()  # warm
+    worker.wait_for("Got shutdown from remote")
+    poll_until(lambda: project.client.hlen("unacked") == 1, "only the long task to be held", 15)
+    assert worker.alive
+    ran = project.noted("ran")
+    assert len(ran) + project.client.llen("celery") == 5000
+    assert len(set(ran)) == len(ran)
+    worker.process.wait(60)
+    assert not project.client.exists("unacked")
+    assert project.noted("ran")[-1] == "long"
+
+
+@pytest.mark.parametrize("event", ["warm stop", "lost connection"])
+@pytest.mark.parametrize("task", ["quick", "early"])
+def test_a_task_that_a_child_process_has_got_runs_once(new_project: NewProject, task: str, event: str) -> None:
+    """The child is stopped, so that it has got the task but has not said so: a moment of each task, made long."""
+    project = new_project(TASKS, LONG, **LEASE)
+    worker = project.worker("-c", "1")
+    [child] = project.app.control.inspect().stats()["worker@test"]["pool"]["processes"]
+    os.kill(child, signal.SIGSTOP)
+    project.app.tasks[task].delay("once")
+    worker.wait_for(f"Task {task}")
+    if event == "warm stop":
+        project.app.control.shutdown()
+        worker.wait_for("Got shutdown from remote")
+        poll_until(lambda: not project.client.client_list(_type="pubsub"), "the worker to have left its queues")
+    else:
+        project.client.client_kill_filter(skipme=True)
+        worker.wait_for("Connection to broker lost")
+        worker.wait_for("Connected to", times=2)
+    os.kill(child, signal.SIGCONT)
+    project.wait_noted("ran")
+    poll_until(lambda: not project.client.exists("unacked", "celery"), "its message to be acknowledged", 3)
+    if event == "warm stop":
+        worker.process.wait(30)
+    project.app.tasks["quick"].delay("next")
+    if event == "warm stop":
+        project.worker("-c", "1", name="second")
+    assert project.wait_noted("ran", 2) == ["once", "next"]
+    poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left", 30)
+
+
+def test_a_task_that_a_thread_has_got_runs_once(new_project: NewProject) -> None:
+    """The same moment in the threads pool: the connection is lost in it."""
+    project = new_project(TASKS + SLOW_THREADS, LONG, **LEASE)
+    worker = project.worker("-P", "threads", "-c", "1")
+    project.app.tasks["quick"].delay("once")
+    project.wait_noted("begun")
+    project.client.client_kill_filter(skipme=True)
+    worker.wait_for("Connected to", times=2)
+    project.client.set("go", 1)
+    project.app.tasks["quick"].delay("next")
+    assert project.wait_noted("ran", 2) == ["once", "next"]
+    poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left", 30)
+    assert len(project.noted("ran")) == 2
+
+
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 def test_a_worker_whose_reject_fails_does_not_keep_the_message_and_its_slot(new_project: NewProject, pool: str) -> None:
     project = new_project(TASKS, LONG, **LEASE)
@@ -125,6 +208,27 @@ def test_a_worker_whose_reject_fails_does_not_keep_the_message_and_its_slot(new_
     project.wait_noted("ran")
     poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left")
     assert project.client.xlen("celery-durable:dead-letters") == 1
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_task_whose_failure_cannot_be_stored_is_delivered_again(new_project: NewProject, pool: str) -> None:
+    """The worker itself stores it, before it rejects the message."""
+    unreachable = {
+        "result_backend": "redis://127.0.0.1:1/0",
+        "result_backend_max_retries": 1,
+        "task_store_errors_even_if_ignored": True,
+    }
+    project = new_project(TASKS, {**LONG, **unreachable}, **LEASE, max_deliveries=2)
+    worker = project.worker("-P", pool, "-c", "1")
+    project.app.tasks["refused"].apply_async((0,), ignore_result=True)
+    project.wait_noted("started")
+    project.app.tasks["quick"].apply_async(("next",), ignore_result=True)
+    project.wait_noted("ran")  # the slot is free
+    assert len(project.noted("started")) == 1
+    project.wait_noted("started", 2, timeout=20)
+    poll_until(lambda: project.client.xlen("celery-durable:dead-letters"), "its last delivery to lapse", 20)
+    assert not project.client.exists("unacked", "celery")
+    assert worker.alive
 
 
 def test_delayed_tasks_of_stock_publishers_take_no_slot_of_a_worker(new_project: NewProject) -> None:

@@ -185,9 +185,11 @@ class Consumer(consumer.Consumer):
             except CONNECTION_ERRORS:
                 raise
             except Exception as error:
-                self._taken.pop(message.delivery_tag, None)
+                _, request = self._taken.pop(message.delivery_tag, (None, None))
                 if message.acknowledged:
                     logger.exception("error after message %s was acknowledged or rejected", message.delivery_tag)
+                elif delays and request is not None and request.time_start:  # in the solo pool; see `DurableRequest`
+                    logger.exception("error at the end of task %s; it is redelivered", request.id)
                 else:
                     self._dead_letter(message, Reason.MALFORMED, error)
 
@@ -222,15 +224,37 @@ class Consumer(consumer.Consumer):
         """With leases the messages of running tasks stay with this worker: they are renewed and acknowledged over the
         next connection. Otherwise they would run a second time meanwhile."""
         if self.durable.atomic and self.task_consumer is not None:
+            self._count_started()
             running = [tag for tag, (_, request) in self._taken.items() if request in state.active_requests]
             self.task_consumer.channel.qos.let_go(running)
         super().on_connection_error_after_connected(exc)
 
     def on_close(self) -> None:
         self._flush_events()  # the next connection takes over only what this one tried to publish
+        jobs = self._count_started()
+        for job in jobs:
+            job._accepted = True  # or the pool drops it: the task runs, is not acknowledged, and runs again
         super().on_close()
+        for job in jobs:
+            job._accepted = job._time_accepted is not None
         self._rate_limited.clear()
         self._taken = {tag: taken for tag, taken in self._taken.items() if taken[1] in state.active_requests}
+
+    def _count_started(self) -> list[Any]:
+        """Tasks that a thread or a child process of the pool has got, but has not said yet that it runs them, count as
+        running from here on. Returns the jobs of the child processes."""
+        jobs = []
+        for message, request in self._taken.values():
+            given = request and request._apply_result  # a weak reference
+            if not given or message.acknowledged:
+                continue
+            if isinstance(self.pool, prefork.TaskPool):
+                job = given()
+                if job is None or job._accepted or not job._write_to or not job._write_to._is_alive():
+                    continue
+                jobs.append(job)
+            state.active_requests.add(request)
+        return jobs
 
     # --- What is held ---
 

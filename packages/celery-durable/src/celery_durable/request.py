@@ -1,5 +1,7 @@
 """Handles tasks that are ended from outside their process, and decides which messages become dead letters."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -35,7 +37,8 @@ class DurableRequest:
     def on_timeout(self: Any, soft: bool, timeout: float) -> None:
         if not soft:
             self._announce_end("time_limit")
-        super().on_timeout(soft, timeout)  # type: ignore[misc]
+        with self._redelivered_on_error():
+            super().on_timeout(soft, timeout)  # type: ignore[misc]
 
     def end_at_time_limit(self: Any, limit: float) -> None:
         """What a prefork worker does after it has killed the task's process; here the caller ends the whole worker."""
@@ -58,9 +61,21 @@ class DurableRequest:
             self._announce_end("worker_lost")
         if self.app.durable.config.dead_letters:
             self._classify(error)
-        super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
+        with self._redelivered_on_error():
+            super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
         if self._dead and not self.task.acks_late:  # else it ends with its message, unless that was requeued
             self._end_entry()
+
+    @contextmanager
+    def _redelivered_on_error(self: Any) -> Iterator[None]:
+        """Celery's pool logs the error, such as one of the result backend. Then nothing would acknowledge the message,
+        but it would be renewed, and take a slot, for as long as the worker lives."""
+        try:
+            yield
+        except Exception:
+            if self.app.durable.atomic and not self.message.acknowledged:
+                self.message.channel.qos.let_go([self.message.delivery_tag])
+            raise
 
     def _classify(self: Any, error: object) -> None:
         """Decide whether the message is a dead letter after this error."""
