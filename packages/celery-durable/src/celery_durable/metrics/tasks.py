@@ -46,28 +46,25 @@ def due_at(published_at: float | None, eta: float, redelivered_at: float | None)
     return None if published_at is None else max(published_at, eta, redelivered_at or 0.0)
 
 
-def _labels(task: Task) -> tuple[str, str]:
-    durable = getattr(task.app, "durable", None)
-    return task.name, durable.queue_of(task.request.delivery_info) if durable else "other"
-
-
 def started(task: Task, **_: Any) -> None:
-    request, labels = task.request, _labels(task)
-    if not request.is_eager:
-        eta = eta_of({"eta": request.eta})
-        due = due_at(request.get("published_at"), eta, request.get("redelivered_at"))
+    request = task.request
+    headers = request.__dict__  # request.get() takes ten times as long
+    durable = getattr(task.app, "durable", None)
+    labels = task.name, durable.queue_of(headers.get("delivery_info")) if durable else "other"
+    if not headers.get("is_eager"):
+        due = due_at(headers.get("published_at"), eta_of(headers), headers.get("redelivered_at"))
         if due is None:
             UNSTAMPED.labels(*labels).inc()
         else:
             _wait(*labels).observe(max(0.0, time.time() - due))
-        if request.get("redelivered"):
+        if headers.get("redelivered"):
             REDELIVERED.labels(*labels).inc()
-    request.started_at = time.perf_counter()
+    request.started = labels, time.perf_counter()
 
 
 def finished(task: Task, state: str | None, **_: Any) -> None:
-    labels = _labels(task)
-    _runtime(*labels).observe(time.perf_counter() - task.request.started_at)
+    labels, started_at = task.request.started
+    _runtime(*labels).observe(time.perf_counter() - started_at)
     if state:  # None: the child is being killed; the main process counts the outcome
         _ended(*labels, state.lower()).inc()
 
