@@ -209,7 +209,7 @@ class World:
         refused = {each.task_id: "refused" for each in messages if each.args == self.refused}
         self.sent.extend((self.now, each.sending.task, each.args) for each in messages if each.task_id not in refused)
         if refused:
-            raise BatchPublishError(refused, [])
+            raise BatchPublishError(refused, [], [])
 
     def look(self, queues: Iterable[str]) -> dict[str, int]:
         return {queue: self.depths.get(queue, 0) for queue in queues}

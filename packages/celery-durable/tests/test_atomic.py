@@ -518,9 +518,9 @@ def test_operations_of_who_no_longer_holds_the_lease_are_counted(app: Any, clien
         counted.append((operation, number))
 
     operation_fenced.connect(count)
-    for _ in range(5):
+    for _ in range(6):
         publish(app, PLAIN)
-    with taking(app, PLAIN, number=5) as taker:
+    with taking(app, PLAIN, number=6) as taker:
         messages = taker.take()
         leases = taker.connection.transport._leases
         leases.stop()
@@ -532,8 +532,11 @@ def test_operations_of_who_no_longer_holds_the_lease_are_counted(app: Any, clien
         messages[1].requeue()
         messages[2].channel.put_back(messages[2])
         messages[3].channel.delays.park(messages[3], time.time() + 100)
-        messages[4].channel.qos.restore_unacked()
-    assert counted == [("renew", 5), ("acknowledge", 1), *[("requeue", 1)] * 2, ("delay", 1), ("requeue", 1)]
+        messages[4].reject()
+        messages[5].channel.qos.restore_unacked()
+    once = ["acknowledge", "requeue", "requeue", "delay", "reject", "requeue"]
+    assert counted == [("renew", 6), *[(operation, 1) for operation in once]]
+    assert not client.exists("celery-durable:dead-letters")
     assert waiting(app, client) == {}
     assert not client.exists("celery-durable:delayed:plain")
 

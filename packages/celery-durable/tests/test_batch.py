@@ -297,7 +297,8 @@ def test_a_group_and_a_chord_take_few_round_trips(new_shop: NewShop, round_trips
     assert shop.sold[-1] == list(range(100))
 
 
-def test_what_is_large_is_sent_in_parts(shop: Shop) -> None:
+def test_what_is_large_is_sent_in_parts(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_durable.batch.SECONDS", 60)
     with shop.batch():
         for number in range(MESSAGES + 1):
             shop.sell.delay(number)
@@ -307,6 +308,22 @@ def test_what_is_large_is_sent_in_parts(shop: Shop) -> None:
         for _ in range(8):
             shop.sell.delay("x" * (BYTES // 8))
         assert len(shop.messages()) > 1
+
+
+def test_tasks_of_a_slow_generator_do_not_wait_for_its_end(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_durable.batch.SECONDS", 0.001)
+    sent: list[int] = []  # when a member was asked for
+
+    def members() -> Iterator[Any]:
+        for number in range(6):
+            time.sleep(0.02)
+            sent.append(len(shop.messages()))
+            yield shop.sell.s(number)
+
+    chord(members(), shop.sell.s()).apply_async()
+    assert sent[:3] == [0, 0, 1]  # Celery asks for the next before it publishes one
+    assert sent[-1] > 1
+    assert len(shop.messages()) == 6
 
 
 def test_a_part_that_was_sent_is_not_sent_again(shop: Shop) -> None:
@@ -524,6 +541,34 @@ def test_tasks_without_a_reply_are_named(shop: Shop, lose_replies: Callable[[int
     assert shop.fail("0 tasks not published, 1 perhaps published: ", *calls).unknown == ["a"]
     assert announced[1:] == [("publish_failed", "sell"), ("publish_failed", "charge")]
     assert shop.client.zscore("celery-durable:outbox:due", "b") == 0
+
+
+@pytest.mark.parametrize("called", ["each", "group"])
+def test_tasks_that_were_published_before_the_connection_broke_are_named(
+    shop: Shop, lose_replies: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, called: str
+) -> None:
+    monkeypatch.setattr("celery_durable.batch.MESSAGES", 2)
+
+    def signatures() -> Iterator[Any]:
+        for number in range(6):
+            if len(shop.messages()) >= 2:
+                lose_replies(100)
+            yield shop.sell.s(number)
+
+    def call() -> None:
+        if called == "group":
+            group(signatures()).apply_async()
+        else:
+            with shop.batch():
+                for signature in signatures():
+                    signature.apply_async()
+
+    with pytest.raises(BatchPublishError) as raised:
+        call()
+    error, ids = raised.value, shop.ids()
+    assert (len(error.published) >= 2, error.refused, len(error.unknown)) == (True, {}, 2)
+    assert ids == error.published + error.unknown
+    assert BatchPublishError(*error.args).published == error.published  # for pickle
 
 
 @pytest.mark.parametrize(("setting", "options"), [(False, {}), (True, {"retry": False})])

@@ -227,7 +227,7 @@ def test_a_publish_that_fails_is_counted(new_app: NewApp) -> None:
 def test_operations_of_a_lapsed_lease_are_counted_from_zero(new_app: NewApp) -> None:
     name = "celery_fenced_operations_total"
     app = new_app()
-    for operation in ("acknowledge", "renew", "delay", "requeue"):
+    for operation in ("acknowledge", "renew", "delay", "reject", "requeue"):
         before = prometheus_client.REGISTRY.get_sample_value(name, {"operation": operation})
         assert before is not None
         signals.operation_fenced.send(sender=app, operation=operation, number=3)

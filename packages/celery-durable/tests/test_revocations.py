@@ -74,11 +74,29 @@ def test_a_revocation_without_ids_records_nothing(app: Any, client: Any) -> None
 def test_they_are_forgotten_after_a_while(new_app: NewApp, client: Any) -> None:
     app = new_app(revoked_for=1000)
     app.control.revoke("old")
-    client.zadd("celery-durable:revoked", {"id:old": time.time() - 1001})
+    assert client.zscore("celery-durable:revoked", "id:old") == pytest.approx(time.time() + 1000, abs=10)
+    client.zadd("celery-durable:revoked", {"id:old": time.time() - 1})
     app.durable.revocations.load()
     assert known()[0] == set(), "also before it is removed"
     app.control.revoke("new")
     assert client.zrange("celery-durable:revoked", 0, -1) == ["id:new"]
+
+
+def test_they_are_not_forgotten_while_delayed_messages_wait(new_app: NewApp, client: Any) -> None:
+    """By the store, and by a worker: another one that starts has it forget the old ones."""
+    app = new_app(revoked_for=1000)
+    due = time.time() + 5000
+    client.zadd("celery-durable:delayed:celery", {"later": due, "soon": time.time() + 10})
+    control.Panel.data["revoke"] = lambda state, *args, **kwargs: state.revoked.add(args[0])
+    Step(type("Worker", (), {"app": app}))
+    control.Panel.data["revoke"](state, "a")
+    assert client.zscore("celery-durable:revoked", "id:a") == pytest.approx(due + 1000, abs=1)
+    for known_by in ("receiver", "loader"):
+        state.revoked.purge(now=time.monotonic() + 5990)
+        assert "a" in state.revoked, known_by
+        state.revoked.purge(now=time.monotonic() + 6010)
+        assert "a" not in state.revoked, known_by
+        app.durable.revocations.load()
 
 
 def test_of_too_many_the_oldest_are_forgotten(new_app: NewApp, client: Any) -> None:

@@ -1,20 +1,24 @@
 """Many publishes in one round trip: `with durable.batch(): …`.
 
 What the app publishes within the block is collected, and sent at its end, or as soon as there are `MESSAGES` or `BYTES`
-of it. Options, routing, priorities, signals, stamps and the outbox work as without a batch. Groups, and the headers of
-chords, are always published in a batch.
+of it, or with the first task after `SECONDS`: those of a slow generator do not wait for its end. Options, routing,
+priorities, signals, stamps and the outbox work as without a batch. Groups, and the headers of chords, are always
+published in a batch.
 
 One script publishes what was collected, and stores its answer in `<key_prefix>batch:<id>`. So a publish whose reply was
 lost is tried again, as `task_publish_retry_policy` says, and publishes nothing twice.
 """
 
 import json
+from collections import UserList
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from itertools import count, islice
+from math import inf
+from time import monotonic
 from typing import Any
 
 from kombu import Exchange, Producer
@@ -33,6 +37,7 @@ from celery_durable.signals import message_published, outbox_written, publish_fa
 logger = get_logger(__name__)
 
 MESSAGES, BYTES = 1000, 4 << 20  # at a time: Redis does nothing else meanwhile, for about 2 ms
+SECONDS = 0.5
 ANSWER_KEPT = 300  # s; a retry that comes later could publish twice
 
 # Publishes a batch, unless an earlier try has. KEYS: the answer. ARGV: s to keep it; for each command its number of
@@ -166,11 +171,13 @@ class BatchProducer(CollectingProducer):
 class Batch:
     """What a thread or a coroutine publishes together. Use `Durable.batch`."""
 
-    def __init__(self, durable: Any, producer: Any) -> None:
+    def __init__(self, durable: Any, producer: Any, seconds: float) -> None:
         self.durable, self.producer = durable, BatchProducer(self, producer)
-        self._pooled = producer
+        self._pooled, self._seconds = producer, seconds
         self._publications: list[Publication] = []
+        self._published: list[str] = []  # ids
         self._bytes = 0
+        self.sent_at = monotonic()
         self._forks = forks()
         self._ended = False
 
@@ -192,8 +199,10 @@ class Batch:
             self._collect(publication, send)
         self._publications.append(publication)
         self._bytes += publication.size
-        if len(self._publications) >= MESSAGES or self._bytes >= BYTES:
+        enough = len(self._publications) >= MESSAGES or self._bytes >= BYTES
+        if enough or monotonic() - self.sent_at > self._seconds:
             self.flush()
+            self.sent_at = monotonic()
 
     def _collect(self, publication: Publication, send: Callable[[Any], Any]) -> None:
         try:
@@ -230,8 +239,10 @@ class Batch:
                 unknown.append(publication.id)
             else:
                 refused[publication.id] = str(outcome)
-        if refused or unknown:
-            raise BatchPublishError(refused, unknown)
+        failed = {*refused, *unknown}
+        self._published += [each.id for each in publications if each.id not in failed]
+        if failed:
+            raise BatchPublishError(refused, unknown, [*self._published])
 
     def _write_entries(self, publications: list[Publication]) -> None:
         """Raises BatchPublishError."""
@@ -242,7 +253,7 @@ class Batch:
             numbers = self.durable.outbox.write_all([each.entry for each in with_entry])
         except RedisError as error:
             others = {each.id: "the outbox could not be written" for each in publications if not each.entry}
-            raise BatchPublishError(others, [each.id for each in with_entry]) from error
+            raise BatchPublishError(others, [each.id for each in with_entry], [*self._published]) from error
         for publication, number in zip(with_entry, numbers, strict=True):
             if number > 1:  # an earlier task had the same id
                 publication.renumber(number)
@@ -294,14 +305,16 @@ def open_batch(durable: Any) -> Batch | None:
 
 
 @contextmanager
-def batched(durable: Any) -> Iterator[None]:
-    """See `Durable.batch`."""
+def batched(durable: Any, first_at_once: bool = False) -> Iterator[None]:
+    """See `Durable.batch`. `first_at_once`: the first task is sent when it is called."""
     app = durable.app
     if open_batch(durable) or not issubclass(app.pool.connection.get_transport_cls(), transport.Transport):
         yield
         return
     with app.producer_pool.acquire(block=True) as producer:
-        batch = Batch(durable, producer)
+        batch = Batch(durable, producer, SECONDS)
+        if first_at_once:
+            batch.sent_at = -inf
         token = _open.set(batch)
         try:
             yield
@@ -320,7 +333,8 @@ def batching_groups(apply_tasks: Callable[..., Iterator[Any]]) -> Callable[..., 
         if producer is not None or durable is None:
             yield from apply_tasks(group, tasks, producer, app, *args, **options)
             return
-        with batched(durable):
+        # Celery asks a generator for the next task before it publishes one, which runs meanwhile: celery#3021.
+        with batched(durable, first_at_once=isinstance(group.tasks, UserList)):
             yield from apply_tasks(group, tasks, producer, app, *args, **options)
 
     return _apply_tasks

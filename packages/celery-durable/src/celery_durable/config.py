@@ -132,7 +132,8 @@ class Config:
 
     # --- Revocations ---
 
-    #: How long a revoked task id is remembered, across restarts and by new workers.
+    #: How long a revoked task id is remembered, across restarts and by new workers. If messages wait in Redis for their
+    #: ETA (`transport="atomic"`): for as long after the last of these is due.
     revoked_for: float = 86_400
     #: The most that are remembered; the oldest are removed first.
     max_revoked: int = 50_000

@@ -42,7 +42,12 @@ class Durable:
         self.app, self.config = app, config
         self._clients = Clients()
         self.outbox = Outbox(config, lambda: self.store, sender=app)
-        self.revocations = Revocations(config, lambda: self.broker, lambda: self.broker_key("revoked"))
+        self.revocations = Revocations(
+            config,
+            lambda: self.broker,
+            lambda: self.broker_key("revoked"),
+            lambda: [self.delayed_key(queue) for queue in list(self.app.amqp.queues)],
+        )
         self.chords = Chords(config, lambda: self.store)
         self.ticks = Ticks(config, lambda: self.store)
         self.worker_name = ""  # client name of this worker's connections
@@ -73,11 +78,11 @@ class Durable:
 
     def batch(self) -> AbstractContextManager[None]:
         """`with durable.batch():` tasks that the block calls are published together at its end, and from time to time
-        before it if there are many: for many tasks that is several times as fast.
+        before it if there are many, or it takes long: for many tasks that is several times as fast.
 
-        Raises BatchPublishError, which says what is not published. If the block raises, what was not sent is discarded.
-        Do not wait for a result within the block. There is one try if all tasks without the outbox say `retry=False`.
-        Celery's signals of a publish are sent when the task is called.
+        Raises BatchPublishError, which says what is published, and what is not. If the block raises, what was not sent
+        is discarded. Do not wait for a result within the block. There is one try if all tasks without the outbox say
+        `retry=False`. Celery's signals of a publish are sent when the task is called.
         """
         return batched(self)
 

@@ -43,13 +43,14 @@ class NotInOutboxError(PublishRefusedError):
 class BatchPublishError(OperationalError):
     """Tasks of a batch were not published, or it is not known whether they were.
 
-    All others that were called within the batch are published, or in the outbox. A call that raised is not published.
+    A call that raised another error is not published.
     """
 
-    def __init__(self, refused: dict[str, str], unknown: list[str]) -> None:
-        super().__init__(refused, unknown)
+    def __init__(self, refused: dict[str, str], unknown: list[str], published: list[str]) -> None:
+        super().__init__(refused, unknown, published)
         self.refused = refused  #: error by task id: not published
         self.unknown = unknown  #: task ids: Redis has not replied
+        self.published = published  #: task ids of the batch until then: published, or in the outbox
 
     def __str__(self) -> str:
         reason = next(iter(self.refused.values()), None) or str(self.__cause__ or "Redis has not replied")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import cache, cached_property
+from math import inf
 from typing import Any
 
 from celery.app import amqp
@@ -254,7 +255,7 @@ class AMQP(amqp.AMQP):
         outbox.PUBLISH_ERRORS while the broker is unavailable."""
         errors: dict[str, Exception] = {}
         with self.app.producer_pool.acquire(block=True) as producer:
-            batch = Batch(self.app.durable, producer)
+            batch = Batch(self.app.durable, producer, seconds=inf)
             for entry, number in entries:
                 message = amqp.task_message(entry.headers, entry.properties, tuple(entry.body), None)
                 options = {**_numbered(entry.options, number), "queue": entry.queue or None}

@@ -108,7 +108,7 @@ class QoS(redis.QoS):
 
 class Channel(redis.Channel):
     QoS = QoS
-    _cached_client: Any = None
+    _cached_client: tuple[Any, Any] = None, None  # and its pool
     collector: Any = None  # while a message is collected: see batch.py, together.py
 
     def __init__(self, connection: Any, **options: Any) -> None:
@@ -126,9 +126,11 @@ class Channel(redis.Channel):
         """kombu creates one for each command: a fifth of the time of a publish."""
         if asynchronous:
             return super()._create_client(asynchronous)
-        if self._cached_client is None or self._cached_client.connection_pool is not self.pool:
-            self._cached_client = super()._create_client()
-        return self._cached_client
+        pool, client = self._cached_client
+        if pool is not self.pool:
+            client = super()._create_client()
+            self._cached_client = self.pool, client
+        return client
 
     def raw_client(self) -> Any:
         """A client that prefixes no keys; a context manager. Scripts have several keys, of which kombu prefixes one."""
@@ -207,19 +209,19 @@ class Channel(redis.Channel):
 
     # --- Dead letters ---
 
-    def dead_letter(self, message: Any, reason: Reason, error: str) -> None:
-        """Make an unacknowledged message a dead letter, unless it has returned to its queue. Raises RedisError."""
+    def dead_letter(self, message: Any, reason: Reason, error: str) -> bool:
+        """Make an unacknowledged message a dead letter. False if it has returned to its queue. Raises RedisError."""
         payload = getattr(message, "popped", None) or dumps(message._raw).encode()
         unacked_keys = (self.prefixed(self.unacked_key), self.prefixed(self.unacked_index_key))
-        self._dead_letter(reason, error, _queue_of(message), payload, (message.delivery_tag, *unacked_keys))
+        return self._dead_letter(reason, error, _queue_of(message), payload, (message.delivery_tag, *unacked_keys))
 
     def _dead_letter(
         self, reason: Reason, error: str, queue: str, payload: bytes, unacked: tuple[str, str, str] = ("", "", "")
-    ) -> None:
+    ) -> bool:
         durable = self.durable
         new = dead_letters.letter(reason, error, queue, payload, durable.config.max_dead_letter_bytes)
         with self.raw_client() as client:
-            durable.dead_letters.add(client, new, durable.app, unacked)
+            return bool(durable.dead_letters.add(client, new, durable.app, unacked))
 
     # --- Requeueing ---
 

@@ -163,11 +163,14 @@ class Revocations(bootsteps.Step):
 def _remembering(durable: Any, command: str, run: Any) -> Any:
     def handler(state: Any, *args: Any, **kwargs: Any) -> Any:
         first = "task_id" if command == "revoke" else "headers"
+        remembered: dict[str, float] = {}
         try:
-            durable.revocations.remember(command, {first: args[0] if args else kwargs.get(first)})
+            remembered = durable.revocations.remember(command, {first: args[0] if args else kwargs.get(first)})
         except RedisError as error:
             logger.warning("%s not stored, it is lost when this worker stops: %s", command, error)
-        return run(state, *args, **kwargs)
+        reply = run(state, *args, **kwargs)
+        durable.revocations.know(remembered)  # Celery forgets it after `revoked_for`
+        return reply
 
     return handler
 

@@ -1,8 +1,10 @@
 """What a channel holds: messages that it has taken and not acknowledged."""
 
 from collections import deque
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
+
+from redis import Redis
 
 from celery_durable import transport
 from celery_durable.atomic.leases import TAG_PREFIX
@@ -86,12 +88,12 @@ class QoS(transport.QoS):
         self._acks.extendleft(reversed(self._sent))
         self._sent = []
 
-    def send_all(self) -> None:
+    def send_all(self, client: Redis | None = None) -> None:
         """Send what waits, and wait for the reply. Raises RedisError."""
         while tags := self._take(500):
             try:
-                with self.channel.raw_client() as client:
-                    pipe = client.pipeline(transaction=False)  # a full Redis refuses MULTI
+                with nullcontext(client) if client else self.channel.raw_client() as connected:
+                    pipe = connected.pipeline(transaction=False)  # a full Redis refuses MULTI
                     pipe.hdel(self.channel.books[0], *tags)
                     pipe.zrem(self.channel.books[1], *tags)
                     removed, _ = pipe.execute()
@@ -117,7 +119,8 @@ class QoS(transport.QoS):
         elif requeue:
             self.give_back([delivery_tag], first=False)
         elif self.channel.durable.config.dead_letters:
-            self.channel.dead_letter(message, *getattr(message, "dead", (Reason.REJECTED, "")))
+            if not self.channel.dead_letter(message, *getattr(message, "dead", (Reason.REJECTED, ""))):
+                self.channel.fenced("reject")
             self._quick_ack(delivery_tag)
         else:
             self.ack(delivery_tag)

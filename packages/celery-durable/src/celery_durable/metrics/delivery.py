@@ -54,7 +54,7 @@ def connect() -> None:
     outbox_written.connect(_written)
     outbox_republished.connect(_republished)
     operation_fenced.connect(_fenced)
-    for operation in ("acknowledge", "renew", "delay", "requeue"):
+    for operation in ("acknowledge", "renew", "delay", "reject", "requeue"):
         FENCED.labels(operation)  # it begins at 0, so that the first increase counts
 
 
