@@ -41,3 +41,22 @@ def test_a_task_runs_once_although_redis_restarts_and_freezes_meanwhile(
     project.wait_noted("ran", timeout=120)
     poll_until(lambda: not project.client.exists("unacked"), "the message to be acknowledged")
     assert project.noted("started") == ["a"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_task_runs_once_although_its_worker_is_told_to_stop_while_redis_is_down(
+    new_project: NewProject, redis_server: RedisServer, pool: str
+) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    one = project.worker("-P", pool, "-c", "1", name="one")
+    project.app.tasks["slow"].delay("a", 5 * LEASE["lease"])
+    project.wait_noted("started")
+    redis_server.kill()
+    one.wait_for("Connection to broker lost")
+    one.process.terminate()
+    one.wait_for("Warm shutdown")
+    redis_server.start()
+    project.worker("-P", pool, "-c", "1", name="two")
+    project.wait_noted("ran")
+    poll_until(lambda: not project.client.exists("unacked"), "the message to be acknowledged", 5)
+    assert project.noted("started") == ["a"]

@@ -15,6 +15,7 @@ from celery_durable import delayed
 
 from .conftest import NewProject
 from .poll import poll_until
+from .project import Project
 from .redis_server import RedisServer
 from .test_atomic import LEASE
 
@@ -34,6 +35,14 @@ def quick(name):
 @app.task(name="early", shared=False, acks_late=False)
 def early(name):
     note("ran", name)
+
+@app.task(name="exits", shared=False)
+def exits(name):
+    raise SystemExit(1)
+
+@app.task(name="greedy", shared=False)
+def greedy(name):
+    raise MemoryError(name)
 
 @app.task(name="later", shared=False, bind=True)
 def later(self, seconds):
@@ -68,6 +77,13 @@ thread.apply_target = slow_start
 """
 STEPS = {"broker_transport_options": {"priority_steps": list(range(10))}}
 LONG = {**STEPS, "task_time_limit": 60, "task_soft_time_limit": 50}
+
+
+def cut(project: Project) -> None:
+    """Close the workers' connections to the broker, and not those of the tasks."""
+    for each in project.client.client_list():
+        if each["name"].startswith("celery-worker:"):
+            project.client.client_kill_filter(_id=each["id"])
 
 
 def test_no_task_is_lost_with_its_worker(new_project: NewProject) -> None:
@@ -165,7 +181,7 @@ def test_a_task_that_a_child_process_has_got_runs_once(new_project: NewProject, 
         worker.wait_for("Got shutdown from remote")
         poll_until(lambda: not project.client.client_list(_type="pubsub"), "the worker to have left its queues")
     else:
-        project.client.client_kill_filter(skipme=True)
+        cut(project)
         worker.wait_for("Connection to broker lost")
         worker.wait_for("Connected to", times=2)
     os.kill(child, signal.SIGCONT)
@@ -186,13 +202,59 @@ def test_a_task_that_a_thread_has_got_runs_once(new_project: NewProject) -> None
     worker = project.worker("-P", "threads", "-c", "1")
     project.app.tasks["quick"].delay("once")
     project.wait_noted("begun")
-    project.client.client_kill_filter(skipme=True)
+    cut(project)
     worker.wait_for("Connected to", times=2)
     project.client.set("go", 1)
     project.app.tasks["quick"].delay("next")
     assert project.wait_noted("ran", 2) == ["once", "next"]
     poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left", 30)
     assert len(project.noted("ran")) == 2
+
+
+def test_a_task_whose_process_a_cold_stop_ends_runs_again(new_project: NewProject) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    project.app.tasks["slow"].delay("long", 30)
+    first = project.worker("-c", "1")
+    project.wait_noted("started")
+    first.process.send_signal(signal.SIGQUIT)
+    first.process.wait(30)
+    assert project.client.llen("celery") + project.client.hlen("unacked") == 1
+    project.worker("-c", "1", name="second")
+    project.wait_noted("started", 2, timeout=20)
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_a_cold_stop_waits_for_a_task_that_it_cannot_end(new_project: NewProject, pool: str) -> None:
+    """Celery stores FAILURE for such a task, and acknowledges it (solo), or says that the error is unrecoverable."""
+    project = new_project(TASKS, LONG, **LEASE)
+    result = project.app.tasks["slow"].delay("long", 5)
+    worker = project.worker("-P", pool, "-c", "1")
+    project.wait_noted("started")
+    worker.process.send_signal(signal.SIGQUIT)
+    worker.process.wait(30)
+    assert (project.noted("ran"), result.state) == (["long"], "SUCCESS")
+    assert not project.client.exists("unacked", "celery")
+    assert "Unrecoverable" not in worker.log
+
+
+def test_each_task_runs_once_while_the_pool_grows_and_shrinks(new_project: NewProject) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    project.worker("--autoscale=4,1", AUTOSCALE_KEEPALIVE="1")
+
+    def processes() -> int:
+        return len(project.app.control.inspect().stats()["worker@test"]["pool"]["processes"])
+
+    ran = []
+    for turn in range(2):
+        names = [f"{turn} {number}" for number in range(100)]
+        for name in names:
+            project.app.tasks["slow"].delay(name, 0.1)
+        poll_until(lambda: processes() == 4, "the pool to grow")
+        ran += names
+        assert sorted(project.wait_noted("ran", len(ran))) == sorted(ran)
+        poll_until(lambda: processes() == 1, "the pool to shrink")
+    poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left")
+    assert len(project.noted("ran")) == len(ran)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
@@ -208,6 +270,73 @@ def test_a_worker_whose_reject_fails_does_not_keep_the_message_and_its_slot(new_
     project.wait_noted("ran")
     poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left")
     assert project.client.xlen("celery-durable:dead-letters") == 1
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_no_task_runs_twice_because_connections_are_lost(new_project: NewProject, pool: str) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    worker = project.worker("-P", pool, "-c", "2")
+    names = [f"{number}" for number in range(400)]
+    with project.app.durable.batch():
+        for name in names:
+            project.app.tasks["slow"].delay(name, 0.02)
+    for lost in range(1, 6):
+        project.wait_noted("ran", 30 * lost)
+        cut(project)
+        worker.wait_for("Connection to broker lost", times=lost)
+    project.wait_noted("ran", len(names))
+    poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left")
+    assert sorted(project.noted("started")) == sorted(names)
+    assert project.app.control.inspect().active() == {"worker@test": []}
+
+
+def test_a_child_process_that_is_killed_before_it_runs_what_it_got(new_project: NewProject) -> None:
+    project = new_project(TASKS, LONG, **LEASE)
+    worker = project.worker("-c", "1")
+    [child] = project.app.control.inspect().stats()["worker@test"]["pool"]["processes"]
+    os.kill(child, signal.SIGSTOP)
+    project.app.tasks["quick"].delay("once")
+    worker.wait_for("Task quick")
+    cut(project)
+    worker.wait_for("Connected to", times=2)
+    os.kill(child, signal.SIGKILL)
+    project.wait_noted("ran")
+    poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left", 3)
+    assert project.noted("ran") == ["once"]
+
+
+def test_what_a_solo_worker_has_run_is_acknowledged_while_a_longer_task_runs(new_project: NewProject) -> None:
+    all_in_one_turn = "from celery_durable.atomic import channel\nchannel.DELIVERING = 60\n"
+    project = new_project(TASKS + all_in_one_turn, LONG, **LEASE)
+    with project.app.durable.batch():
+        for number in range(2):
+            project.app.tasks["quick"].delay(f"{number}")
+        project.app.tasks["slow"].delay("long", 12)
+    project.worker("-P", "solo", "-c", "4")
+    project.wait_noted("started")
+    poll_until(lambda: project.client.hlen("unacked") == 1, "only the long task to be held", 4)
+    assert project.noted("ran") == ["0", "1"]
+    project.wait_noted("ran", 3)
+    poll_until(lambda: not project.client.exists("unacked", "celery"), "no message to be left")
+    assert project.noted("ran") == ["0", "1", "long"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize(("task", "letters"), [("exits", 1), ("greedy", 0), ("quick", 0)])
+def test_a_task_that_celerys_tracer_cannot_handle_ends(
+    new_project: NewProject, pool: str, task: str, letters: int
+) -> None:
+    """sys.exit(), MemoryError; a result that cannot be stored."""
+    unreachable = {"result_backend": "redis://127.0.0.1:1/0", "result_backend_max_retries": 1}
+    conf = {**LONG, "task_ignore_result": True, **(unreachable if task == "quick" else {})}
+    project = new_project(TASKS, conf, **LEASE)
+    worker = project.worker("-P", pool, "-c", "1")
+    project.app.tasks[task].apply_async(("odd",), ignore_result=task != "quick")
+    project.app.tasks["quick"].apply_async(("next",), ignore_result=True)
+    poll_until(lambda: "next" in project.noted("ran"), "the next task to run")
+    poll_until(lambda: not project.client.exists("unacked", "celery", "celery-durable:delayed:celery"), "all to end")
+    assert project.client.xlen("celery-durable:dead-letters") == letters
+    assert worker.alive
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])

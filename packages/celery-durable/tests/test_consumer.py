@@ -193,7 +193,7 @@ def message(app: Any, name: str = "known", **headers: Any) -> Any:
     def settle(*_: Any, **__: Any) -> None:
         made.acknowledged = True
 
-    made.ack_log_error.side_effect = made.reject_log_error.side_effect = settle
+    made.ack_log_error.side_effect = made.reject.side_effect = made.reject_log_error.side_effect = settle
     return made
 
 
@@ -377,7 +377,7 @@ def test_an_odd_message_becomes_a_dead_letter(consumer: Any, app: Any) -> None:
     odd = message(app, retries="3")
     consumer.receive(odd)
     assert odd.dead == (Reason.MALFORMED, "TypeError: header retries: '3'")
-    odd.reject_log_error.assert_called_once()
+    odd.reject.assert_called_once()
     assert consumer.held() == {}
 
 
@@ -385,7 +385,7 @@ def test_a_message_that_cannot_even_become_a_dead_letter_ends_no_worker(
     consumer: Any, app: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     odd = message(app, retries="3")
-    odd.reject_log_error.side_effect = ValueError("odder")
+    odd.reject.side_effect = ValueError("odder")
     consumer.receive(odd)
     assert f"message {odd.delivery_tag} was not dead-lettered; it is redelivered" in caplog.text
     assert consumer.held() == {}, "it must"
@@ -396,7 +396,7 @@ def test_an_error_of_the_connection_makes_no_dead_letter(consumer: Any, app: Any
     type(broken).payload = PropertyMock(side_effect=ConnectionError("refused"))
     with pytest.raises(ConnectionError):
         consumer.receive(broken)
-    broken.reject_log_error.assert_not_called()
+    broken.reject.assert_not_called()
 
 
 def test_a_message_returned_after_a_reconnect_uses_no_slot_of_the_new_connection(consumer: Any, app: Any) -> None:

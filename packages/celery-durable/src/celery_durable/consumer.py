@@ -7,10 +7,13 @@ messages are renewed, so that no other worker runs them, however long they wait.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Container
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from celery.concurrency import prefork, solo
+from celery.concurrency import prefork, solo, thread
 from celery.worker import consumer, state
 from celery.worker.consumer.consumer import INVALID_TASK_ERROR, UNKNOWN_FORMAT, UNKNOWN_TASK_ERROR
 from celery.worker.consumer.consumer import logger as celery_logger
@@ -23,6 +26,7 @@ from celery_durable.atomic.leases import TAG_PREFIX
 from celery_durable.dead_letters import Reason
 from celery_durable.logs import get_logger
 from celery_durable.messages import check_body, check_delivery, check_headers
+from celery_durable.pools import begun, keeping, report_errors
 from celery_durable.times import eta_of
 
 logger = get_logger(__name__)
@@ -101,13 +105,16 @@ class Consumer(consumer.Consumer):
     received = 0  # messages, for the watchdog
     _renewal: Any = None  # a timer entry
     _events_due = False
+    _stopped = False
 
     def __init__(self, on_task_request: Callable[[Any], Any], *args: Any, **kwargs: Any) -> None:
         self._give_to_pool = on_task_request
         self._taken: dict[str, tuple[Any, Any]] = {}  # by delivery tag: a message, and its request once the pool has it
         self._forget_beyond = FORGET_BEYOND
+        self._acknowledgements: deque[Callable[[], None]] = deque()  # of threads of the pool, for the event loop
         self._rate_limited: set[Any] = set()  # requests that wait for their rate limit
         super().__init__(self._hand_over, *args, **kwargs)
+        report_errors(self.pool)
 
     @property
     def durable(self) -> Any:
@@ -198,63 +205,73 @@ class Consumer(consumer.Consumer):
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Celery waits for the next turn of the event loop. With the atomic transport an acknowledgement is sent with
         the next fetch anyway, and the next message that was read ahead needs its room now. Not from the threads of a
-        pool: there the event loop does it."""
-        if not (isinstance(self.pool, solo.TaskPool | prefork.TaskPool) and self.durable.atomic):
+        pool: there the event loop does it, until the worker stops."""
+        if not self.durable.atomic:
             return super().call_soon_ack(p, *args, **kwargs)
         channel = self.task_consumer and self.task_consumer.channel  # None while it connects
+        acknowledge = partial(self._acknowledge, channel, partial(p, *args, **kwargs))
+        if isinstance(self.pool, thread.TaskPool):
+            self._acknowledgements.append(acknowledge)
+            return (
+                self._send_acknowledgements() if self._stopped else super().call_soon_ack(self._send_acknowledgements)
+            )
+        acknowledge()
+        if channel and isinstance(self.pool, prefork.TaskPool):
+            channel.deliver_soon()
+        return p
+
+    def _send_acknowledgements(self) -> None:
+        with suppress(IndexError):  # another thread has taken the last one
+            while self._acknowledgements:
+                self._acknowledgements.popleft()()
+
+    def _acknowledge(self, channel: Any, acknowledge: Callable[[], Any]) -> None:
         try:
-            p(*args, **kwargs)
+            acknowledge()
         except CONNECTION_ERRORS as error:  # of a reject, such as that Redis refuses writes
             logger.warning("a message was neither acknowledged nor rejected, it is redelivered: %r", error)
             if channel:
                 channel.fail(error)
         except Exception:
             logger.exception("a message was neither acknowledged nor rejected, it is redelivered")
-        if channel and isinstance(self.pool, prefork.TaskPool):
-            channel.deliver_soon()
-        return p
+
+    def cancel_active_requests(self) -> None:
+        """At a cold stop. The tasks of solo and threads cannot be ended: the worker waits for them."""
+        if isinstance(self.pool, prefork.TaskPool):
+            super().cancel_active_requests()
 
     def stop(self) -> None:
         """Tasks may run for long after the event loop has ended."""
         super().stop()
         if self.durable.atomic and self.task_consumer is not None:
             self.task_consumer.channel.stop_taking()
+        self._stopped = True
+        self._send_acknowledgements()
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """With leases the messages of running tasks stay with this worker: they are renewed and acknowledged over the
         next connection. Otherwise they would run a second time meanwhile."""
         if self.durable.atomic and self.task_consumer is not None:
-            self._count_started()
-            running = [tag for tag, (_, request) in self._taken.items() if request in state.active_requests]
-            self.task_consumer.channel.qos.let_go(running)
+            kept = {
+                *self._begun(),
+                *(request for _, request in self._taken.values() if request and request.acknowledged),
+            }
+            tags = [tag for tag, (_, request) in self._taken.items() if request in kept]
+            self.task_consumer.channel.qos.let_go(tags)
         super().on_connection_error_after_connected(exc)
 
     def on_close(self) -> None:
         self._flush_events()  # the next connection takes over only what this one tried to publish
-        jobs = self._count_started()
-        for job in jobs:
-            job._accepted = True  # or the pool drops it: the task runs, is not acknowledged, and runs again
-        super().on_close()
-        for job in jobs:
-            job._accepted = job._time_accepted is not None
+        with keeping(self.pool, self._begun()):
+            super().on_close()
         self._rate_limited.clear()
         self._taken = {tag: taken for tag, taken in self._taken.items() if taken[1] in state.active_requests}
 
-    def _count_started(self) -> list[Any]:
-        """Tasks that a thread or a child process of the pool has got, but has not said yet that it runs them, count as
-        running from here on. Returns the jobs of the child processes."""
-        jobs = []
-        for message, request in self._taken.values():
-            given = request and request._apply_result  # a weak reference
-            if not given or message.acknowledged:
-                continue
-            if isinstance(self.pool, prefork.TaskPool):
-                job = given()
-                if job is None or job._accepted or not job._write_to or not job._write_to._is_alive():
-                    continue
-                jobs.append(job)
-            state.active_requests.add(request)
-        return jobs
+    def _begun(self) -> list[Any]:
+        """The requests which the pool has begun; they count as running from here on."""
+        requests = [request for _, request in list(self._taken.values()) if request is not None]
+        state.active_requests.update(begun(self.pool, requests))
+        return [request for request in requests if request in state.active_requests]
 
     # --- What is held ---
 
@@ -311,7 +328,10 @@ class Consumer(consumer.Consumer):
     def _dead_letter(self, message: Any, reason: Reason, error: object) -> None:
         message.dead = (reason, f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error))
         try:
-            message.reject_log_error(logger, CONNECTION_ERRORS)
+            message.reject()
+        except CONNECTION_ERRORS as error:
+            logger.warning("message %s was not dead-lettered; it is redelivered: %r", message.delivery_tag, error)
+            self._fail(message, error)
         except Exception:  # otherwise the worker would crash on it again after a restart
             logger.exception("message %s was not dead-lettered; it is redelivered", message.delivery_tag)
 
@@ -351,4 +371,9 @@ class Consumer(consumer.Consumer):
         try:
             message.channel.put_back(message, **{PATIENCE: waited})
         except CONNECTION_ERRORS as error:
-            logger.warning("unknown task not requeued; it is redelivered after the visibility timeout: %s", error)
+            logger.warning("unknown task not requeued; it is redelivered: %s", error)
+            self._fail(message, error)
+
+    def _fail(self, message: Any, error: Exception) -> None:
+        if self.durable.atomic:  # otherwise it would be renewed for as long as the connection lasts
+            message.channel.fail(error)

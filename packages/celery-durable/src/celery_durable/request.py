@@ -9,10 +9,20 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from celery_durable.dead_letters import Reason
+from celery_durable.logs import get_logger
 from celery_durable.outbox import PUBLICATION
 from celery_durable.signals import request_ended
 
+logger = get_logger(__name__)
+
 SOFT_LIMIT_RETRIES = 3  # a task that is too slow will be too slow again
+
+
+def _as_runtime_error(error: MemoryError) -> tuple[ExceptionInfo, RuntimeError]:
+    try:
+        raise RuntimeError(repr(error)) from error
+    except RuntimeError as same:
+        return ExceptionInfo(), same
 
 
 class DurableRequest:
@@ -56,6 +66,8 @@ class DurableRequest:
     def on_failure(self: Any, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
         error = exc_info.exception
         error = getattr(error, "exc", error)  # billiard wraps it to keep its traceback
+        if isinstance(error, MemoryError):  # Celery ends the worker, and the message would end the next one
+            exc_info, error = _as_runtime_error(error)
         lost = isinstance(error, WorkerLostError | SystemExit)
         if lost and not (self._already_revoked or self._already_cancelled):
             self._announce_end("worker_lost")
@@ -93,9 +105,20 @@ class DurableRequest:
         elif last and not isinstance(error, Ignore | Retry) and retries:
             self._dead = (Reason.RETRIES_EXHAUSTED, f"{type(error).__name__}: {error}")
 
+    def terminate(self: Any, pool: Any, signal: Any = None) -> None:
+        try:
+            super().terminate(pool, signal)  # type: ignore[misc]
+        except NotImplementedError:
+            logger.warning("%s[%s] not terminated: this pool (%s) cannot end a task", self.name, self.id, pool)
+
     def _announce_revoked(self: Any, reason: str, terminated: bool, signum: int | None, expired: bool) -> None:
         self._announce_end("expired" if expired else "revoked")
-        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+        try:
+            super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+        except Exception:  # otherwise it would be held, with its slot, for as long as the worker lives
+            logger.exception("%s[%s]: its state %s was not stored", self.name, self.id, reason)
+            self.acknowledge()
+            self._already_revoked = True
         self._end_entry()
 
     def _announce_end(self: Any, outcome: str) -> None:

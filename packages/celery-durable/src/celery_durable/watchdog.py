@@ -157,7 +157,7 @@ def _running(worker: WorkController) -> list[Any]:
         return []
     while True:
         with suppress(RuntimeError):  # another thread has added one meanwhile
-            return list(state.active_requests)
+            return [request for request in state.active_requests if request.time_start]
 
 
 def _exit_without(overrun: list[tuple[Any, float]]) -> None:

@@ -46,7 +46,7 @@ class Channel(transport.Channel):
         self._buffer: deque[Fetched] = deque()
         self._ahead = Ahead()
         self._fetched_at = 0.0
-        self._delivering = self._stopped = False
+        self._delivering = self.stopped = False
         self._deliver_due = self._turn_due = False  # whether the event loop has been asked to
         self._failed: Exception | None = None  # to be raised in the next turn of the event loop
         self._pumped = 0.0  # when the event loop made its last turn
@@ -121,7 +121,7 @@ class Channel(transport.Channel):
         """Called in each turn of the event loop."""
         if self._failed is not None:
             raise self._failed
-        if self._stopped:
+        if self.stopped:
             return
         self._pumped = monotonic()
         if self.active_queues or self.qos.has_acks:
@@ -177,7 +177,7 @@ class Channel(transport.Channel):
     def deliver_soon(self) -> None:
         """A task of the prefork pool has ended: at the beginning of the next turn of the event loop, before the part of
         the pool, which then writes the next one to its child process."""
-        if self._buffer and not (self._delivering or self._deliver_due or self._stopped or self.connection is None):
+        if self._buffer and not (self._delivering or self._deliver_due or self.stopped or self.connection is None):
             self._deliver_due = True
             self.connection.loop.call_soon(self._deliver_next)
 
@@ -267,7 +267,7 @@ class Channel(transport.Channel):
 
     def ack_waits(self) -> None:
         """An acknowledgement waits to be sent: with the next fetch, or at once if there is no event loop."""
-        turns = self.fetches and not self._stopped and self.connection is not None and self.connection.loop
+        turns = self.fetches and not self.stopped and self.connection is not None and self.connection.loop
         if self.closed:
             try:
                 self.qos.send_all()
@@ -278,6 +278,11 @@ class Channel(transport.Channel):
             self.qos.send_all()
         elif get_ident() != self.connection.loop_thread:
             self.connection.wake()
+
+    def send_acks(self, client: Redis) -> None:
+        """Called by another thread: a task may block the event loop, or the worker stops. Raises RedisError."""
+        if self.qos.has_acks and (self.stopped or monotonic() - self._pumped > LOOP_TURNS):
+            self.qos.send_all(client)
 
     def acks_may_wait(self) -> bool:
         """Those of short tasks are sent together: a prefork worker would send each in a command of its own."""
@@ -395,8 +400,8 @@ class Channel(transport.Channel):
 
     def stop_taking(self) -> None:
         """The event loop ends: acknowledgements are sent at once, and what was read ahead returns to its queues."""
-        if self.fetches and not self._stopped and self.connection is not None:
-            self._stopped = True
+        if self.fetches and not self.stopped and self.connection is not None:
+            self.stopped = True
             self._finish()
 
     def _finish(self) -> None:

@@ -1,6 +1,7 @@
 """Leases: a worker renews the messages that it holds; those that are no longer renewed return to their queue.
 
-In a thread with a connection of its own, because the event loop may be busy for as long as a task takes (solo pool).
+The acknowledgement of what has ended is sent before that, if the event loop does not send it. In a thread with a
+connection of its own, because the loop may be busy for as long as a task takes (solo pool).
 """
 
 from collections.abc import Callable
@@ -41,8 +42,21 @@ class Leases:
         self._visibility = config.visibility_timeout
         self._mutex = channel.prefixed(channel.unacked_mutex_key), config.restore_mutex_expire
         self._renew_at = self._sweep_at = 0.0
+        self._steps = [
+            self._send_acks,
+            self._renew_in_time,
+            self._move_due,
+            self._return_what_waits,
+            self._sweep_in_time,
+        ]
+        self._failed = False
+        self.only_renews = False
         self._client = Redis(connection_pool=channel.pool_for_thread())
         self._thread = Background("leases", TICK, self._tick)
+
+    def only_renew(self, held: Callable[[], list[str]]) -> None:
+        """Its connection is closed; this is what runs on, until the next connection or the end of the worker."""
+        self._held, self._steps, self.only_renews = held, [self._renew_in_time], True
 
     def stop(self) -> None:
         """What is still held is given back by the channels."""
@@ -51,11 +65,19 @@ class Leases:
         self._client.connection_pool.disconnect()
 
     def _tick(self) -> None:
-        for step in (self._renew_in_time, self._move_due, self._return_what_waits, self._sweep_in_time):
+        failed = False
+        for step in self._steps:
             try:
                 step()
             except (RedisError, OSError) as error:
-                logger.warning("leases: %s; tried again in %g s", error, TICK)
+                if not (failed or self._failed):
+                    logger.warning("leases: %s; tried again every %g s", error, TICK)
+                failed = True
+        self._failed = failed
+
+    def _send_acks(self) -> None:
+        for channel in self._channels():
+            channel.send_acks(self._client)
 
     def _renew_in_time(self) -> None:
         if self._renewal and monotonic() >= self._renew_at:

@@ -81,6 +81,8 @@ class Transport(transport.Transport):
         """From now on what the channels of this connection hold is renewed."""
         if self._leases is None:
             self._leases = Leases(channel, self._held, self._fetching)
+            for earlier in [each for each in self.client.durable.leases if each.only_renews]:
+                earlier.stop()
             self.client.durable.leases.add(self._leases)
 
     def _held(self) -> list[str]:
@@ -117,7 +119,10 @@ class Transport(transport.Transport):
     def close_connection(self, connection: Any) -> None:
         # First: closing the channels may fail without Redis.
         if self._leases is not None:
-            self._leases.stop()
+            if self.also_held():
+                self._leases.only_renew(self.also_held)
+            else:
+                self._leases.stop()
             self._leases = None
         if self._turns is not None:
             self._turns.cancel()  # the loop continues with the next connection
