@@ -34,6 +34,7 @@ import json, os, signal, socket, sys, time
 from hashlib import sha1
 from celery import Celery
 from kombu import Consumer, Queue
+from kombu.asynchronous import Hub
 from redis.connection import Connection
 from celery_durable import Config, install
 from celery_durable.atomic.fetching import Fetcher
@@ -77,7 +78,7 @@ with app.connection_for_write() as connection, connection.Producer() as producer
         say(published=number)
 say(ended=True)
 """
-# Until its queue has been empty for a while.
+# Until its queue is empty for a while. In an event loop it reads ahead, and acknowledgements wait for the next fetch.
 CONSUMER = """
 if plan["in_two_steps"]:
     FETCH.text = FETCH.text.replace("if #index > 0 then", "if false then")
@@ -98,6 +99,7 @@ if plan["in_two_steps"]:
 fates = iter(plan["fates"] * 100)
 
 def received(message):
+    received.number += 1
     number = message.headers["number"]
     say(got=number, again=bool(message.headers.get("redelivered")))
     fate = next(fates)
@@ -114,15 +116,32 @@ def received(message):
         say(delayed=number)
         message.channel.delays.park(message, time.time() + 1)
 
+received.number = 0
+hub = Hub()
+
+def wait(connection):
+    # Up to 0.2 s for a message. Raises socket.timeout.
+    if plan["ahead"] is None:
+        return connection.drain_events(timeout=0.2)
+    before, until = received.number, time.monotonic() + 0.2
+    while received.number == before:
+        if time.monotonic() > until:
+            raise socket.timeout
+        hub.run_once()
+
 with app.connection_for_read() as connection:
     channel = connection.default_channel
     channel.basic_qos(0, plan["prefetch"], False)
+    if plan["ahead"] is not None:
+        channel._ahead.number = lambda: plan["ahead"]
+        hub.call_repeatedly(0.1, lambda: None)
+        connection.register_with_event_loop(hub)
     with Consumer(channel, [Queue("kills")], on_message=received):
         count_commands()
         quiet = 0
         while quiet < plan["patience"]:
             try:
-                connection.drain_events(timeout=0.2)
+                wait(connection)
                 quiet = 0
             except socket.timeout:
                 quiet += 1
@@ -184,6 +203,7 @@ CONSUMERS = st.fixed_dictionaries(
         "prefetch": st.integers(1, 4),
         "fates": st.lists(FATES, min_size=1, max_size=5),
         "patience": st.integers(1, 6),
+        "ahead": st.none() | st.integers(0, 5),
         "in_two_steps": st.just(False),
     }
 )
@@ -194,6 +214,7 @@ REST: dict[str, Any] = {
     "prefetch": 10,
     "fates": ["acknowledge"],
     "patience": 15,
+    "ahead": None,
     "in_two_steps": False,
 }
 
@@ -285,14 +306,23 @@ def test_no_message_is_lost_or_delivered_twice(
     assert wrong(app, redis_server, "atomic", messages, rounds, publisher) == []
 
 
-@pytest.mark.parametrize(("transport", "in_two_steps"), [("stock", False), ("atomic", True)])
+@pytest.mark.parametrize(
+    ("transport", "in_two_steps", "ahead"), [("stock", False, None), ("atomic", True, None), ("atomic", True, 3)]
+)
 def test_a_fetch_that_is_not_atomic_fails_this(
-    app: Any, redis_server: RedisServer, transport: str, in_two_steps: bool
+    app: Any, redis_server: RedisServer, transport: str, in_two_steps: bool, ahead: int | None
 ) -> None:
     """Each number of commands is a moment to be killed at."""
     found: list[str] = []
     for commands in range(1, 9):
-        plan = {**REST, "commands": commands, "patience": 2, "prefetch": 1, "in_two_steps": in_two_steps}
+        plan = {
+            **REST,
+            "commands": commands,
+            "patience": 2,
+            "prefetch": 1,
+            "ahead": ahead,
+            "in_two_steps": in_two_steps,
+        }
         found += wrong(app, redis_server, transport, 3, [[plan]])
         if any("never delivered" in problem for problem in found):
             return

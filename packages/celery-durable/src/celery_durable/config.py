@@ -72,7 +72,8 @@ class Config:
     #: Retry delay of a task that sets none. Celery's is 180 s.
     default_retry_delay: float = 5
     #: How long a stopping worker waits for running tasks; then their messages return to the queue. The environment
-    #: must set REMAP_SIGTERM=SIGQUIT, or the worker waits up to their time limit after SIGTERM.
+    #: must set REMAP_SIGTERM=SIGQUIT, or the worker waits up to their time limit after SIGTERM. So does a worker of the
+    #: solo or threads pool, which cannot end a task: a kill then returns its messages within `lease`.
     soft_shutdown: float = 6
     #: How long the container runtime waits before SIGKILL (compose's stop_grace_period, Kubernetes'
     #: terminationGracePeriodSeconds). Only used for checks.
