@@ -51,6 +51,7 @@ class Fault:
     watch: str  # where to see it
     inject: Injection
     lasts: float = 0  # s until it is undone
+    resumed: float | None = None  # s within which tasks that were running, and run again, have begun again
     redelivered: float | None = None  # s within which tasks that were running are applied
     recovered: float | None = None  # s after it is over within which tasks are applied again
     blocked: float = PUBLISH_TAKES
@@ -336,6 +337,7 @@ def hold(fault: Fault, verdict: Verdict) -> None:
         "tasks lost": (verdict.lost, 0 if OUTBOX or not fault.data_lost else None),
         "messages not requeued": (verdict.left, 0),
         "effects applied twice": (verdict.twice, 0),
+        "s until run again": (verdict.resumed, fault.resumed),
         "s until redelivered": (verdict.redelivered, fault.redelivered),
         "s until recovered": (verdict.recovered, fault.recovered),
         "s that a publish took": (verdict.blocked, fault.blocked),

@@ -23,6 +23,7 @@ COLUMNS = (
     ("again", "reruns"),
     ("dead", "dead"),
     ("gap", "gap s"),
+    ("resumed", "again s"),
     ("redelivered", "redel. s"),
     ("recovered", "back s"),
     ("blocked", "block s"),

@@ -87,6 +87,7 @@ FAULTS = (
         what="A worker container is killed by its host PID; its messages are redelivered when their leases end.",
         watch="Overview, Consumers of low: down and up again; Unacknowledged stays up for 15 to 20 s.",
         inject=lambda arena: how.one_killed(arena, "worker-low"),
+        resumed=REDELIVERED_WITHIN + LONG,  # all slots of the other one are busy
         redelivered=KILLED + LONG,
         busy=True,
         first="test",
@@ -96,6 +97,7 @@ FAULTS = (
         what="Every worker is killed at once.",
         watch="Overview, Consumers: 0; Backlog grows until they have restarted.",
         inject=lambda arena: how.killed(arena, "worker-low", "worker-high"),
+        resumed=REDELIVERED_WITHIN,
         redelivered=KILLED,
     ),
     Fault(
