@@ -182,8 +182,8 @@ class Loop:
 
 @contextmanager
 def in_loop(app: Any, messages: int, ahead: int) -> Iterator[Loop]:
-    for _ in range(messages):
-        publish(app, PLAIN)
+    for number in range(messages):
+        publish(app, PLAIN, headers={"number": number})
     hub = Hub()
     with app.connection_for_read() as connection:
         yield Loop(connection, hub, ahead)
@@ -269,14 +269,24 @@ def test_without_its_loop_a_channel_acknowledges_at_once_and_returns_what_it_rea
         loop.run_until(lambda: loop.taken, "the next message")
         assert set(held(client)) == {first.delivery_tag, *loop.channel.held()}
         assert loop.channel.has_unread
-        loop.channel.stop_taking()
         (second,) = loop.taken
+        loop.channel.stop_taking(running={second.delivery_tag})
         assert list(held(client)) == [second.delivery_tag]
         assert waiting(app, client) == {"plain": 4}
         second.ack()
         assert held(client) == {}
         loop.channel.pump()
         assert waiting(app, client) == {"plain": 4}
+
+
+def test_without_its_loop_a_channel_returns_what_does_not_run_in_its_old_order(app: Any, client: Any) -> None:
+    with in_loop(app, messages=6, ahead=3) as loop:
+        loop.run_until(lambda: loop.taken, "a message")
+        assert loop.channel.has_unread
+        loop.channel.stop_taking(running=())
+        assert held(client) == {}
+        back = [json.loads(each)["headers"]["number"] for each in reversed(client.lrange("plain", 0, -1))]
+        assert back == list(range(6))
 
 
 def test_a_connection_is_added_once_to_the_event_loop(app: Any, client: Any) -> None:

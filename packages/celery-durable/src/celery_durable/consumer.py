@@ -212,9 +212,10 @@ class Consumer(consumer.Consumer):
         acknowledge = partial(self._acknowledge, channel, partial(p, *args, **kwargs))
         if isinstance(self.pool, thread.TaskPool):
             self._acknowledgements.append(acknowledge)
-            return (
-                self._send_acknowledgements() if self._stopped else super().call_soon_ack(self._send_acknowledgements)
-            )
+            if not self._stopped:
+                return super().call_soon_ack(self._send_acknowledgements)
+            self._send_acknowledgements()
+            return p
         acknowledge()
         if channel and isinstance(self.pool, prefork.TaskPool):
             channel.deliver_soon()
@@ -244,7 +245,7 @@ class Consumer(consumer.Consumer):
         """Tasks may run for long after the event loop has ended."""
         super().stop()
         if self.durable.atomic and self.task_consumer is not None:
-            self.task_consumer.channel.stop_taking()
+            self.task_consumer.channel.stop_taking(running=set(self._taken))  # see on_close()
         self._stopped = True
         self._send_acknowledgements()
 

@@ -185,7 +185,7 @@ eta = CONCEPT.lesson("eta", "Countdown and ETA, and their limits on Redis")
     "A task that is due later waits in Redis, not in its queue and not in a worker",
     covers=("ETA and countdown",),
     expect={"delayed in Redis": 1, "in the queue": 0, "held by the worker": 0, "started after": at_least(3, "s")},
-    learn="A sorted set holds such messages by the time when they are due. A million of them take no memory of a worker.",
+    learn="A sorted set holds such messages by the time when they are due. A million take no memory of a worker.",
 )
 def countdown(tour: Tour) -> Evidence:
     worker = tour.worker("--concurrency=1")

@@ -2,7 +2,8 @@
 
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
 from queue import Empty
 from threading import get_ident
 from time import monotonic
@@ -398,25 +399,34 @@ class Channel(transport.Channel):
             self.fetcher.reset()
         super()._on_connection_disconnect(connection)
 
-    def stop_taking(self) -> None:
-        """The event loop ends: acknowledgements are sent at once, and what was read ahead returns to its queues."""
+    def stop_taking(self, running: Container[str]) -> None:
+        """The event loop ends: acknowledgements are sent at once, and what is not of a running task returns to its
+        queue. `running`: delivery tags."""
         if self.fetches and not self.stopped and self.connection is not None:
             self.stopped = True
-            self._finish()
+            with self._giving_back():
+                self._return_buffer()
+                waiting = [tag for tag in self.qos.held() if tag not in running]
+                self.qos.give_back(waiting[::-1], first=True)
 
-    def _finish(self) -> None:
+    @contextmanager
+    def _giving_back(self) -> Iterator[None]:
         try:
-            self._buffer.extend(self.fetcher.finish())
-            self.qos.send_all()
-            with self.raw_client() as client:
-                while self._buffer:  # the newest first, so that the oldest is the next
-                    self._return_unread(client, self._buffer.pop())
+            yield
         except self.broken as error:
             logger.warning("messages not returned at the end, they are redelivered: %s", error)
             self.qos.leave_acks()
 
+    def _return_buffer(self) -> None:
+        self._buffer.extend(self.fetcher.finish())
+        self.qos.send_all()
+        with self.raw_client() as client:
+            while self._buffer:  # the newest first, so that the oldest is the next
+                self._return_unread(client, self._buffer.pop())
+
     def close(self) -> None:
         if self.fetches and not self.closed and self.connection is not None:
-            self._finish()
+            with self._giving_back():
+                self._return_buffer()
             self._in_poll = None
         super().close()
