@@ -243,11 +243,15 @@ class Consumer(consumer.Consumer):
 
     def stop(self) -> None:
         """Tasks may run for long after the event loop has ended."""
+        given = [tag for tag, (_, request) in list(self._taken.items()) if request and request._apply_result]
         super().stop()
-        if self.durable.atomic and self.task_consumer is not None:
-            self.task_consumer.channel.stop_taking(running=set(self._taken))  # see on_close()
         self._stopped = True
         self._send_acknowledgements()
+        if self.durable.atomic and self.task_consumer is not None:
+            running = {*self._taken}  # see on_close()
+            if isinstance(self.pool, thread.TaskPool):
+                running.update(given)  # one of these may have ended meanwhile, and is not acknowledged yet
+            self.task_consumer.channel.stop_taking(running)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """With leases the messages of running tasks stay with this worker: they are renewed and acknowledged over the
