@@ -55,7 +55,7 @@ class Revocations:
             return {}
         with self._broker().pipeline(transaction=True) as pipe:
             for delayed in self._delayed():
-                pipe.zrange(delayed, 0, 0, desc=True, withscores=True)
+                pipe.zrange(delayed, -1, -1, withscores=True)
             last = max([now, *(due for found in pipe.execute() for _, due in found)])
             kept = dict.fromkeys(added, last + self._config.revoked_for)
             pipe.zadd(key, kept)
