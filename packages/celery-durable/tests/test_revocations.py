@@ -89,6 +89,7 @@ def test_they_are_not_forgotten_while_delayed_messages_wait(new_app: NewApp, cli
     client.zadd("celery-durable:delayed:celery", {"later": due, "soon": time.time() + 10})
     control.Panel.data["revoke"] = lambda state, *args, **kwargs: state.revoked.add(args[0])
     Step(type("Worker", (), {"app": app}))
+    app.durable.revocations.load()  # as each worker does at its start
     control.Panel.data["revoke"](state, "a")
     assert client.zscore("celery-durable:revoked", "id:a") == pytest.approx(due + 1000, abs=1)
     for known_by in ("receiver", "loader"):
