@@ -47,7 +47,7 @@ class Channel(transport.Channel):
         self._buffer: deque[Fetched] = deque()
         self._ahead = Ahead()
         self._fetched_at = 0.0
-        self._delivering = self.stopped = False
+        self._delivering = self._stopped = False
         self._deliver_due = self._turn_due = False  # whether the event loop has been asked to
         self._failed: Exception | None = None  # to be raised in the next turn of the event loop
         self._pumped = 0.0  # when the event loop made its last turn
@@ -122,7 +122,7 @@ class Channel(transport.Channel):
         """Called in each turn of the event loop."""
         if self._failed is not None:
             raise self._failed
-        if self.stopped:
+        if self._stopped:
             return
         self._pumped = monotonic()
         if self.active_queues or self.qos.has_acks:
@@ -178,7 +178,7 @@ class Channel(transport.Channel):
     def deliver_soon(self) -> None:
         """A task of the prefork pool has ended: at the beginning of the next turn of the event loop, before the part of
         the pool, which then writes the next one to its child process."""
-        if self._buffer and not (self._delivering or self._deliver_due or self.stopped or self.connection is None):
+        if self._buffer and not (self._delivering or self._deliver_due or self._stopped or self.connection is None):
             self._deliver_due = True
             self.connection.loop.call_soon(self._deliver_next)
 
@@ -268,7 +268,7 @@ class Channel(transport.Channel):
 
     def ack_waits(self) -> None:
         """An acknowledgement waits to be sent: with the next fetch, or at once if there is no event loop."""
-        turns = self.fetches and not self.stopped and self.connection is not None and self.connection.loop
+        turns = self.fetches and not self._stopped and self.connection is not None and self.connection.loop
         if self.closed:
             try:
                 self.qos.send_all()
@@ -282,7 +282,7 @@ class Channel(transport.Channel):
 
     def send_acks(self, client: Redis) -> None:
         """Called by another thread: a task may block the event loop, or the worker stops. Raises RedisError."""
-        if self.qos.has_acks and (self.stopped or monotonic() - self._pumped > LOOP_TURNS):
+        if self.qos.has_acks and (self._stopped or monotonic() - self._pumped > LOOP_TURNS):
             self.qos.send_all(client)
 
     def acks_may_wait(self) -> bool:
@@ -402,8 +402,8 @@ class Channel(transport.Channel):
     def stop_taking(self, running: Container[str]) -> None:
         """The event loop ends: acknowledgements are sent at once, and what is not of a running task returns to its
         queue. `running`: delivery tags."""
-        if self.fetches and not self.stopped and self.connection is not None:
-            self.stopped = True
+        if self.fetches and not self._stopped and self.connection is not None:
+            self._stopped = True
             with self._giving_back():
                 self._return_buffer()
                 waiting = [tag for tag in self.qos.held() if tag not in running]
