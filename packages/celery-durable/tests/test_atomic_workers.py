@@ -79,11 +79,15 @@ STEPS = {"broker_transport_options": {"priority_steps": list(range(10))}}
 LONG = {**STEPS, "task_time_limit": 60, "task_soft_time_limit": 50}
 
 
+def of_workers(project: Project, **kind: str) -> list[str]:
+    """The ids of the workers' connections to the broker; those of tasks and of tests have another name."""
+    return [each["id"] for each in project.client.client_list(**kind) if each["name"].startswith("celery-worker:")]
+
+
 def cut(project: Project) -> None:
     """Close the workers' connections to the broker, and not those of the tasks."""
-    for each in project.client.client_list():
-        if each["name"].startswith("celery-worker:"):
-            project.client.client_kill_filter(_id=each["id"])
+    for connection in of_workers(project):
+        project.client.client_kill_filter(_id=connection)
 
 
 def test_no_task_is_lost_with_its_worker(new_project: NewProject) -> None:
@@ -176,10 +180,11 @@ def test_a_task_that_a_child_process_has_got_runs_once(new_project: NewProject, 
     os.kill(child, signal.SIGSTOP)
     project.app.tasks[task].delay("once")
     worker.wait_for(f"Task {task}")
+    assert of_workers(project, _type="pubsub")
     if event == "warm stop":
         project.app.control.shutdown()
         worker.wait_for("Got shutdown from remote")
-        poll_until(lambda: not project.client.client_list(_type="pubsub"), "the worker to have left its queues")
+        poll_until(lambda: not of_workers(project, _type="pubsub"), "the worker to have left its queues")
     else:
         cut(project)
         worker.wait_for("Connection to broker lost")
