@@ -14,11 +14,12 @@ ROUNDED = 0.001  # s by which a time in the ledger may be too small
 EXPECTED_KEYS = (
     "_kombu.binding*",
     "celery-durable:workers",
-    # atomic: who waits for messages, and when a worker last looked for lapsed leases
+    # atomic: who waits for messages, who moves those that are due, and when a worker last looked for lapsed leases
     "celery-durable:leases",
     "celery-durable:watcher:*",
     "celery-durable:waiting:*",
     "celery-durable:wake:*",
+    "celery-durable:mover:*",
     # stock: the lock of who looks for messages past the visibility timeout
     "unacked_mutex",
 )

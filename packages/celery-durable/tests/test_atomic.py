@@ -13,10 +13,11 @@ import pytest
 from kombu import Consumer, Queue
 from kombu.asynchronous import Hub
 
+from celery_durable.atomic import delays
 from celery_durable.atomic.ahead import Ahead
 from celery_durable.atomic.fetching import Fetched, State
 from celery_durable.atomic.leases import TAG_PREFIX
-from celery_durable.atomic.scripts import FETCH, LAPSED
+from celery_durable.atomic.scripts import DUE, FETCH, LAPSED
 from celery_durable.dead_letters import Reason
 from celery_durable.signals import operation_fenced
 
@@ -671,6 +672,56 @@ def test_many_that_are_due_at_once_are_moved_at_once(app: Any, client: Any) -> N
         leases._move_due()
         assert client.llen("plain") == 5200
     client.delete("plain")
+
+
+def test_one_worker_calls_again_when_the_next_message_is_due(client: Any) -> None:
+    """Not each one: their number must not make more work for Redis."""
+    again = 60_000  # ms
+
+    def call(caller: str) -> int:
+        moved, wait = DUE(client, ["mover", "other", "delayed"], [10, caller, again])
+        assert moved == 0
+        return int(wait)
+
+    now, _ = client.time()
+    client.zadd("delayed", {"plain\0far\0{}": now + 86_400})
+    assert call("one") == again
+    assert client.keys() == ["delayed"], "one was chosen although no message is due soon"
+    client.zadd("delayed", {"plain\0near\0{}": now + 50})
+    assert 0 < call("one") <= 50_000
+    assert call("two") == again
+    assert call("one") <= 50_000
+    assert again < client.pttl("mover") <= 2 * again
+    client.delete("mover")  # it was killed
+    assert call("two") <= 50_000
+    assert call("one") == again
+
+
+def test_in_a_full_redis_each_worker_looks_as_often(client: Any) -> None:
+    now, _ = client.time()
+    client.zadd("delayed", {"plain\0id\0{}": now + 50})
+    client.config_set("maxmemory", 1)
+    assert DUE(client, ["mover", "delayed"], [10, "one", 60_000]) == [0, 60_000]
+
+
+def test_a_worker_looks_when_the_next_message_is_due(app: Any, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delays, "TICK", 60)
+    with taking(app, QUEUES[1]) as taker:
+        leases = taker.connection.transport._leases
+        leases.stop()
+        taker.channel._consuming["plain"] = False, None
+        now, _ = client.time()
+        client.zadd("celery-durable:delayed:plain", {"plain\0id\0{}": now + 3600})
+        assert leases._tick() == 60
+        client.zadd("celery-durable:delayed:plain", {"plain\0id\0{}": now + 50})
+        assert delays.SOONEST < leases._tick() <= 50
+        for due in range(now - 400, now + 1):
+            client.zadd("celery-durable:delayed:plain", {f"plain\0{due}\0{{}}": due})
+        leases._tick()
+        assert client.llen("plain") == 401
+    monkeypatch.setattr(delays, "DUE", lambda *_: [0, 1])
+    wait = delays.move_due(client, app.durable.broker_key, ["plain"], "one", lambda: True)
+    assert wait == delays.SOONEST, "many messages are moved together"
 
 
 def test_messages_that_are_due_are_delivered_by_a_full_redis(app: Any, client: Any) -> None:

@@ -170,6 +170,18 @@ def test_a_thread_calls_at_once_and_not_after_its_stop() -> None:
     assert "caller" not in [each.name for each in threading.enumerate()]
 
 
+def test_a_function_may_say_when_its_next_call_is() -> None:
+    calls: list[float] = []
+
+    def call() -> float:
+        calls.append(1)
+        return 0.01 if len(calls) < 4 else 3600
+
+    thread = Background("caller", 7200, call)
+    poll_until(lambda: len(calls) == 4, "the fourth call", timeout=30)
+    thread.stop(timeout=10)
+
+
 def test_a_stop_waits_for_a_call_that_is_under_way() -> None:
     began, may_end = threading.Event(), threading.Event()
 

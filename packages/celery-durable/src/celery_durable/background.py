@@ -11,10 +11,10 @@ logger = get_logger(__name__)
 class Background:
     """Calls a function at once and then every `interval` seconds, from a daemon thread, until it is stopped.
 
-    An exception of the function is logged, and does not end the thread.
+    The function may return the seconds until its next call. An exception of it is logged, and does not end the thread.
     """
 
-    def __init__(self, name: str, interval: float, function: Callable[[], None]) -> None:
+    def __init__(self, name: str, interval: float, function: Callable[[], float | None]) -> None:
         self._name, self._interval, self._function = name, interval, function
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -22,11 +22,12 @@ class Background:
 
     def _run(self) -> None:
         while True:
+            seconds = None
             try:
-                self._function()
+                seconds = self._function()
             except Exception:
                 logger.exception("%s failed; it is tried again in %g s", self._name, self._interval)
-            if self._stopped.wait(self._interval):
+            if self._stopped.wait(self._interval if seconds is None else seconds):
                 return
 
     def stop(self, timeout: float = 0) -> None:

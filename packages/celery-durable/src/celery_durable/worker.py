@@ -11,8 +11,7 @@ from celery.concurrency import prefork, solo
 from celery.worker import WorkController, control
 from redis import RedisError
 
-from celery_durable.atomic.delays import move_due
-from celery_durable.atomic.leases import TICK
+from celery_durable.atomic.delays import TICK, move_due
 from celery_durable.atomic.support import missing_for_worker
 from celery_durable.background import Background
 from celery_durable.checks import refuse_dangerous_settings
@@ -134,13 +133,14 @@ class Due(bootsteps.StartStopStep):
 
     def start(self, parent: WorkController) -> None:
         durable = parent.app.durable
-        keys = [durable.delayed_key(queue) for queue in queue_names(parent)]
+        queues = queue_names(parent)
 
-        def move() -> None:
+        def move() -> float | None:
             try:
-                move_due(durable.broker, keys, lambda: True)
+                return move_due(durable.broker, durable.broker_key, queues, parent.hostname, lambda: True)
             except RedisError as error:
                 logger.warning("delayed messages not moved: %s; tried again in %g s", error, TICK)
+                return None
 
         self._thread = Background("due", TICK, move)
 

@@ -19,6 +19,8 @@ from celery_durable.times import eta_of
 AT_ONCE = 0.5  # s; a message that is due sooner does not wait there
 IS_DUE = 2  # see delay.lua
 BATCH = 500  # messages that are moved in one step
+TICK = 0.5  # s between two looks for what is due
+SOONEST = 0.02  # s; the same for the worker that looks when the next message is due, if there are many
 
 
 class Delays:
@@ -77,7 +79,15 @@ class Delays:
         return int(number)
 
 
-def move_due(client: Redis, keys: list[str], go_on: Callable[[], bool]) -> None:
-    """Move what is due to the queues' lists, while there is more and `go_on` says so. Raises RedisError."""
-    while keys and DUE(client, keys, [BATCH]) >= BATCH and go_on():
-        pass
+def move_due(
+    client: Redis, key: Callable[[str], str], queues: list[str], caller: str, go_on: Callable[[], bool]
+) -> float:
+    """Move what is due to the queues' lists, while there is more and `go_on` says so. `key`: of a name of the library;
+    `caller`: a unique name. Returns the seconds until the next call. Raises RedisError."""
+    if not queues:
+        return TICK
+    keys = [key(f"mover:{','.join(sorted(queues))}"), *(key(f"delayed:{queue}") for queue in queues)]
+    while True:
+        moved, wait = DUE(client, keys, [BATCH, caller, int(TICK * 1000)])
+        if moved < BATCH or not go_on():
+            return max(int(wait) / 1000, SOONEST)

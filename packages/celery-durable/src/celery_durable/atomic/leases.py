@@ -14,7 +14,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis import Redis, RedisError
 
-from celery_durable.atomic.delays import move_due
+from celery_durable.atomic.delays import TICK, move_due
 from celery_durable.atomic.scripts import LAPSED, RENEW
 from celery_durable.background import Background
 from celery_durable.dead_letters import Reason
@@ -22,7 +22,6 @@ from celery_durable.logs import get_logger
 
 logger = get_logger(__name__)
 
-TICK = 0.5  # s between two looks for what is due or has lapsed
 BATCH = 500  # tags that are renewed in one step
 GIVEN_BACK = 50  # messages at once, each of which takes two round trips: renewing must not wait
 
@@ -50,6 +49,7 @@ class Leases:
             self._sweep_in_time,
         ]
         self._failed = False
+        self._next = TICK  # s until the next tick
         self.only_renews = False
         self._client = Redis(connection_pool=channel.pool_for_thread())
         self._thread = Background("leases", TICK, self._tick)
@@ -64,8 +64,8 @@ class Leases:
         self._thread.stop(timeout=2)
         self._client.connection_pool.disconnect()
 
-    def _tick(self) -> None:
-        failed = False
+    def _tick(self) -> float:
+        failed, self._next = False, TICK
         for step in self._steps:
             try:
                 step()
@@ -74,6 +74,7 @@ class Leases:
                     logger.warning("leases: %s; tried again every %g s", error, TICK)
                 failed = True
         self._failed = failed
+        return TICK if failed else self._next
 
     def _send_acks(self) -> None:
         for channel in self._channels():
@@ -99,7 +100,8 @@ class Leases:
 
     def _move_due(self) -> None:
         queues = [queue for channel in self._channels() for queue in list(channel._consuming)]
-        move_due(self._client, list(map(self._channel.delays.key, queues)), lambda: monotonic() < self._renew_at)
+        channel = self._channel
+        self._next = move_due(self._client, channel.key, queues, channel._name, lambda: monotonic() < self._renew_at)
 
     def _return_what_waits(self) -> None:
         for channel in self._channels():

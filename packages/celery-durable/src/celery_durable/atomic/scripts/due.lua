@@ -1,15 +1,19 @@
 -- Moves delayed messages that are due to their lists, in the order of their times.
 --
--- KEYS  sorted sets of delayed messages: list, "\0", a unique id, "\0", message -> due (epoch seconds)
--- ARGV  1 the most messages to move
--- Returns how many were moved.
+-- KEYS  1 mover    string: the worker that calls again when the next message is due
+--       2…         sorted sets of delayed messages: list, "\0", a unique id, "\0", message -> due (epoch seconds)
+-- ARGV  1 the most messages to move   2 name of the caller   3 milliseconds after which each worker calls again
+-- Returns {how many were moved, milliseconds until the next call of the caller}.
 --
--- It runs in Redis 6, too, whose workers use the stock transport. A full Redis runs it: it writes first with ZREM.
+-- It runs in Redis 6, too, whose workers use the stock transport. A full Redis runs it: it writes first with ZREM, and
+-- without a mover a message is only later.
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 local most, moved = tonumber(ARGV[1]), 0
+local caller, again = ARGV[2], tonumber(ARGV[3])
 local LATER = 60 -- s until one that cannot be moved is tried again
-for _, delayed in ipairs(KEYS) do
+for key = 2, #KEYS do
+    local delayed = KEYS[key]
     local members = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, most - moved)
     for _, member in ipairs(members) do
         local list_ends = string.find(member, '\0', 1, true)
@@ -26,4 +30,19 @@ for _, delayed in ipairs(KEYS) do
         break
     end
 end
-return moved
+
+local wait = again
+for key = 2, #KEYS do
+    local first = redis.call('ZRANGE', KEYS[key], 0, 0, 'WITHSCORES')
+    if first[1] then
+        wait = math.min(wait, math.max(0, math.ceil((tonumber(first[2]) - tonumber(now)) * 1000)))
+    end
+end
+if wait < again and redis.call('GET', KEYS[1]) ~= caller then
+    -- It is followed by another one if it is killed; until then, each worker calls.
+    local chosen = redis.pcall('SET', KEYS[1], caller, 'NX', 'PX', 2 * again)
+    if not chosen or chosen.err then
+        wait = again
+    end
+end
+return { moved, wait }
