@@ -8,12 +8,12 @@
 -- It runs in Redis 6, too, whose workers use the stock transport. A full Redis runs it: it writes first with ZREM, and
 -- without a mover a message is only later.
 local time = redis.call('TIME')
-local now = time[1] .. '.' .. string.format('%06d', time[2])
-local most, moved = tonumber(ARGV[1]), 0
-local caller, again = ARGV[2], tonumber(ARGV[3])
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local most, caller, again = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local LATER = 60 -- s until one that cannot be moved is tried again
-for key = 2, #KEYS do
-    local delayed = KEYS[key]
+local moved, wait = 0, again
+
+local function move(delayed)
     local members = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, most - moved)
     for _, member in ipairs(members) do
         local list_ends = string.find(member, '\0', 1, true)
@@ -22,20 +22,25 @@ for key = 2, #KEYS do
         local list = id_ends and string.sub(member, 1, list_ends - 1)
         local pushed = id_ends and redis.pcall('LPUSH', list, string.sub(member, id_ends + 1))
         if not pushed or type(pushed) == 'table' then -- an error
-            redis.call('ZADD', delayed, tonumber(time[1]) + LATER, member)
+            redis.call('ZADD', delayed, now + LATER, member)
         end
     end
     moved = moved + #members
-    if moved >= most then
-        break
-    end
 end
 
-local wait = again
+local function seconds_to_next(delayed)
+    local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+    return first[1] and tonumber(first[2]) - now
+end
+
 for key = 2, #KEYS do
-    local first = redis.call('ZRANGE', KEYS[key], 0, 0, 'WITHSCORES')
-    if first[1] then
-        wait = math.min(wait, math.max(0, math.ceil((tonumber(first[2]) - tonumber(now)) * 1000)))
+    local seconds = seconds_to_next(KEYS[key])
+    if seconds and seconds <= 0 and moved < most then
+        move(KEYS[key])
+        seconds = seconds_to_next(KEYS[key])
+    end
+    if seconds then
+        wait = math.min(wait, math.max(0, math.ceil(seconds * 1000)))
     end
 end
 if wait < again and redis.call('GET', KEYS[1]) ~= caller then
