@@ -1,5 +1,9 @@
-"""Real workers with the atomic transport: tasks that are longer than a lease."""
+"""Real workers with the atomic transport: tasks that are longer than a lease.
 
+LEASES=480 pytest -n 3 -k freezes: as many leases as a task of two hours has with the default one; takes 40 minutes.
+"""
+
+import os
 from threading import Event
 
 import pytest
@@ -9,6 +13,8 @@ from .poll import poll_until
 from .redis_server import RedisServer
 from .test_atomic import LEASE
 from .test_atomic_workers import LONG, TASKS
+
+LEASES = int(os.environ.get("LEASES", "8"))  # of a task during which Redis restarts and freezes
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
@@ -27,18 +33,20 @@ def test_a_task_runs_once_although_redis_restarts_and_freezes_meanwhile(
     new_project: NewProject, redis_server: RedisServer, pool: str
 ) -> None:
     """Its worker reconnects, goes on renewing, and acknowledges over the new connection. The freeze is four leases
-    long, the task eight: with the default lease they are a minute and two minutes."""
-    project = new_project(TASKS, {**LONG, "task_time_limit": 120, "task_soft_time_limit": 110}, **LEASE)
+    long: with the default lease a minute."""
+    seconds = LEASES * LEASE["lease"]
+    limits = {"task_time_limit": 2 * seconds + 60, "task_soft_time_limit": 2 * seconds + 50}
+    project = new_project(TASKS, {**LONG, **limits}, **LEASE)
     for name in ("one", "two"):
         project.worker("-P", pool, "-c", "1", name=name)
-    project.app.tasks["slow"].delay("a", 8 * LEASE["lease"])
+    project.app.tasks["slow"].delay("a", seconds)
     project.wait_noted("started")
     redis_server.kill()
     redis_server.start()
     thawed = Event()
     with redis_server.frozen():
         thawed.wait(4 * LEASE["lease"])
-    project.wait_noted("ran", timeout=120)
+    project.wait_noted("ran", timeout=seconds + 80)
     poll_until(lambda: not project.client.exists("unacked"), "the message to be acknowledged")
     assert project.noted("started") == ["a"]
 
