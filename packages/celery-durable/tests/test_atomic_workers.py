@@ -12,12 +12,14 @@ import pytest
 from kombu import Connection, Consumer, Queue
 
 from celery_durable import delayed
+from celery_durable.dead_letters import Reason
 
 from .conftest import NewProject
 from .poll import poll_until
 from .project import Project
 from .redis_server import RedisServer
 from .test_atomic import LEASE
+from .test_transport import letters
 
 TASKS = """
 import time
@@ -35,6 +37,11 @@ def quick(name):
 @app.task(name="early", shared=False, acks_late=False)
 def early(name):
     note("ran", name)
+
+@app.task(name="kills its worker", shared=False)
+def kills():
+    note("killed")
+    os.kill(os.getppid(), 9)
 
 @app.task(name="exits", shared=False)
 def exits(name):
@@ -503,6 +510,20 @@ def test_a_solo_worker_acknowledges_each_task_before_the_next(new_project: NewPr
     assert project.wait_noted("held", 5) == ["5", "4", "3", "2", "1"]
 
 
+def test_a_task_that_kills_its_workers_becomes_a_dead_letter(new_project: NewProject) -> None:
+    project = new_project(TASKS, LONG, max_deliveries=2, **LEASE)
+    project.app.tasks["kills its worker"].delay()
+    for number in range(2):
+        worker = project.worker("-c", "1", name=f"worker{number}")
+        assert worker.process.wait(60) == -signal.SIGKILL
+    project.worker("-c", "1")
+    poll_until(lambda: letters(project.app), "the dead letter")
+    [letter] = letters(project.app)
+    assert (letter.reason, letter.task) == (Reason.DELIVERIES, "kills its worker")
+    assert len(project.noted("killed")) == 2
+    assert not project.client.exists("unacked", "celery")
+
+
 def test_a_worker_whose_clock_is_behind_runs_what_is_due(new_project: NewProject) -> None:
     behind = """
 from celery_durable import consumer
@@ -518,3 +539,21 @@ consumer.time = Behind
     project.app.tasks["quick"].apply_async(("a",), countdown=2)
     project.worker("-c", "1")
     assert project.wait_noted("ran", timeout=20) == ["a"]
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_the_clock_of_a_worker_does_not_matter_to_leases(new_project: NewProject, seconds: int) -> None:
+    """One with another clock keeps what it holds, and takes nothing from others."""
+    other_clock = """
+import os
+if seconds := int(os.environ.get("CLOCK", 0)):
+    right = time.time
+    time.time = lambda: right() + seconds
+"""
+    project = new_project(other_clock + TASKS, LONG, **LEASE)
+    project.worker("-c", "1", name="right")
+    project.worker("-c", "1", name="other", CLOCK=str(seconds))
+    for name in ("a", "b"):
+        project.app.tasks["slow"].delay(name, 3 * LEASE["lease"])
+    project.wait_noted("ran", 2)
+    assert sorted(project.noted("started")) == ["a", "b"]
