@@ -1,8 +1,9 @@
 """A process that is killed between any two commands to Redis loses no message, and none is delivered twice needlessly.
 
 Publishers and consumers in processes of their own publish, take, acknowledge, return, reject and delay messages, renew
-their leases and return those of others, and are killed after a number of commands, or after the reply of one. A fetch
-that books what it takes in a second step fails these checks, and so does kombu's own transport.
+their leases and return those of others, and are killed after a number of commands, or after the reply of one. Leases
+lapse meanwhile, also those of living consumers. A fetch that books what it takes in a second step fails these checks;
+so do a renewal that renews nothing, and kombu's own transport.
 """
 
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -38,7 +40,7 @@ from kombu.asynchronous import Hub
 from redis.connection import Connection
 from celery_durable import Config, install
 from celery_durable.atomic.fetching import Fetcher
-from celery_durable.atomic.scripts import FETCH
+from celery_durable.atomic.scripts import FETCH, RENEW
 
 url, transport, times, lists, plan = *sys.argv[1:3], *map(json.loads, sys.argv[3:])
 left = plan["commands"]
@@ -78,7 +80,8 @@ with app.connection_for_write() as connection, connection.Producer() as producer
         say(published=number)
 say(ended=True)
 """
-# Until its queue is empty for a while. In an event loop it reads ahead, and acknowledgements wait for the next fetch.
+# Until its queue is empty for a while, or until nothing is left at all. In an event loop it reads ahead, and
+# acknowledgements wait for the next fetch.
 CONSUMER = """
 if plan["in_two_steps"]:
     FETCH.text = FETCH.text.replace("if #index > 0 then", "if false then")
@@ -96,7 +99,15 @@ if plan["in_two_steps"]:
 
     Fetcher._accept = accept_and_book
 
+if plan["renews_nothing"]:
+    RENEW.text = "return {}"
+    RENEW.sha = sha1(RENEW.text.encode()).hexdigest()
+
 fates = iter(plan["fates"] * 100)
+
+def acknowledge(message):
+    say(acknowledged=message.headers["number"])
+    message.ack()
 
 def received(message):
     received.number += 1
@@ -104,8 +115,9 @@ def received(message):
     say(got=number, again=bool(message.headers.get("redelivered")))
     fate = next(fates)
     if fate == "acknowledge":
-        say(acknowledged=number)
-        message.ack()
+        acknowledge(message)
+    elif fate == "acknowledge late":
+        kept.append(message)
     elif fate == "return":
         say(returned=number)
         message.requeue()
@@ -116,7 +128,7 @@ def received(message):
         say(delayed=number)
         message.channel.delays.park(message, time.time() + 1)
 
-received.number = 0
+received.number, kept = 0, []
 hub = Hub()
 
 def wait(connection):
@@ -129,6 +141,10 @@ def wait(connection):
             raise socket.timeout
         hub.run_once()
 
+def anything_left():
+    with app.durable.raw_broker() as client:
+        return client.exists("unacked", "celery-durable:delayed:kills", *app.durable.priority_lists("kills"))
+
 with app.connection_for_read() as connection:
     channel = connection.default_channel
     channel.basic_qos(0, plan["prefetch"], False)
@@ -138,13 +154,15 @@ with app.connection_for_read() as connection:
         connection.register_with_event_loop(hub)
     with Consumer(channel, [Queue("kills")], on_message=received):
         count_commands()
-        quiet = 0
-        while quiet < plan["patience"]:
+        quiet, until = 0, time.monotonic() + 30
+        while quiet < plan["patience"] or plan["until_empty"] and anything_left() and time.monotonic() < until:
             try:
                 wait(connection)
                 quiet = 0
             except socket.timeout:
                 quiet += 1
+        for message in kept:
+            acknowledge(message)
 say(ended=True)
 """
 
@@ -174,7 +192,7 @@ class Arena:
     transport: str
     lives: list[Life] = field(default_factory=list)
 
-    def run(self, *processes: tuple[str, dict[str, Any]]) -> None:
+    def run(self, *processes: tuple[str, dict[str, Any]], meanwhile: Timer | None = None) -> None:
         """Together."""
         arguments = [self.url, self.transport, json.dumps(TIMES), json.dumps(LISTS)]
         started = [
@@ -186,17 +204,21 @@ class Arena:
             )
             for program, plan in processes
         ]
+        if meanwhile:
+            meanwhile.start()
         for process in started:
             said, _ = process.communicate(timeout=120)
             assert process.returncode in (0, -signal.SIGKILL), said
             self.lives.append(Life([json.loads(line) for line in said.splitlines()]))
+        if meanwhile:
+            meanwhile.join()
 
     def numbers(self, what: str) -> list[int]:
         return [number for life in self.lives for number in life.numbers(what)]
 
 
 KILLED: dict[str, Any] = {"commands": st.integers(1, 30), "at": st.sampled_from(["sent", "replied"])}
-FATES = st.sampled_from(["acknowledge", "acknowledge", "hold", "return", "reject", "delay"])
+FATES = st.sampled_from(["acknowledge", "acknowledge", "acknowledge late", "hold", "return", "reject", "delay"])
 CONSUMERS = st.fixed_dictionaries(
     {
         **KILLED,
@@ -205,6 +227,8 @@ CONSUMERS = st.fixed_dictionaries(
         "patience": st.integers(1, 6),
         "ahead": st.none() | st.integers(0, 5),
         "in_two_steps": st.just(False),
+        "renews_nothing": st.just(False),
+        "until_empty": st.just(False),
     }
 )
 PUBLISHERS = st.fixed_dictionaries(KILLED)
@@ -213,18 +237,26 @@ REST: dict[str, Any] = {
     "at": "sent",
     "prefetch": 10,
     "fates": ["acknowledge"],
-    "patience": 15,
+    "patience": 1,
+    "until_empty": True,
     "ahead": None,
     "in_two_steps": False,
+    "renews_nothing": False,
 }
 
 
-def lapse(client: Any) -> None:
-    """As if all leases, or the visibility timeout, had ended."""
-    for tag in client.zrange("unacked_index", 0, -1):
-        client.zadd("unacked_index", {tag: 1})
-    seconds, _ = client.time()
-    client.hset("celery-durable:leases", mapping={"seen": seconds, "hold": 0})
+LAPSE = """
+for _, tag in ipairs(redis.call('ZRANGE', 'unacked_index', 0, -1)) do
+    redis.call('ZADD', 'unacked_index', 1, tag)
+end
+redis.call('HSET', 'celery-durable:leases', 'seen', redis.call('TIME')[1], 'hold', 0)
+return redis.call('HVALS', 'unacked')
+"""
+
+
+def lapse(client: Any) -> list[int]:
+    """As if all leases, or the visibility timeout, had ended. Returns the messages that were held."""
+    return [json.loads(value)[0]["headers"]["number"] for value in client.eval(LAPSE, 0)]
 
 
 def wrong(
@@ -234,15 +266,19 @@ def wrong(
     messages: int,
     rounds: list[list[dict[str, Any]]],
     publisher: dict[str, Any] | None = None,
+    lapse_after: float | None = None,
 ) -> list[str]:
     """What is wrong after these consumers and one that takes all that is left. The consumers of a round run together;
-    after a round all leases lapse. `publisher`: of one that runs beside the first."""
+    after a round all leases lapse. `publisher`: of one that runs beside the first; `lapse_after`: seconds since the
+    begin of a round when they do so, too."""
     redis.reset()
     client, arena = redis.client, Arena(redis.url, transport)
+    lapsed: set[int] = set()  # while their consumers may live
     arena.run((PUBLISHER, {"commands": None, "at": "sent", "numbers": list(range(messages))}))
     beside = [(PUBLISHER, {**publisher, "numbers": list(range(100, 106))})] if publisher else []
     for plans in rounds:
-        arena.run(*beside, *((CONSUMER, plan) for plan in plans))
+        meanwhile = Timer(lapse_after, lambda: lapsed.update(lapse(client))) if lapse_after is not None else None
+        arena.run(*beside, *((CONSUMER, plan) for plan in plans), meanwhile=meanwhile)
         beside = []
         lapse(client)
     arena.run((CONSUMER, REST))
@@ -259,7 +295,7 @@ def wrong(
     # A message may be delivered again if its consumer was killed, held it to its end, returned or delayed it.
     for life in arena.lives:
         for number, times in Counter(life.numbers("got")).items():
-            if times - 1 > [*life.numbers("returned"), *life.numbers("delayed")].count(number):
+            if number not in lapsed and times - 1 > [*life.numbers("returned"), *life.numbers("delayed")].count(number):
                 problems.append(f"{number} delivered {times} times to one consumer")
         for priority in range(PRIORITIES):
             # Not what was delayed, by its publisher or a consumer: it is delivered when it is due.
@@ -269,7 +305,7 @@ def wrong(
                 problems.append(f"not in their order: {first}")
     for number in taken:
         ends = [life for life in arena.lives if number in {*life.numbers("acknowledged"), *life.numbers("rejected")}]
-        if sum(not life.killed for life in ends) > 1:
+        if sum(not life.killed for life in ends) > 1 and number not in lapsed:
             problems.append(f"{number} settled by two consumers that were not killed")
     if left := [key for key in client.scan_iter() if key.startswith((b"kills", b"unacked", b"celery-durable:delayed"))]:
         problems.append(f"left in Redis: {left}")
@@ -295,6 +331,7 @@ def app(new_app: NewApp) -> Any:
     messages=st.integers(0, 12),
     rounds=st.lists(st.lists(CONSUMERS, min_size=1, max_size=3), min_size=1, max_size=2),
     publisher=st.none() | PUBLISHERS,
+    lapse_after=st.none() | st.floats(0.5, 2.5),
 )
 def test_no_message_is_lost_or_delivered_twice(
     app: Any,
@@ -302,8 +339,27 @@ def test_no_message_is_lost_or_delivered_twice(
     messages: int,
     rounds: list[list[dict[str, Any]]],
     publisher: dict[str, Any] | None,
+    lapse_after: float | None,
 ) -> None:
-    assert wrong(app, redis_server, "atomic", messages, rounds, publisher) == []
+    assert wrong(app, redis_server, "atomic", messages, rounds, publisher, lapse_after) == []
+
+
+@pytest.mark.parametrize("renews", [True, False])
+def test_what_is_held_for_longer_than_a_lease_is_delivered_once(
+    app: Any, redis_server: RedisServer, renews: bool
+) -> None:
+    """It is found if a renewal renews nothing."""
+    patience = int(2 * TIMES["lease"] / 0.2)
+    plan = {
+        **REST,
+        "until_empty": False,
+        "prefetch": 1,
+        "fates": ["acknowledge late"],
+        "patience": patience,
+        "renews_nothing": not renews,
+    }
+    found = wrong(app, redis_server, "atomic", 1, [[plan, plan]])
+    assert found == ([] if renews else ["0 settled by two consumers that were not killed"])
 
 
 @pytest.mark.parametrize(
@@ -319,6 +375,7 @@ def test_a_fetch_that_is_not_atomic_fails_this(
             **REST,
             "commands": commands,
             "patience": 2,
+            "until_empty": False,
             "prefetch": 1,
             "ahead": ahead,
             "in_two_steps": in_two_steps,
