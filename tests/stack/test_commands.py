@@ -92,6 +92,12 @@ def test_a_worker_starts(stack: Stack) -> None:
         wait_for_line(lines, r"extra@\w+ ready")
 
 
+def test_a_gevent_worker_uses_the_stock_transport_and_says_why(stack: Stack) -> None:
+    with running(stack, "worker", "--pool=gevent", "--loglevel=INFO", "--hostname=extra@%h") as lines:
+        wait_for_line(lines, r"extra@\w+ ready")
+        wait_for_line(lines, r"transport: stock is used, not atomic: the pool is celery\.concurrency\.gevent")
+
+
 def test_a_worker_with_beat_inside_starts_both(stack: Stack) -> None:
     with running(stack, "worker", "--beat", "--loglevel=INFO", "--hostname=extra@%h") as lines:
         wait_for_line(lines, r"extra@\w+ ready")

@@ -513,6 +513,8 @@ def test_what_it_logs_is_in_the_queues(redis_server: RedisServer, tmp_path: Path
     assert unpublished == 0
     assert depth(redis_server, "low") + depth(redis_server, "high") == published
     assert 0 < depth(redis_server, "high") <= 15, "5 a second, fewer on a busy machine"
+    scripts = redis_server.client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert scripts < published / 5, "messages of a batch are published together"
     assert {name for name in redis_server.client.scan_iter() if b"kombu" not in name and b":batch:" not in name} == {
         durable.priority_lists(queue)[priority].encode() for queue, priority in (("high", 5), ("low", 5), ("low", 7))
     }

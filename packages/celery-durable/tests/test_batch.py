@@ -284,6 +284,17 @@ def test_many_tasks_take_few_round_trips(shop: Shop, round_trips: list[str]) -> 
     assert len(shop.messages()) == 401
 
 
+def test_what_the_reconciler_publishes_takes_few_round_trips(shop: Shop, round_trips: list[str]) -> None:
+    with shop.batch():
+        for number in range(200):
+            shop.charge.apply_async((number,), later=True)
+    assert shop.messages() == []
+    round_trips.clear()
+    assert shop.app.durable.reconcile()["published"] == 200
+    assert len(round_trips) < 50, round_trips
+    assert len(shop.messages()) == 200
+
+
 def test_a_group_and_a_chord_take_few_round_trips(new_shop: NewShop, round_trips: list[str]) -> None:
     shop = new_shop()
     shop.sell.delay(0)
