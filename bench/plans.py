@@ -80,7 +80,7 @@ FULL = Plan(
             measurement="options",
             contenders=(
                 *each("prefork solo threads", "stock", "stock late", "stock events"),
-                *each("prefork solo", "plus", "plus late", "plus events"),
+                *each("prefork solo threads", "plus", "plus late", "plus events"),
                 *each("prefork solo threads", "atomic", "atomic early", "atomic events", "atomic metrics"),
             ),
             rounds=3,
@@ -94,9 +94,13 @@ FULL = Plan(
         Run(
             measurement="latency",
             contenders=(*each("prefork solo", "stock", "plus", "atomic"), *PEERS[:3]),
-            rounds=3,
+            rounds=4,
         ),
-        Run(measurement="due", contenders=each("prefork", "stock", "plus", "atomic", "atomic delayed"), rounds=3),
+        Run(
+            measurement="due",
+            contenders=(*each("prefork", "stock", "plus", "atomic delayed"), *each("prefork solo threads", "atomic")),
+            rounds=2,
+        ),
         Run(
             measurement="isolation",
             contenders=(*each("prefork", "stock priorities", "atomic priorities"), "stock queues", "atomic queues"),
@@ -105,7 +109,7 @@ FULL = Plan(
         Run(
             measurement="delayed",
             contenders=(*each("prefork solo", "atomic"), *each("prefork solo", "atomic delayed")),
-            rounds=3,
+            rounds=5,
         ),
         Run(measurement="idle", contenders=("stock 16", "plus 16", "atomic 16"), rounds=2),
         Run(measurement="memory", contenders=each("prefork solo threads", "atomic"), rounds=1),

@@ -1,8 +1,9 @@
 """A publisher in a process of its own: `python -m bench.publish APP fill 0 1000`.
 
 fill FIRST STOP: no-ops with these numbers. rate COUNT: prints the seconds that so many took.
-timed COUNT EVERY: at times that vary around EVERY seconds. due COUNT AHEAD: due in a time that varies around AHEAD.
-pauses COUNT SECONDS: tasks that take so long. later: a no-op with an ETA.
+timed COUNT EVERY: at times that vary around EVERY seconds. pauses COUNT SECONDS: tasks that take so long.
+due COUNT AHEAD: due in a time that varies around AHEAD. together COUNT AHEAD: all due at the same time.
+later: a no-op with an ETA.
 """
 
 import random
@@ -39,6 +40,12 @@ def due(app: Any, count: int, ahead: float) -> None:
         app.send_due(random.uniform(0.5, 1.5) * ahead)
 
 
+def together(app: Any, count: int, ahead: float) -> None:
+    at = time.monotonic() + ahead
+    for _ in range(count):
+        app.send_due(at - time.monotonic())
+
+
 def pauses(app: Any, count: int, seconds: float) -> None:
     for _ in range(count):
         app.send_pause(seconds)
@@ -55,6 +62,8 @@ if __name__ == "__main__":
             timed(app, int(count), float(every))
         case ["due", count, ahead]:
             due(app, int(count), float(ahead))
+        case ["together", count, ahead]:
+            together(app, int(count), float(ahead))
         case ["pauses", count, seconds]:
             pauses(app, int(count), float(seconds))
         case ["later"]:
