@@ -20,7 +20,7 @@ AT_ONCE = 0.5  # s; a message that is due sooner does not wait there
 IS_DUE = 2  # see delay.lua
 BATCH = 500  # messages that are moved in one step
 TICK = 0.5  # s between two looks for what is due
-SOONEST = 0.02  # s; the same for the worker that looks when the next message is due, if there are many
+SOONEST = 0.02  # s; the least, for the worker that looks when the next message is due
 
 
 class Delays:

@@ -41,7 +41,7 @@ class Leases:
         self._visibility = config.visibility_timeout
         self._mutex = channel.prefixed(channel.unacked_mutex_key), config.restore_mutex_expire
         self._renew_at = self._sweep_at = 0.0
-        self._steps = [
+        self._steps: list[Callable[[], float | None]] = [  # one may return the seconds until the next tick
             self._send_acks,
             self._renew_in_time,
             self._move_due,
@@ -49,7 +49,6 @@ class Leases:
             self._sweep_in_time,
         ]
         self._failed = False
-        self._next = TICK  # s until the next tick
         self.only_renews = False
         self._client = Redis(connection_pool=channel.pool_for_thread())
         self._thread = Background("leases", TICK, self._tick)
@@ -65,16 +64,16 @@ class Leases:
         self._client.connection_pool.disconnect()
 
     def _tick(self) -> float:
-        failed, self._next = False, TICK
+        failed, wait = False, TICK
         for step in self._steps:
             try:
-                step()
+                wait = step() or wait
             except (RedisError, OSError) as error:
                 if not (failed or self._failed):
                     logger.warning("leases: %s; tried again every %g s", error, TICK)
                 failed = True
         self._failed = failed
-        return TICK if failed else self._next
+        return TICK if failed else wait
 
     def _send_acks(self) -> None:
         for channel in self._channels():
@@ -98,10 +97,10 @@ class Leases:
         if lost and (number := len({*lost} & {*self._held()})):  # the others were acknowledged meanwhile
             self._channel.fenced("renew", number)
 
-    def _move_due(self) -> None:
+    def _move_due(self) -> float:
         queues = [queue for channel in self._channels() for queue in list(channel._consuming)]
         channel = self._channel
-        self._next = move_due(self._client, channel.key, queues, channel._name, lambda: monotonic() < self._renew_at)
+        return move_due(self._client, channel.key, queues, channel._name, lambda: monotonic() < self._renew_at)
 
     def _return_what_waits(self) -> None:
         for channel in self._channels():
