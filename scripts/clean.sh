@@ -3,7 +3,7 @@
 set -euo pipefail
 trap 'exit 130' INT
 
-project=$(docker compose config --format json | sed -n 's/^ *"name": "\([^"]*\)",\?$/\1/p' | head -n 1)
+project=$(docker compose config --format json | sed -n 's/^  "name": "\(.*\)",*$/\1/p')
 if [ "${FORCE:-}" != 1 ]; then
     read -r -p "Remove all containers and DATA of '$project' (queues, results, index, metrics)? [y/N] " answer || answer=
     [[ $answer == [yY]* ]] || { echo "Nothing removed."; exit 1; }

@@ -5,7 +5,7 @@
 set -euo pipefail
 trap 'exit 130' INT
 
-project=$(docker compose config --format json | sed -n 's/^ *"name": "\([^"]*\)",\?$/\1/p' | head -n 1)
+project=$(docker compose config --format json | sed -n 's/^  "name": "\(.*\)",*$/\1/p')
 label=label=com.docker.compose
 commands=$(docker ps --all --quiet --filter "$label.project=$project" --filter "$label.oneoff=True")
 if [ -n "$commands" ]; then

@@ -57,7 +57,7 @@ buildx_package() {
 install_from_debian_13() {
     local dir mirror
     # shellcheck disable=SC2016 # apt fills it in
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' 'Created-By: Packages' | head -n 1)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' 'Created-By: Packages' | sed -n 1p)
     [ -n "$mirror" ] || fail "apt has no Debian mirror: add one to /etc/apt/sources.list."
     dir=$(mktemp -d)
     mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"

@@ -11,7 +11,8 @@ fail() { printf 'env: %s\n' "$@" >&2; exit 1; }
 names=(redis_celery redis_exporter flower grafana prometheus alertmanager)
 passwords=("${names[@]/%/_password}")
 replaced=${1:-}
-if [ -n "$replaced" ] && ! printf '%s\n' all "${passwords[@]}" | grep -qxF -e "$replaced"; then
+# Not a pipe: grep -q ends at the first match, which may end printf with SIGPIPE, and pipefail makes that a failure.
+if [ -n "$replaced" ] && ! grep -qxF -e "$replaced" < <(printf '%s\n' all "${passwords[@]}"); then
     fail "SECRET=$replaced: there is no such password; choose one of" "${passwords[@]}"
 fi
 

@@ -53,7 +53,7 @@ recipe() {
     esac
     cat "${files[@]}" | git hash-object --stdin
 }
-built() { docker image ls --filter "label=offline.recipe=$(recipe "$1")" --filter "reference=offline/$1" --format '{{.Repository}}:{{.Tag}}' | head -n 1; }
+built() { docker image ls --filter "label=offline.recipe=$(recipe "$1")" --filter "reference=offline/$1" --format '{{.Repository}}:{{.Tag}}' | sed -n 1p; }
 
 failed_build() {
     keep_logs=1

@@ -65,7 +65,7 @@ if [ -n "$bad" ]; then
     done <<<"$bad"
 fi
 if grep -qE 'port is already allocated|address already in use' "$log"; then
-    port=$(grep -oE '127\.0\.0\.1:[0-9]+' "$log" | head -n 1)
+    port=$(grep -oE '127\.0\.0\.1:[0-9]+' "$log" | sed -n 1p)
     line=$(grep -E "_PORT=${port##*:}\$" .env | tail -n 1)
     printf '\n%s is taken by another program: change %s in .env (0 takes a free port), then make up.\n' "$port" "${line:-the port}"
 fi
