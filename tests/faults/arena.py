@@ -51,7 +51,7 @@ class Fault:
     watch: str  # where to see it
     inject: Injection
     lasts: float = 0  # s until it is undone
-    resumed: float | None = None  # s within which tasks that were running, and run again, have begun again
+    resumed: float | None = None  # s within which tasks that it interrupted have begun again
     redelivered: float | None = None  # s within which tasks that were running are applied
     recovered: float | None = None  # s after it is over within which tasks are applied again
     blocked: float = PUBLISH_TAKES

@@ -79,7 +79,7 @@ class Verdict:
     dead: int = 0  # dead letters
     left: int = 0  # messages that are still unacknowledged at the end
     gap: float = 0.0  # s, the longest without an effect while tasks were published
-    resumed: float = 0.0  # s from the fault until the last of the tasks that ran then, and run again, has begun again
+    resumed: float = 0.0  # s from the fault until the last of the tasks that it interrupted has begun again
     redelivered: float = 0.0  # s from the fault until the last task that was running then or run again was applied
     recovered: float = 0.0  # s from the end of the fault until the first new effect
     blocked: float = 0.0  # s, the longest that a publish took
@@ -100,9 +100,15 @@ class Verdict:
             for task, time in applied.runs
             if (time <= begun < first.get(task, begun)) or (time <= over and runs[task] > 1)
         }
-        ran = {task for task, time in applied.runs if time <= begun}
-        again = {task: time for task, time in sorted(applied.runs, key=itemgetter(1), reverse=True) if time > begun}
-        self.resumed = max((again[task] - begun for task in ran & again.keys()), default=0.0)
+        starts: dict[str, list[float]] = {}
+        for task, time in sorted(applied.runs, key=itemgetter(1)):
+            starts.setdefault(task, []).append(time)
+        again = [
+            min(after) - begun
+            for start, *later in starts.values()
+            if start <= over and (after := [time for time in later if time > begun])
+        ]
+        self.resumed = max(again, default=0.0)
         self.redelivered = max((first[task] - begun for task in interrupted if task in first), default=0.0)
         # Tasks that workers held already may start without the broker: the next one comes from a queue.
         after = sorted(time - over for _, time in applied.runs if time >= over)[self.executing + self.held :]

@@ -97,7 +97,7 @@ FAULTS = (
         what="Every worker is killed at once.",
         watch="Overview, Consumers: 0; Backlog grows until they have restarted.",
         inject=lambda arena: how.killed(arena, "worker-low", "worker-high"),
-        resumed=REDELIVERED_WITHIN,
+        resumed=REDELIVERED_WITHIN + 3,  # to kill them takes up to 3 s
         redelivered=KILLED,
     ),
     Fault(
