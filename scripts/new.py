@@ -80,6 +80,7 @@ DEMO = (
     "tests/unit/test_fleet.py",
     "tests/unit/test_index.py",
     "tests/unit/test_kills.py",
+    "tests/unit/test_ledger.py",
     "tests/unit/test_maintenance.py",
     "tests/unit/test_new.py",
     "tests/unit/test_producer.py",
