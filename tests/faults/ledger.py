@@ -109,7 +109,8 @@ class Verdict:
             if start <= over and (after := [time for time in later if time > begun])
         ]
         self.resumed = max(again, default=0.0)
-        self.redelivered = max((first[task] - begun for task in interrupted if task in first), default=0.0)
+        # If redis-results has lost effects, the first that it still has may be older than the fault.
+        self.redelivered = max([0.0, *(first[task] - begun for task in interrupted if task in first)])
         # Tasks that workers held already may start without the broker: the next one comes from a queue.
         after = sorted(time - over for _, time in applied.runs if time >= over)[self.executing + self.held :]
         self.recovered = after[0] if after else float("inf")
