@@ -302,16 +302,17 @@ def wrong(
         problems.append(f"delivered, not acknowledged, and not redelivered: {sorted(unsettled)}")
     if dead - set(arena.numbers("rejected")):
         problems.append(f"dead letters that nobody rejected: {sorted(dead)}")
+    # Not in order: what was delayed, by its publisher or a consumer, is delivered when it is due; and while a
+    # consumer had read something ahead, which it returned, later ones may have been taken.
+    apart = {*arena.numbers("delayed"), *arena.numbers("unread")}
     # A message may be delivered again if its consumer was killed, held it to its end, returned or delayed it.
     for life in arena.lives:
         for number, times in Counter(life.numbers("got")).items():
             if number not in lapsed and times - 1 > [*life.numbers("returned"), *life.numbers("delayed")].count(number):
                 problems.append(f"{number} delivered {times} times to one consumer")
+        in_order = [each for each in life.first_deliveries() if each % 5 != 4 and each not in apart]  # 4: with an ETA
         for priority in range(PRIORITIES):
-            # Not what was delayed, by its publisher or a consumer: it is delivered when it is due. Nor what a consumer
-            # had read ahead and returned: another one may have taken later ones meanwhile.
-            first = [each for each in life.first_deliveries() if each % PRIORITIES == priority and each % 5 != 4]
-            first = [each for each in first if each not in {*arena.numbers("delayed"), *arena.numbers("unread")}]
+            first = [each for each in in_order if each % PRIORITIES == priority]
             if first != sorted(first):
                 problems.append(f"not in their order: {first}")
     for number in taken:
